@@ -1,0 +1,1 @@
+"""m3ad calibrate: verdict threshold, precision plans and rig plane; command `m3ad-calibrate`."""

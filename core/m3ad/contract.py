@@ -1,0 +1,202 @@
+"""The contract: every tensor that crosses a stage's wall, by name, shape and dtype, and how the stages are wired.
+
+Networks, ONNX files, engines, `config.pbtxt`, golden files, the runner and the docs are derived from this table or
+checked against it; no other file spells a tensor's shape or dtype. It knows nothing of files or runtimes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+CONTRACT_VERSION = 1
+IMAGE_SIZE = 224
+MIN_POINTS = 1024
+MAX_POINTS = IMAGE_SIZE * IMAGE_SIZE
+
+Layout = Literal["chain", "fused"]
+LAYOUTS: tuple[Layout, ...] = ("chain", "fused")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of the contract; a dimension is a number or the letter N (foreground points) or R (scored pixels)."""
+
+    name: str
+    dims: tuple[int | str, ...]
+    dtype: Literal["float32", "int32"] = "float32"
+    unit: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape with -1 for the dynamic dimensions N and R."""
+        return tuple(-1 if isinstance(d, str) else d for d in self.dims)
+
+    def mismatch(self, array: np.ndarray[Any, Any]) -> str | None:
+        """Say in a few words how `array` differs from this tensor, or None when it fits."""
+        fits = array.ndim == len(self.dims) and all(
+            isinstance(want, str) or want == got for want, got in zip(self.dims, array.shape, strict=True)
+        )
+        if fits and array.dtype == self.dtype:
+            return None
+        dims = ", ".join(str(d) for d in self.dims)
+        return f"`{self.name}` is {array.dtype} {list(array.shape)}, expected {self.dtype} [{dims}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A model of the chain: its name and the tensors that go in and come out, in order."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One use of a stage in a layout: stage tensor name -> name of the value in the pipeline."""
+
+    stage: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dims:
+    """The sizes a bundle fixes; everything else in the contract follows from them."""
+
+    rgb_tokens: int = 784  # 28 x 28 for DINO ViT-B/8, row-major
+    rgb_width: int = 768
+    groups: int = 1024
+    group_size: int = 32
+    xyz_width: int = 1152
+    mentor_width: int = 256
+
+    def __post_init__(self) -> None:
+        side = round(self.rgb_tokens**0.5)
+        if side * side != self.rgb_tokens:
+            raise ValueError(f"rgb_tokens must be a square number, got {self.rgb_tokens}")
+        if not 1 <= self.group_size <= MIN_POINTS or not 1 <= self.groups <= MIN_POINTS:
+            raise ValueError(
+                f"groups and group_size must lie in 1..{MIN_POINTS}, got {self.groups} and {self.group_size}"
+            )
+
+    @property
+    def rgb_side(self) -> int:
+        """Tokens along one side of the image."""
+        return round(self.rgb_tokens**0.5)
+
+    def to_json(self) -> dict[str, int]:
+        """The sizes as they stand in a bundle's manifest."""
+        return asdict(self)
+
+
+def stages(dims: Dims) -> dict[str, Stage]:
+    """Every stage of both layouts for these sizes, by name."""
+    size = IMAGE_SIZE
+    image = Tensor("image", (1, 3, size, size), unit="ImageNet-normalised RGB")
+    points = Tensor("points", ("N", 3), unit="m")
+    point_pixel = Tensor("point_pixel", ("N",), "int32", unit="row-major pixel of the 224 x 224 grid")
+    rgb_tokens = Tensor("rgb_tokens", (dims.rgb_tokens, dims.rgb_width))
+    centers = Tensor("centers", (dims.groups, 3), unit="m")
+    xyz_tokens = Tensor("xyz_tokens", (dims.groups, dims.xyz_width))
+    scored_pixel = Tensor("scored_pixel", ("R",), "int32", unit="row-major pixel of the 224 x 224 grid")
+    rgb = Tensor("rgb_features", ("R", dims.rgb_width))
+    xyz = Tensor("xyz_features", ("R", dims.xyz_width))
+    mentor = Tensor("mentor", ("R", dims.mentor_width))
+    rgb_rec = Tensor("rgb_reconstructed", ("R", dims.rgb_width))
+    xyz_rec = Tensor("xyz_reconstructed", ("R", dims.xyz_width))
+    mentor_rec = Tensor("mentor_reconstructed", ("R", dims.mentor_width))
+    anomaly_map = Tensor("anomaly_map", (size, size), unit="one-class SVM decision, larger is more anomalous")
+    score = Tensor("score", (1,), unit="largest value of anomaly_map")
+    tokens = (rgb_tokens, centers, xyz_tokens, points, point_pixel)
+    table = (
+        Stage("rgb_extractor", (image,), (rgb_tokens,)),
+        Stage("xyz_extractor", (points,), (centers, xyz_tokens)),
+        Stage("project", tokens, (rgb, xyz, scored_pixel)),
+        Stage("mfm", (rgb, xyz), (mentor,)),
+        Stage("mgm", (rgb, xyz, mentor), (rgb_rec, xyz_rec)),
+        Stage("vm", (rgb, rgb_rec, xyz, xyz_rec, mentor, mentor_rec, scored_pixel), (anomaly_map, score)),
+        Stage("head", tokens, (anomaly_map, score)),
+    )
+    return {stage.name: stage for stage in table}
+
+
+# The pipeline's own inputs and outputs: what a client sends and gets back, whatever the layout.
+PIPELINE_INPUTS = ("image", "points", "point_pixel")
+PIPELINE_OUTPUTS = ("anomaly_map", "score")
+
+
+def pipeline_tensors(dims: Dims) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs and outputs of the whole pipeline, in the order of PIPELINE_INPUTS and PIPELINE_OUTPUTS."""
+    by_name = {t.name: t for stage in stages(dims).values() for t in (*stage.inputs, *stage.outputs)}
+    return tuple(by_name[n] for n in PIPELINE_INPUTS), tuple(by_name[n] for n in PIPELINE_OUTPUTS)
+
+
+def _step(dims: Dims, stage: str, **renamed: str) -> Step:
+    table = stages(dims)[stage]
+    return Step(
+        stage,
+        {t.name: renamed.get(t.name, t.name) for t in table.inputs},
+        {t.name: renamed.get(t.name, t.name) for t in table.outputs},
+    )
+
+
+def steps(dims: Dims, layout: Layout) -> tuple[Step, ...]:
+    """The wiring of a layout: extractors -> MFM -> MGM -> MFM -> VM as `chain`, extractors -> head as `fused`.
+
+    Raises:
+        ValueError: the layout is neither.
+    """
+    extractors = (_step(dims, "rgb_extractor"), _step(dims, "xyz_extractor"))
+    if layout == "fused":
+        return (*extractors, _step(dims, "head"))
+    if layout != "chain":
+        raise ValueError(f"unknown layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    again = {
+        "rgb_features": "rgb_reconstructed",
+        "xyz_features": "xyz_reconstructed",
+        "mentor": "mentor_reconstructed",
+    }
+    return (
+        *extractors,
+        _step(dims, "project"),
+        _step(dims, "mfm"),
+        _step(dims, "mgm"),
+        _step(dims, "mfm", **again),
+        _step(dims, "vm"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """A custom op of ONNX domain `m3ad`, version 1 (systems.md section 5 gives the formulas)."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, type]
+
+
+OP_DOMAIN = "m3ad"
+OP_VERSION = 1
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        Op("FarthestPointSample", ("points",), ("idx",), {"num_samples": int, "min_norm_sq": float}),
+        Op("KnnGroup", ("points", "idx"), ("neighborhood", "knn_idx"), {"group_size": int}),
+        Op(
+            "TokenInterpolate",
+            ("points", "point_pixel", "centers", "tokens"),
+            ("rows", "scored_pixel"),
+            {"image_size": int},
+        ),
+        Op(
+            "OneClassSvm",
+            ("x", "support_vectors", "coefficients", "rho"),
+            ("decision",),
+            {"kernel": str, "gamma": float},
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""m3ad custom ops: NumPy reference, portable C++, CUDA kernels and TensorRT plugins."""
