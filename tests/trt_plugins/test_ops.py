@@ -1,0 +1,251 @@
+"""The ops against their NumPy specification, the specification against torch, and the error texts."""
+
+import numpy as np
+import pytest
+from cases import FULL, SMALL, Case, organised
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from m3ad_plugins import numpy_ops, ops, reference
+
+small = pytest.mark.parametrize("case", SMALL, ids=str)
+full = pytest.mark.parametrize("case", FULL, ids=str)
+RNG = np.random.default_rng(0)
+
+
+def dense(operator: ops.SparseRows) -> np.ndarray:
+    return operator.apply(np.eye(operator.groups, dtype=np.float32))
+
+
+def check_sampling_and_grouping(case: Case) -> None:
+    idx = ops.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
+    tiled = ops.farthest_point_sample(
+        case.points, case.num_samples, case.min_norm_sq, case.point_pixel, case.image_size
+    )
+    np.testing.assert_array_equal(
+        idx, reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
+    )
+    np.testing.assert_array_equal(tiled, idx)
+    neighborhood, knn_idx = ops.knn_group(case.points, idx, case.group_size)
+    expected, expected_idx = reference.knn_group(case.points, idx, case.group_size)
+    np.testing.assert_array_equal(knn_idx, expected_idx)
+    np.testing.assert_array_equal(neighborhood, expected)
+    assert {a.dtype.name for a in (idx, knn_idx)} == {"int32"}
+    assert neighborhood.dtype == np.float32
+
+
+def check_interpolation(case: Case, width: int) -> None:
+    idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
+    centers = case.points[idx]
+    tokens = RNG.normal(0, 1, (case.num_samples, width)).astype(np.float32)
+    arguments = (case.points, case.point_pixel, centers)
+    rows, scored_pixel = ops.token_interpolate(*arguments, tokens, case.image_size)
+    expected, expected_pixel = reference.token_interpolate(*arguments, tokens, case.image_size)
+    np.testing.assert_array_equal(scored_pixel, expected_pixel)
+    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
+    assert rows.dtype == np.float32
+    assert scored_pixel.dtype == np.int32
+
+
+@small
+def test_sampling_and_grouping_equal_reference(case: Case) -> None:
+    check_sampling_and_grouping(case)
+
+
+@small
+def test_interpolation_equals_reference(case: Case) -> None:
+    check_interpolation(case, 5)
+
+
+@small
+def test_operator_rows_hold_the_reference_weights(case: Case) -> None:
+    idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
+    arguments = (case.points, case.point_pixel, case.points[idx])
+    operator = ops.interpolation_operator(*arguments, case.image_size)
+    eye = np.eye(case.num_samples, dtype=np.float32)
+    expected, _ = reference.token_interpolate(*arguments, eye, case.image_size)
+    weights = dense(operator)
+    np.testing.assert_array_equal(weights > 0, expected > 0)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-7)
+    rows = len(operator.scored_pixel)
+    for start, stop in ((0, rows // 2), (rows // 2, rows), (3 % rows, 3 % rows)):
+        np.testing.assert_array_equal(operator.apply(eye, start, stop), weights[start:stop])
+    for begin, end in zip(operator.indptr[:-1], operator.indptr[1:], strict=True):
+        assert (np.diff(operator.indices[begin:end]) > 0).all()
+
+
+@pytest.mark.slow
+@full
+def test_full_size_equals_reference(case: Case) -> None:
+    check_sampling_and_grouping(case)
+    check_interpolation(case, 16)
+
+
+@small
+def test_numpy_form_equals_reference(case: Case) -> None:
+    idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
+    for found, expected in zip(
+        numpy_ops.knn_group(case.points, idx, case.group_size),
+        reference.knn_group(case.points, idx, case.group_size),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+    tokens = RNG.normal(0, 1, (case.num_samples, 3)).astype(np.float32)
+    arguments = (case.points, case.point_pixel, case.points[idx])
+    *operator, scored = numpy_ops.interpolation_operator(*arguments, case.image_size)
+    expected, expected_pixel = reference.token_interpolate(*arguments, tokens, case.image_size)
+    np.testing.assert_array_equal(scored, expected_pixel)
+    np.testing.assert_allclose(numpy_ops.apply_rows(*operator, tokens), expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("image_size", [3, 4, 17, 224])
+def test_pooling_equals_torch(image_size: int) -> None:
+    torch = pytest.importorskip("torch", reason="the independent form of the pooling is torch's")
+    image = torch.rand(1, 3, image_size, image_size)
+    pool = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1), torch.nn.AdaptiveAvgPool2d(image_size))
+    matrix = torch.from_numpy(reference.pooling_matrix(image_size))
+    torch.testing.assert_close(matrix @ image @ matrix.T, pool(image), rtol=1e-5, atol=1e-6)
+
+
+def test_pooling_has_the_taps_of_m3dm() -> None:
+    matrix = reference.pooling_matrix(224)
+    assert np.flatnonzero(matrix[50]).tolist() == [49, 50, 51, 52]
+    assert np.flatnonzero(matrix[150]).tolist() == [148, 149, 150, 151]
+    np.testing.assert_allclose(matrix[50, 49:53] * 6, [1, 2, 2, 1], rtol=1e-6)
+    np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [1, 5, 700, 40 * 40])
+def test_interpolation_equals_torch(keep: int) -> None:
+    """Scatter -> AvgPool2d(3, 1) -> AdaptiveAvgPool2d(S) on random holes: set of rows, weights."""
+    torch = pytest.importorskip("torch", reason="the independent form of the pooling is torch's")
+    size, groups = 40, 48
+    points, pixel = organised(keep, size, keep)
+    centers = RNG.normal(0, 0.1, (groups, 3)).astype(np.float32) + points.mean(0)
+    near, index = (
+        torch.from_numpy(points)[:, None]
+        .sub(torch.from_numpy(centers))
+        .square()
+        .sum(-1)
+        .topk(3, largest=False)
+    )
+    weights = 1 / (near + 1e-8)
+    scatter = torch.zeros(size * size, groups)
+    scatter[torch.from_numpy(pixel).long()] = torch.zeros(keep, groups).scatter(
+        1, index, weights / weights.sum(1, keepdim=True)
+    )
+    pool = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1), torch.nn.AdaptiveAvgPool2d(size))
+    expected = pool(scatter.T.reshape(1, groups, size, size)).reshape(groups, -1).T.numpy()
+    operator = ops.interpolation_operator(points, pixel, centers, size)
+    np.testing.assert_array_equal(operator.scored_pixel, np.flatnonzero(expected.sum(1) > 1e-6))
+    np.testing.assert_allclose(dense(operator), expected[operator.scored_pixel], rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 300), st.just(3)), elements=st.floats(-2, 2, width=16)),
+    st.data(),
+)
+def test_any_cloud_equals_reference(points: np.ndarray, data: st.DataObject) -> None:
+    samples, group = (data.draw(st.integers(1, len(points))) for _ in range(2))
+    pixel = RNG.permutation(32 * 32)[: len(points)].astype(np.int32)
+    check_sampling_and_grouping(Case("drawn", points, pixel, samples, group, 32))
+
+
+@pytest.mark.parametrize("kernel", ops.KERNELS)
+@pytest.mark.parametrize(("rows", "width", "vectors"), [(1, 1, 1), (7, 3, 5), (500, 9, 130), (3, 256, 2)])
+def test_one_class_svm_equals_scikit_learn(kernel: str, rows: int, width: int, vectors: int) -> None:
+    pairwise = pytest.importorskip(
+        "sklearn.metrics.pairwise", reason="the independent form is scikit-learn's"
+    )
+    x, support = (RNG.normal(0, 1, (count, width)).astype(np.float32) for count in (rows, vectors))
+    coefficients = RNG.normal(0, 1, vectors).astype(np.float32)
+    kernels = {
+        "linear": pairwise.linear_kernel,
+        "rbf": lambda a, b: pairwise.rbf_kernel(a.astype(float), b.astype(float), 0.3),
+    }
+    expected = kernels[kernel](x, support) @ coefficients - 0.25
+    decision = ops.one_class_svm(x, support, coefficients, 0.25, kernel, 0.3)
+    assert decision.dtype == np.float32
+    np.testing.assert_allclose(decision, expected, rtol=1e-4, atol=2e-5 * width)
+
+
+POINTS, PIXEL = organised(5, 16, 100)
+CENTERS = POINTS[:8]
+NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: ops.farthest_point_sample(POINTS, 101),
+            "num_samples: expected 1..N with N = 100 points, got 101",
+        ),
+        (
+            lambda: ops.farthest_point_sample(POINTS, 0),
+            "num_samples: expected 1..N with N = 100 points, got 0",
+        ),
+        (lambda: ops.farthest_point_sample(NAN, 4), "points: 3 of 300 values are NaN or infinite"),
+        (
+            lambda: ops.farthest_point_sample(POINTS, 4, -1.0),
+            "min_norm_sq: expected a finite value >= 0, got -1",
+        ),
+        (
+            lambda: ops.farthest_point_sample(POINTS.astype(np.float64), 4),
+            r"points: expected float32 \[N, 3\], got float64 \[100, 3\]",
+        ),
+        (
+            lambda: ops.farthest_point_sample(POINTS[:, :2], 4),
+            r"points: expected float32 \[N, 3\], got float32 \[100, 2\]",
+        ),
+        (
+            lambda: ops.farthest_point_sample(POINTS, 4, 0.0, PIXEL[:50], 16),
+            r"point_pixel: expected int32 \[100\], got int32 \[50\]",
+        ),
+        (
+            lambda: ops.knn_group(POINTS, np.arange(4, dtype=np.int32), 101),
+            "group_size: expected 1..N with N = 100 points, got 101",
+        ),
+        (
+            lambda: ops.knn_group(POINTS, np.array([0, 100], np.int32), 4),
+            "idx: expected indices 0..99, got 0..100",
+        ),
+        (lambda: ops.knn_group(POINTS, np.arange(4), 4), r"idx: expected int32 \[G\], got int64 \[4\]"),
+        (
+            lambda: ops.interpolation_operator(POINTS, PIXEL + 200, CENTERS, 16),
+            r"point_pixel: expected pixels 0..255 of a 16 x 16 image, got",
+        ),
+        (
+            lambda: ops.interpolation_operator(POINTS, np.full(100, 9, np.int32), CENTERS, 16),
+            "point_pixel: pixel 9 is named by 100 points, expected one",
+        ),
+        (
+            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS[:2], 16),
+            "centers: expected at least 3 of them to interpolate between, got 2",
+        ),
+        (
+            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16).apply(CENTERS[:5]),
+            r"tokens: expected float32 \[8, D\], got float32 \[5, 3\]",
+        ),
+        (
+            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16).apply(CENTERS, 5, 4),
+            "rows: expected 0 <= start <= stop <= .*, got 5..4",
+        ),
+        (
+            lambda: ops.one_class_svm(POINTS, CENTERS, CENTERS[:, 0], 0.0, "poly"),
+            "kernel: expected one of linear, rbf, got 'poly'",
+        ),
+        (
+            lambda: ops.one_class_svm(POINTS, CENTERS, CENTERS[:, 0], 0.0, "rbf", 0.0),
+            "gamma: expected a finite value > 0, got 0",
+        ),
+        (
+            lambda: ops.one_class_svm(POINTS, CENTERS, CENTERS[:3, 0].copy(), 0.0),
+            r"coefficients: expected float32 \[8\], got float32 \[3\]",
+        ),
+    ],
+)
+def test_wrong_input_is_named(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,31 @@
+"""The arrays that cross the ops' walls: their types, and the check of what a caller hands in."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+def checked(name: str, array: Any, dtype: str, dims: tuple[int | str, ...]) -> NDArray[Any]:
+    """`array` in C order, once it is what the op expects; a letter in `dims` stands for any size.
+
+    Raises:
+        ValueError: not an array of this dtype and shape, or a float that is not finite.
+    """
+    found = array if isinstance(array, np.ndarray) else np.asarray(array)
+    fits = found.ndim == len(dims) and all(
+        isinstance(want, str) or want == got for want, got in zip(dims, found.shape, strict=True)
+    )
+    if not fits or found.dtype != dtype:
+        expected = ", ".join(str(dim) for dim in dims)
+        raise ValueError(f"{name}: expected {dtype} [{expected}], got {found.dtype} {list(found.shape)}")
+    if dtype == "float32" and not np.isfinite(found).all():
+        bad = int(np.count_nonzero(~np.isfinite(found)))
+        raise ValueError(
+            f"{name}: {bad} of {found.size} values are NaN or infinite; remove the missing points first "
+            "(m3ad.preprocess.prepare does)"
+        )
+    return np.ascontiguousarray(found)

@@ -1,0 +1,61 @@
+"""The ops in vectorised NumPy and SciPy: the form that serves when the native library is not built.
+
+Same results as `reference` (identical indices), without its [N, G] matrices. Inputs are already checked.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from scipy import sparse
+
+from m3ad_plugins import reference
+from m3ad_plugins.arrays import Float32, Int32
+
+CHUNK = 512  # points per step: a [CHUNK, 1024] fp32 block and its temporaries stay in cache
+
+farthest_point_sample = reference.farthest_point_sample
+one_class_svm = reference.one_class_svm
+
+
+def knn_group(points: Float32, idx: Int32, group_size: int) -> tuple[Float32, Int32]:
+    """As `reference.knn_group`, sorting only the points not farther than the group_size-th."""
+    knn_idx = np.empty((len(idx), group_size), np.int32)
+    for row, center in zip(knn_idx, points[idx], strict=True):
+        distance = reference.squared_distance(points, center)
+        near = np.flatnonzero(distance <= np.partition(distance, group_size - 1)[group_size - 1])
+        row[:] = near[distance[near].argsort(kind="stable")[:group_size]]
+    return points[knn_idx] - points[idx][:, None], knn_idx
+
+
+@lru_cache(maxsize=2)
+def _pooling_operator(image_size: int) -> sparse.csr_matrix:
+    """Kronecker product of P with itself, [image_size^2, image_size^2]: both axes of the pooling at once."""
+    pool = sparse.csr_matrix(reference.pooling_matrix(image_size))
+    return sparse.csr_matrix(sparse.kron(pool, pool, format="csr"))
+
+
+def interpolation_operator(
+    points: Float32, point_pixel: Int32, centers: Float32, image_size: int = 224
+) -> tuple[Int32, Int32, Float32, Int32]:
+    """The linear map of `reference.token_interpolate`: indptr, indices, weights, scored_pixel of its rows."""
+    count, pixels = len(points), image_size * image_size
+    parts = [reference.nearest_three(points[i : i + CHUNK], centers) for i in range(0, count, CHUNK)]
+    nearest, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+    rows = np.repeat(point_pixel, reference.NEIGHBORS)
+    image = sparse.csr_matrix(
+        (weights.reshape(-1), (rows, nearest.reshape(-1))), shape=(pixels, len(centers)), dtype=np.float32
+    )
+    operator = sparse.csr_matrix(_pooling_operator(image_size) @ image)
+    operator.sort_indices()
+    scored_pixel = np.flatnonzero(np.diff(operator.indptr)).astype(np.int32)
+    indptr = np.append(operator.indptr[scored_pixel], operator.indptr[-1]).astype(np.int32)
+    return indptr, operator.indices.astype(np.int32), np.asarray(operator.data, np.float32), scored_pixel
+
+
+def apply_rows(indptr: Int32, indices: Int32, weights: Float32, tokens: Float32) -> Float32:
+    """The sparse rows times tokens [G, D]; indptr may start above 0, at the first of a range of rows."""
+    first, last = indptr[0], indptr[-1]
+    matrix = sparse.csr_matrix(
+        (weights[first:last], indices[first:last], indptr - first), shape=(len(indptr) - 1, len(tokens))
+    )
+    return np.asarray(matrix @ tokens, np.float32)
