@@ -1,0 +1,289 @@
+"""Frames: one RGB image with its organized, pixel-registered cloud, from files and from the known data sets.
+
+MVTec 3D-AD, and Eyecandies once converted: `<category>/{train,validation,test}/<defect|good>/{rgb,xyz,gt}/NNN.*`.
+Eyecandies: `<category>/{train,val,test_public}/data/NNN_{image_4,depth,mask}.png` with depth limits and pose.
+A hole is a point that is (0, 0, 0), NaN or infinite; `preprocess` alone decides what is foreground.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from m3ad.decode import DAMAGED, open_image, require_file
+from m3ad.errors import FrameError, MissingDependencyError
+from m3ad.eyecandies import DEPTH_ENDING, RGB_ENDING, xyz_from_depth
+
+SPLITS = ("train", "validation", "test")
+RGB_SUFFIXES = (".png", ".jpg", ".jpeg")
+XYZ_SUFFIXES = (".tiff", ".tif", ".npy", ".ply", ".pcd")
+
+EYECANDIES_FOLDERS = {"train": "train", "validation": "val", "test": "test_public"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One view of a part.
+
+    Args:
+        rgb: [H, W, 3] uint8.
+        xyz: [H, W, 3] float32, metres, registered to `rgb` pixel by pixel; holes are (0, 0, 0) or not finite.
+        name: what to call it in messages and output files.
+
+    Raises:
+        FrameError: a shape or dtype is another, or the two sizes differ.
+    """
+
+    rgb: npt.NDArray[np.uint8]
+    xyz: npt.NDArray[np.float32]
+    name: str
+
+    def __post_init__(self) -> None:
+        for label, array, dtype in (("rgb", self.rgb, "uint8"), ("xyz", self.xyz, "float32")):
+            if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape or array.dtype != dtype:
+                raise FrameError(
+                    f"frame {self.name}: {label} is {array.dtype} {list(array.shape)}, "
+                    f"expected {dtype} [H, W, 3]"
+                )
+        if self.rgb.shape != self.xyz.shape:
+            (rgb_h, rgb_w), (xyz_h, xyz_w) = self.rgb.shape[:2], self.xyz.shape[:2]
+            raise FrameError(
+                f"frame {self.name}: the image is {rgb_w}x{rgb_h} pixels but the cloud {xyz_w}x{xyz_h}; "
+                "they must be registered pixel by pixel, so export both at the same size"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Where one frame lies; `defect` is its folder's name: `good` for a good part, empty when not known."""
+
+    rgb_path: Path
+    xyz_path: Path
+    mask_path: Path | None
+    defect: str
+    split: str
+    name: str
+
+    @property
+    def is_good(self) -> bool:
+        """True for a part without defect."""
+        return self.defect == "good"
+
+
+def find_samples(root: Path, split: str) -> list[Sample]:
+    """List one split of a category in MVTec 3D-AD or Eyecandies layout, sorted by defect and name.
+
+    Args:
+        root: the category's folder.
+        split: train, validation or test.
+
+    Raises:
+        FrameError: the folder is missing, has neither layout, holds no frames, or a file lacks its partner.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
+    if not root.is_dir():
+        raise FrameError(
+            f"{root} is not a folder; name a category's folder, the one that holds train, validation and test"
+        )
+    eyecandies = root / EYECANDIES_FOLDERS[split] / "data"
+    if eyecandies.is_dir():
+        samples = _find_eyecandies(eyecandies, split)
+        expected = f"NNN{RGB_ENDING} and NNN{DEPTH_ENDING}"
+    elif (root / split).is_dir():
+        folders = [folder for folder in sorted((root / split).iterdir()) if folder.is_dir()]
+        samples = [s for folder in folders for s in _find_mvtec(folder, split) if any(folder.iterdir())]
+        expected = "<good or a defect's name>/rgb/NNN.png and .../xyz/NNN.tiff"
+    else:
+        categories = [p.name for p in sorted(root.iterdir()) if any((p / s).is_dir() for s in SPLITS)]
+        hint = (
+            f"it holds the categories {', '.join(categories)}: name one of them"
+            if categories
+            else (
+                f"expected {split}/<good or a defect's name>/{{rgb,xyz}} (MVTec 3D-AD) or "
+                f"{EYECANDIES_FOLDERS[split]}/data (Eyecandies)"
+            )
+        )
+        raise FrameError(f"{root} has no split {split!r}; {hint}")
+    if not samples:
+        raise FrameError(f"{root} holds no frames of the split {split!r}; expected {expected}")
+    return samples
+
+
+def find_pairs(folder: Path) -> list[Sample]:
+    """List the frames of a plain folder: `rgb/` and `xyz/` in it, or images and clouds side by side.
+
+    Raises:
+        FrameError: the folder is missing, holds no frames, or a file lacks its partner.
+    """
+    if not folder.is_dir():
+        raise FrameError(
+            f"{folder} is not a folder; name a folder that holds images and clouds of the same names"
+        )
+    samples = _find_mvtec(folder, "") if (folder / "rgb").is_dir() else _pair(folder, folder, None, "", "")
+    if not samples:
+        raise FrameError(
+            f"{folder} holds no frames; expected images (png, jpg) and clouds (tiff, npy, ply, pcd) "
+            "of the same names"
+        )
+    return samples
+
+
+def read_sample(sample: Sample) -> Frame:
+    """Read the frame of a sample."""
+    return read_frame(sample.rgb_path, sample.xyz_path, name=f"{sample.defect}/{sample.name}".lstrip("/"))
+
+
+def read_frame(rgb_path: Path, xyz_path: Path, name: str | None = None) -> Frame:
+    """Read a frame from its two files.
+
+    Args:
+        rgb_path: PNG or JPG.
+        xyz_path: TIFF or NPY [H, W, 3] float32 or float64 metres, organized PLY or PCD (row-major, one
+            point a pixel), or an Eyecandies depth PNG with its info and pose files beside it.
+        name: the frame's name; the image's file name without its ending when not given.
+
+    Raises:
+        FrameError: a file is missing, damaged, of an unknown kind, or not of the expected shape and dtype.
+        MissingDependencyError: a PLY or PCD was given and Open3D is not installed.
+    """
+    rgb = _read_rgb(rgb_path)
+    return Frame(rgb, _read_xyz(xyz_path, (rgb.shape[0], rgb.shape[1])), name or rgb_path.stem)
+
+
+def read_mask(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Read a ground-truth mask; every non-zero pixel is defective.
+
+    Args:
+        path: PNG of one channel or several equal ones.
+        shape: (H, W) of the frame it belongs to.
+
+    Raises:
+        FrameError: the file is missing or damaged, or its size is another.
+    """
+    pixels = open_image(path)
+    mask = np.atleast_3d(pixels).any(axis=2)
+    if mask.shape != shape:
+        raise FrameError(
+            f"mask {path} is {mask.shape[1]}x{mask.shape[0]} pixels, its frame {shape[1]}x{shape[0]}"
+        )
+    return mask
+
+
+def read_sample_mask(sample: Sample, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Read a sample's ground truth, [H, W]; all False for a good part.
+
+    Raises:
+        FrameError: the sample is not good and has no mask, or the mask cannot be read.
+    """
+    if sample.is_good:
+        return np.zeros(shape, np.bool_)
+    if sample.mask_path is None:
+        raise FrameError(
+            f"{sample.rgb_path} has the defect {sample.defect!r} but no mask; expected gt/{sample.name}.png"
+        )
+    return read_mask(sample.mask_path, shape)
+
+
+def _find_mvtec(folder: Path, split: str) -> list[Sample]:
+    return _pair(folder / "rgb", folder / "xyz", folder / "gt", folder.name if split else "", split)
+
+
+def _pair(
+    rgb_folder: Path, xyz_folder: Path, gt_folder: Path | None, defect: str, split: str
+) -> list[Sample]:
+    images, clouds = _by_stem(rgb_folder, RGB_SUFFIXES), _by_stem(xyz_folder, XYZ_SUFFIXES)
+    for present, absent, folder, kind in (
+        (clouds, images, rgb_folder, f"image ({', '.join(RGB_SUFFIXES)})"),
+        (images, clouds, xyz_folder, f"cloud ({', '.join(XYZ_SUFFIXES)})"),
+    ):
+        if alone := sorted(present.keys() - absent.keys()):
+            count = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+            raise FrameError(f"{present[alone[0]]}{count} has no {kind} of the same name in {folder}")
+    masks = _by_stem(gt_folder, (".png",)) if gt_folder else {}
+    return [
+        Sample(images[stem], clouds[stem], masks.get(stem), defect, split, stem) for stem in sorted(images)
+    ]
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(_files(folder)):
+        if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
+            raise FrameError(f"{found[path.stem]} and {path.name} have the same name; keep one of them")
+    return found
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
+
+
+def _find_eyecandies(folder: Path, split: str) -> list[Sample]:
+    samples = []
+    for rgb_path in sorted(folder.glob(f"*{RGB_ENDING}")):
+        name = rgb_path.name.removesuffix(RGB_ENDING)
+        depth_path, mask_path = folder / f"{name}{DEPTH_ENDING}", folder / f"{name}_mask.png"
+        if not depth_path.is_file():
+            raise FrameError(f"{rgb_path} has no {depth_path.name} beside it")
+        # Published masks of good parts are black, and only the test split has bad ones.
+        bad = split == "test" and mask_path.is_file() and bool(open_image(mask_path).any())
+        samples.append(
+            Sample(rgb_path, depth_path, mask_path if bad else None, "bad" if bad else "good", split, name)
+        )
+    return sorted(samples, key=lambda s: (s.defect, s.name))
+
+
+def _read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+    rgb = open_image(path)
+    if rgb.dtype != np.uint8 or (rgb.ndim == 3 and rgb.shape[2] != 3):
+        raise FrameError(f"{path} is {rgb.dtype} {list(rgb.shape)}, expected an 8-bit RGB or grey image")
+    return rgb if rgb.ndim == 3 else np.repeat(rgb[:, :, None], 3, axis=2)
+
+
+def _read_xyz(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    require_file(path)
+    suffix = path.suffix.lower()
+    if path.name.endswith(DEPTH_ENDING):
+        return xyz_from_depth(path)
+    if suffix in (".ply", ".pcd"):
+        return _read_organized_cloud(path, shape)
+    if suffix not in XYZ_SUFFIXES:
+        raise FrameError(
+            f"{path} is not a cloud this program reads; expected one of {', '.join(XYZ_SUFFIXES)}"
+        )
+    try:
+        xyz = np.load(path, allow_pickle=False) if suffix == ".npy" else tifffile.imread(path)
+    except DAMAGED as error:
+        raise FrameError(
+            f"{path} cannot be read as {suffix[1:].upper()} ({error}); it may be truncated, so copy it again"
+        ) from error
+    if (
+        not isinstance(xyz, np.ndarray)
+        or xyz.ndim != 3
+        or xyz.shape[2] != 3
+        or xyz.dtype not in ("float32", "float64")
+    ):
+        got = f"{xyz.dtype} {list(xyz.shape)}" if isinstance(xyz, np.ndarray) else type(xyz).__name__
+        raise FrameError(f"{path} holds {got}, expected float32 or float64 [H, W, 3] in metres")
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is a hole
+        return xyz.astype(np.float32)
+
+
+def _read_organized_cloud(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    try:
+        import open3d
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path} needs Open3D to be read; install it: pip install 'm3ad[view]'"
+        ) from error
+    cloud = open3d.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
+    points = np.asarray(cloud.points, np.float32)
+    if len(points) != shape[0] * shape[1]:
+        raise FrameError(
+            f"{path} holds {len(points)} points but its image {shape[0] * shape[1]} pixels; "
+            "expected an organized cloud: one point a pixel, row by row, holes kept as NaN or zeros"
+        )
+    return points.reshape(*shape, 3)

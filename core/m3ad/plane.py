@@ -1,0 +1,89 @@
+"""The plane a part lies on: a seeded RANSAC fit to the frame's border, in NumPy so that it repeats exactly.
+
+CFM, M3DM and BTF fit it with Open3D (4 mm, unseeded: another plane at each call) and cut 5 mm around it.
+Same constants and border here; samples are of 3 points, the best is refined by least squares on its inliers.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from m3ad.errors import FrameError
+
+BORDER_PX = 10
+INLIER_M = 0.004
+MIN_BORDER_POINTS = 50
+MAX_BORDER_POINTS = 2048
+CANDIDATES = 256  # with half of the border off the plane, all of them fail with probability 0.875^256 < 1e-14
+
+Plane = tuple[float, float, float, float]
+
+
+def border_points(xyz: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Take the points within 10 px of the frame's edges, evenly thinned to at most 2048.
+
+    Args:
+        xyz: [H, W, 3] metres.
+        foreground: [H, W], False at holes.
+
+    Returns:
+        [M, 3] metres, row-major order.
+    """
+    border = np.ones(foreground.shape, np.bool_)
+    border[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
+    points = xyz[border & foreground]
+    thinned = points[:: -(-len(points) // MAX_BORDER_POINTS)] if len(points) else points
+    return thinned.astype(np.float64)
+
+
+def fit_plane(points: npt.NDArray[np.float64], seed: int = 0) -> Plane:
+    """Fit ax + by + cz + d = 0, |(a, b, c)| = 1, by RANSAC (4 mm), then least squares on the inliers.
+
+    Args:
+        points: [M, 3] metres, most of them on the plane.
+        seed: of the sampling; the same seed and points give the same plane.
+
+    Raises:
+        FrameError: fewer than 50 points, or all of them on one line.
+    """
+    if len(points) < MIN_BORDER_POINTS:
+        raise FrameError(
+            f"no plane can be fitted: the frame's border holds {len(points)} points, expected at least "
+            f"{MIN_BORDER_POINTS}; use plane removal `fixed`, or `none` for a part seen without its support"
+        )
+    origin = points.mean(axis=0)  # centred, so that d does not cost precision
+    centred = points - origin
+    picks = np.random.default_rng(seed).integers(len(points), size=(CANDIDATES, 3))
+    a, b, c = centred[picks].swapaxes(0, 1)
+    normals = np.cross(b - a, c - a)
+    lengths = np.linalg.norm(normals, axis=1)
+    usable = lengths > 1e-12
+    if not usable.any():
+        raise FrameError(
+            "no plane can be fitted: the points at the frame's border lie on one line; "
+            "use plane removal `fixed`"
+        )
+    normals = normals[usable] / lengths[usable, None]
+    offsets = np.einsum("kd,kd->k", normals, a[usable])
+    counts = np.count_nonzero(np.abs(centred @ normals.T - offsets) < INLIER_M, axis=0)
+    best = int(counts.argmax())
+    normal, offset = normals[best], offsets[best]
+    for _ in range(3):  # inliers and least-squares plane settle after two or three rounds
+        inliers = centred[np.abs(centred @ normal - offset) < INLIER_M]
+        mean = inliers.mean(axis=0)
+        normal = np.linalg.eigh(np.cov(inliers.T))[1][:, 0]  # direction of least variance
+        offset = normal @ mean
+    normal = (
+        normal if normal[np.abs(normal).argmax()] > 0 else -normal
+    )  # eigenvectors have no sign of their own
+    return (
+        float(normal[0]),
+        float(normal[1]),
+        float(normal[2]),
+        float(-normal @ (origin + (mean @ normal) * normal)),
+    )
+
+
+def distance_m(points: npt.NDArray[np.float32], plane: Plane) -> npt.NDArray[np.float64]:
+    """|n . p + d| / |n| for points [..., 3]; the plane need not be normalised."""
+    normal = np.array(plane[:3])
+    return np.abs(points @ normal + plane[3]) / np.linalg.norm(normal)  # type: ignore[no-any-return]

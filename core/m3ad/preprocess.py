@@ -1,0 +1,225 @@
+"""From a frame to the tensors of the contract, and from the 224 x 224 grid back to the frame.
+
+The one implementation: training, calibration, parity, server and client all call `prepare`. It follows the loader
+of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+from m3ad.contract import IMAGE_SIZE, MIN_POINTS
+from m3ad.errors import ArtifactError, FrameError
+from m3ad.frames import Frame
+from m3ad.plane import Plane, border_points, distance_m, fit_plane
+
+PlaneRemoval = Literal["none", "fixed", "ransac"]
+
+IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32)
+# [256, 3]: the normalised value of every grey level of every channel.
+NORMALISED = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
+FARTHEST_M = 100.0  # no inspection sensor sees farther; a larger median distance means millimetres
+
+
+class ModelInput(NamedTuple):
+    """The pipeline's inputs by their contract names.
+
+    Args:
+        image: [1, 3, 224, 224] float32, ImageNet-normalised.
+        points: [N, 3] float32, metres, the foreground in row-major order, not centred.
+        point_pixel: [N] int32, ascending, row-major pixel of each point on the 224 x 224 grid.
+    """
+
+    image: npt.NDArray[np.float32]
+    points: npt.NDArray[np.float32]
+    point_pixel: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """The choices a bundle fixes; the same choices and the same frame give the same tensors bit for bit.
+
+    Args:
+        plane: `none`; `fixed` removes `plane_coefficients`; `ransac` fits each frame's border.
+        plane_coefficients: (a, b, c, d) of ax + by + cz + d = 0 in metres, for `fixed` only.
+        plane_distance_m: points nearer to the plane are removed (CFM: 5 mm).
+        largest_component: after a plane's removal keep only the largest connected piece (CFM's DBSCAN step,
+            done on the grid: gaps of up to two pixels are bridged).
+        seed: of the RANSAC sampling.
+
+    Raises:
+        ValueError: a value is out of range, or the coefficients do not go with `plane`.
+    """
+
+    plane: PlaneRemoval = "none"
+    plane_coefficients: Plane | None = None
+    plane_distance_m: float = 0.005
+    largest_component: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.plane not in get_args(PlaneRemoval):
+            raise ValueError(f"plane must be one of {', '.join(get_args(PlaneRemoval))}, got {self.plane!r}")
+        if (self.plane == "fixed") != (self.plane_coefficients is not None):
+            raise ValueError(
+                f"plane {self.plane!r} with plane_coefficients {self.plane_coefficients}: "
+                "only `fixed` takes them, and needs them"
+            )
+        c = self.plane_coefficients
+        if c is not None and not (len(c) == 4 and all(map(math.isfinite, c)) and any(c[:3])):
+            raise ValueError(
+                f"plane_coefficients must be four finite numbers with a normal that is not zero, got {c}"
+            )
+        if not 0 < self.plane_distance_m < math.inf:
+            raise ValueError(f"plane_distance_m must be positive, got {self.plane_distance_m}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The choices as they stand in a bundle's manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Read the choices back from a manifest.
+
+        Raises:
+            ArtifactError: a key is missing or unknown, or a value is out of range.
+        """
+        expected = {field.name for field in fields(cls)}
+        if values.keys() != expected:
+            odd = ", ".join(sorted(values.keys() ^ expected))
+            raise ArtifactError(
+                f"preprocessing settings do not fit this version of m3ad (missing or unknown: {odd}); "
+                "export the bundle again"
+            )
+        c = values["plane_coefficients"]
+        try:
+            return cls(**{**values, "plane_coefficients": None if c is None else tuple(map(float, c))})
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"preprocessing settings are damaged ({error}); export the bundle again"
+            ) from error
+
+
+def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
+    """Turn a frame into the pipeline's inputs.
+
+    RGB: edge-replicated to a square, bicubic (antialiased) to 224, ImageNet-normalised. Cloud: zero-padded to
+    the same square, nearest sampling floor(i * side / 224). Foreground: all three coordinates finite and
+    non-zero, minus the plane.
+
+    Raises:
+        FrameError: the cloud has fewer than 1024 foreground points, is not in metres, or shows no plane.
+    """
+    height, width = frame.xyz.shape[:2]
+    rows, cols = _nearest(height, width)
+    # Sampling first is the same as padding first: removal of a plane looks at each point alone.
+    inside = np.ix_((rows >= 0) & (rows < height), (cols >= 0) & (cols < width))
+    xyz = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+    xyz[inside] = frame.xyz[np.ix_(rows[inside[0].ravel()], cols[inside[1].ravel()])]
+    foreground = _foreground(xyz)
+    seen = np.count_nonzero(foreground)
+    if not seen:
+        raise FrameError(_why_empty(frame))
+    distance = np.median(np.abs(xyz[foreground]).max(axis=1))
+    if distance > FARTHEST_M:
+        raise FrameError(
+            f"frame {frame.name}: half of the cloud is farther than {distance:.0f} m; "
+            "xyz must be in metres, so divide millimetres by 1000"
+        )
+    if preprocessing.plane != "none":
+        foreground &= _off_plane(frame, xyz, preprocessing)
+        if preprocessing.largest_component:
+            foreground = _largest_component(foreground)
+    count = np.count_nonzero(foreground)
+    if count < MIN_POINTS:
+        removed = (
+            f" after plane removal `{preprocessing.plane}` took {seen - count}"
+            if preprocessing.plane != "none"
+            else ""
+        )
+        raise FrameError(
+            f"frame {frame.name} has {count} foreground points on the {IMAGE_SIZE} x {IMAGE_SIZE} grid"
+            f"{removed}, expected at least {MIN_POINTS}; the part must fill more of the frame"
+        )
+    point_pixel = np.flatnonzero(foreground).astype(np.int32)
+    return ModelInput(_image(frame.rgb), xyz.reshape(-1, 3)[point_pixel], point_pixel)
+
+
+def prepare_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Bring a mask [H, W] onto the 224 x 224 grid: edge-replicated to a square, nearest centre (CFM)."""
+    square = Image.fromarray(_square(mask.astype(np.uint8)))
+    return np.array(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST)) > 0
+
+
+def to_frame(grid: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+    """Bring a map of the 224 x 224 grid back to the frame's pixels, [H, W]: bilinear, padding cut off."""
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = Image.fromarray(grid.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+    return np.array(square)[top : top + height, left : left + width]
+
+
+def _foreground(xyz: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    return (np.isfinite(xyz) & (xyz != 0)).all(axis=-1)  # type: ignore[no-any-return]
+
+
+def _nearest(height: int, width: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Source row and column of each grid row and column; outside the frame where the square is padding."""
+    side = max(height, width)
+    source = np.arange(IMAGE_SIZE) * side // IMAGE_SIZE
+    return source - (side - height) // 2, source - (side - width) // 2
+
+
+def _square(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    pad = ((top, side - height - top), (left, side - width - left), (0, 0))[: image.ndim]
+    return np.pad(image, pad, mode="edge") if height != width else image
+
+
+def _image(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    resized = Image.fromarray(_square(rgb)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    levels = np.asarray(resized)
+    return np.stack([NORMALISED[levels[:, :, c], c] for c in range(3)])[None]
+
+
+def _off_plane(
+    frame: Frame, xyz: npt.NDArray[np.float32], preprocessing: Preprocessing
+) -> npt.NDArray[np.bool_]:
+    plane = preprocessing.plane_coefficients
+    if plane is None:
+        try:
+            plane = fit_plane(border_points(frame.xyz, _foreground(frame.xyz)), preprocessing.seed)
+        except FrameError as error:
+            raise FrameError(f"frame {frame.name}: {error}") from error
+    return distance_m(xyz, plane) >= preprocessing.plane_distance_m
+
+
+def _largest_component(foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    eight = np.ones((3, 3), np.bool_)
+    labels, _ = ndimage.label(ndimage.binary_dilation(foreground, eight), eight)
+    labels[~foreground] = 0
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax() if sizes.any() else foreground
+
+
+def _why_empty(frame: Frame) -> str:
+    if not np.isfinite(frame.xyz).any():
+        return (
+            f"frame {frame.name}: every xyz value is NaN or infinite, expected metres; "
+            "check the sensor and its export"
+        )
+    return (
+        f"frame {frame.name} is all background: no point has three finite non-zero coordinates; "
+        "check that the part is in view and that xyz holds metres"
+    )
