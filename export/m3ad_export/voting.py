@@ -1,0 +1,165 @@
+"""VM, the voting: three score maps -> voting terms -> one map -> one-class SVM. All of it in fp32.
+
+References:
+    Mentor3AD Eq. 5 (scores), Eq. 6 (voting), Alg. 1 (one-class SVM)
+    CFM, from which the smoothing comes  https://github.com/CVLAB-Unibo/crossmodal-feature-mapping
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from m3ad.contract import IMAGE_SIZE
+from torch import Tensor, nn
+
+SCORES = ("rgb", "xyz", "mentor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VotingConfig:
+    """Eq. 6's N terms and what the one-class SVM looks at.
+
+    Args:
+        exponents: alpha, beta, gamma of each term: S_RGB^alpha S_XYZ^beta S_Mtr^gamma.
+        svm_input: the product S_All of the smoothed terms, or the vector of them.
+    """
+
+    exponents: tuple[tuple[float, float, float], ...] = ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    svm_input: Literal["product", "terms"] = "product"
+
+    def __post_init__(self) -> None:
+        table = tuple((float(a), float(b), float(c)) for a, b, c in self.exponents)  # JSON brings lists
+        object.__setattr__(self, "exponents", table)
+        if not table or any(min(row) < 0 or not any(row) for row in table):
+            raise ValueError(f"each voting term needs exponents >= 0, one of them positive; got {table}")
+        if self.svm_input not in ("product", "terms"):
+            raise ValueError(f"svm_input must be product or terms, got {self.svm_input!r}")
+
+    @property
+    def svm_width(self) -> int:
+        """D of the one-class SVM's input."""
+        return 1 if self.svm_input == "product" else len(self.exponents)
+
+
+def score(feature: Tensor, reconstructed: Tensor) -> Tensor:
+    """s = 1 - cos(F, F~) = |F/|F| - F~/|F~||^2 / 2 (Eq. 5); the second form keeps small scores exact in fp32.
+
+    [R, D], [R, D] -> [R] float32
+    """
+    difference = F.normalize(feature.float(), dim=1) - F.normalize(reconstructed.float(), dim=1)
+    return 0.5 * difference.square().sum(dim=1)
+
+
+def smooth(maps: Tensor) -> Tensor:
+    """f: five 5x5 and three 7x7 box means with zero padding (CFM); [n, 224, 224] -> [n, 224, 224]."""
+    x = maps[None]
+    for _ in range(5):
+        x = F.avg_pool2d(x, 5, stride=1, padding=2)
+    for _ in range(3):
+        x = F.avg_pool2d(x, 7, stride=1, padding=3)
+    return x[0]
+
+
+def term_name(exponents: tuple[float, float, float]) -> str:
+    """A voting term in words: `rgb*xyz*mentor`, `rgb^0.5*xyz^0.5`."""
+    return "*".join(n if e == 1 else f"{n}^{e:g}" for n, e in zip(SCORES, exponents, strict=True) if e)
+
+
+class OneClassSvm(nn.Module):
+    """decision = sum_k c_k k(v_k, x) - rho, k(v, x) = v.x or exp(-gamma |v - x|^2); larger is more anomalous.
+
+    x [R, D] -> [R]
+    """
+
+    support_vectors: Tensor  # [K, D]
+    coefficients: Tensor  # [K]
+    rho: Tensor  # [1]
+
+    def __init__(self, width: int, num_vectors: int = 1, kernel: Literal["linear", "rbf"] = "linear") -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.gamma = 1.0
+        self.register_buffer("support_vectors", torch.ones(num_vectors, width))
+        self.register_buffer("coefficients", torch.ones(num_vectors))
+        self.register_buffer("rho", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel == "linear":
+            return x @ (self.coefficients @ self.support_vectors) - self.rho
+        distance = (x[:, None] - self.support_vectors).square().sum(dim=2)  # [R, K]
+        return torch.exp(-self.gamma * distance) @ self.coefficients - self.rho
+
+
+class Vm(nn.Module):
+    """Three pairs of rows and scored_pixel [R] -> anomaly_map [224, 224], score [1].
+
+    S_All = prod_n f(S_RGB^alpha_n S_XYZ^beta_n S_Mtr^gamma_n);  O_s = w S_All - rho;  score = max O_s
+    """
+
+    def __init__(self, config: VotingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.svm = OneClassSvm(config.svm_width)
+
+    def terms(self, scores: Tensor, scored_pixel: Tensor) -> Tensor:
+        """Smoothed voting terms on the grid, zero outside the scored pixels before smoothing.
+
+        Args:
+            scores: [3, R], rows as in SCORES.
+            scored_pixel: [R] row-major pixels.
+
+        Returns:
+            [n, 224, 224]
+        """
+        products = torch.stack([self._product(scores, row) for row in self.config.exponents])  # [n, R]
+        return smooth(on_grid(products, scored_pixel))
+
+    @staticmethod
+    def _product(scores: Tensor, exponents: tuple[float, float, float]) -> Tensor:
+        factors = [s if e == 1 else s**e for s, e in zip(scores, exponents, strict=True) if e]
+        return torch.stack(factors).prod(dim=0)
+
+    def vote(self, terms: Tensor) -> Tensor:
+        """Smoothed terms [n, 224, 224] -> anomaly_map [224, 224]."""
+        x = terms.prod(dim=0)[None] if self.config.svm_input == "product" else terms
+        return self.svm(x.reshape(len(x), -1).T).reshape(IMAGE_SIZE, IMAGE_SIZE)
+
+    def forward(
+        self,
+        rgb: Tensor,
+        rgb_reconstructed: Tensor,
+        xyz: Tensor,
+        xyz_reconstructed: Tensor,
+        mentor: Tensor,
+        mentor_reconstructed: Tensor,
+        scored_pixel: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
+        scores = torch.stack([score(a, b) for a, b in pairs])  # [3, R]
+        anomaly_map = self.vote(self.terms(scores, scored_pixel))
+        return anomaly_map, anomaly_map.amax().reshape(1)
+
+
+def on_grid(rows: Tensor, scored_pixel: Tensor) -> Tensor:
+    """Scatter [n, R] to their pixels, zero elsewhere: [n, 224, 224]."""
+    grid = rows.new_zeros(rows.shape[0], IMAGE_SIZE * IMAGE_SIZE)
+    index = scored_pixel.long().expand(rows.shape[0], -1)
+    return grid.scatter(1, index, rows).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def named_maps(vm: Vm, scores: Tensor, scored_pixel: Tensor) -> dict[str, Tensor]:
+    """Every map by name, for evaluation: each smoothed score, each voting term, their vote.
+
+    Args:
+        scores: [3, R], rows as in SCORES.
+        scored_pixel: [R] row-major pixels.
+
+    Returns:
+        [224, 224] each: `rgb`, `xyz`, `mentor`, `vote <term>`.., `final`.
+    """
+    terms = vm.terms(scores, scored_pixel)
+    singles = smooth(on_grid(scores, scored_pixel))
+    maps = dict(zip(SCORES, singles, strict=True))
+    maps |= {f"vote {term_name(e)}": t for e, t in zip(vm.config.exponents, terms, strict=True)}
+    return {**maps, "final": vm.vote(terms)}

