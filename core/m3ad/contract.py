@@ -72,6 +72,7 @@ class Dims:
     group_size: int = 32
     xyz_width: int = 1152
     mentor_width: int = 256
+    score_maps: int = 7  # rgb, xyz, mentor and each voting term
 
     def __post_init__(self) -> None:
         side = round(self.rgb_tokens**0.5)
@@ -111,21 +112,26 @@ def stages(dims: Dims) -> dict[str, Stage]:
     anomaly_map = Tensor("anomaly_map", (size, size), unit="one-class SVM decision, larger is more anomalous")
     score = Tensor("score", (1,), unit="largest value of anomaly_map")
     tokens = (rgb_tokens, centers, xyz_tokens, points, point_pixel)
+    score_maps = Tensor(
+        "score_maps", (dims.score_maps, size, size), unit="1 - cos, smoothed; named in the manifest"
+    )
+    verdict = (anomaly_map, score, score_maps)
     table = (
         Stage("rgb_extractor", (image,), (rgb_tokens,)),
         Stage("xyz_extractor", (points,), (centers, xyz_tokens)),
         Stage("project", tokens, (rgb, xyz, scored_pixel)),
         Stage("mfm", (rgb, xyz), (mentor,)),
         Stage("mgm", (rgb, xyz, mentor), (rgb_rec, xyz_rec)),
-        Stage("vm", (rgb, rgb_rec, xyz, xyz_rec, mentor, mentor_rec, scored_pixel), (anomaly_map, score)),
-        Stage("head", tokens, (anomaly_map, score)),
+        Stage("vm", (rgb, rgb_rec, xyz, xyz_rec, mentor, mentor_rec, scored_pixel), verdict),
+        Stage("head", tokens, verdict),
     )
     return {stage.name: stage for stage in table}
 
 
-# The pipeline's own inputs and outputs: what a client sends and gets back, whatever the layout.
+# The pipeline's own inputs and outputs: what a client sends and can ask for, whatever the layout. An inspection needs
+# the first two outputs; score_maps explain a verdict and feed the evaluation.
 PIPELINE_INPUTS = ("image", "points", "point_pixel")
-PIPELINE_OUTPUTS = ("anomaly_map", "score")
+PIPELINE_OUTPUTS = ("anomaly_map", "score", "score_maps")
 
 
 def pipeline_tensors(dims: Dims) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -1,0 +1,141 @@
+"""The pipeline in one process: frame -> preprocessing -> stages of a layout -> score, verdict and anomaly map.
+
+The wiring is the contract's; the stages are whatever runtime hands in. Nothing here knows a server.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m3ad.bundle import Bundle
+from m3ad.contract import PIPELINE_INPUTS, PIPELINE_OUTPUTS, Layout, Step, pipeline_tensors, steps
+from m3ad.errors import FrameError
+from m3ad.frames import Frame
+from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.stages import Arrays, Ops, StageFunction, cpu_stage
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What an inspected part comes back as."""
+
+    score: float
+    is_anomalous: bool
+    anomaly_map: npt.NDArray[np.float32]
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingRecord:
+    """What a client must know of a bundle to prepare frames and give verdicts; it travels with every deployment."""
+
+    contract_version: int
+    category: str
+    layout: Layout
+    dims: dict[str, int]
+    preprocessing: dict[str, Any]
+    threshold: float
+    weights: str
+
+    @classmethod
+    def of(cls, bundle: Bundle, layout: Layout) -> "ServingRecord":
+        """The record of a bundle served in this layout."""
+        manifest = bundle.manifest
+        return cls(
+            contract_version=manifest["contract_version"],
+            category=manifest["category"],
+            layout=layout,
+            dims=manifest["dims"],
+            preprocessing=manifest["preprocessing"],
+            threshold=manifest["threshold"]["value"],
+            weights=weights_line(manifest),
+        )
+
+
+def weights_line(manifest: dict[str, Any]) -> str:
+    """Which weights a result comes from, in one line, shown wherever a result is shown."""
+    return "; ".join(
+        f"{modality} {entry['name']} ({entry['weights']['kind']} weights)"
+        for modality, entry in manifest["encoders"].items()
+    )
+
+
+class Pipeline:
+    """The steps of a layout run one after the other; a value is dropped after its last use."""
+
+    def __init__(self, wiring: tuple[Step, ...], functions: dict[str, StageFunction]) -> None:
+        self.wiring, self.functions = wiring, functions
+        last_use = {name: i for i, step in enumerate(wiring) for name in step.inputs.values()}
+        self.dropped_after = [
+            [n for n, last in last_use.items() if last == i and n not in PIPELINE_OUTPUTS]
+            for i in range(len(wiring))
+        ]
+
+    def run(
+        self, inputs: Arrays, *, keep_all: bool = False
+    ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
+        """Run every step; return the pipeline's outputs (or every value) and the milliseconds of each step."""
+        values = {name: inputs[name] for name in PIPELINE_INPUTS}
+        step_ms: dict[str, float] = {}
+        for step, dropped in zip(self.wiring, self.dropped_after, strict=True):
+            started = time.perf_counter()
+            results = self.functions[step.stage]({name: values[v] for name, v in step.inputs.items()})
+            values.update({value: results[name] for name, value in step.outputs.items()})
+            label = step.stage if step.stage not in step_ms else f"{step.stage} again"
+            step_ms[label] = (time.perf_counter() - started) * 1e3
+            if not keep_all:
+                for name in dropped:
+                    del values[name]
+        return values if keep_all else {name: values[name] for name in PIPELINE_OUTPUTS}, step_ms
+
+
+class Inspector:
+    """An opened bundle that inspects frames in this process."""
+
+    def __init__(
+        self, bundle: Bundle, ops: Ops, layout: Layout = "chain", threads: int | None = None
+    ) -> None:
+        """Load every stage of the layout on the CPU; `threads` defaults to the cores this process may use."""
+        self.record = ServingRecord.of(bundle, layout)
+        self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+        self.threads = threads or len(os.sched_getaffinity(0))
+        wiring = steps(bundle.dims, layout)
+        names = dict.fromkeys(step.stage for step in wiring)
+        folder = bundle.path / "onnx"
+        functions = {n: cpu_stage(n, folder, bundle.dims, ops, self.threads) for n in names}
+        self.pipeline = Pipeline(wiring, functions)
+        self.tensors, _ = pipeline_tensors(bundle.dims)
+
+    @classmethod
+    def open(cls, path: Path, ops: Ops, layout: Layout = "chain", threads: int | None = None) -> "Inspector":
+        """Open and verify the bundle at `path` and load its stages."""
+        return cls(Bundle.open(path), ops, layout, threads)
+
+    def inspect(self, frame: Frame) -> Inspection:
+        """Preprocess one frame and inspect it.
+
+        Raises:
+            FrameError: the frame cannot be inspected (no foreground, too few points).
+        """
+        return self.inspect_prepared(prepare(frame, self.preprocessing))
+
+    def inspect_prepared(self, prepared: ModelInput) -> Inspection:
+        """Inspect tensors that are preprocessed already (region A of the bench)."""
+        arrays = model_arrays(prepared)
+        for tensor in self.tensors:
+            problem = tensor.mismatch(arrays[tensor.name])
+            if problem:
+                raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")
+        values, stage_ms = self.pipeline.run(arrays)
+        score = float(values["score"][0])
+        return Inspection(score, score > self.record.threshold, values["anomaly_map"], stage_ms)
+
+
+def model_arrays(prepared: ModelInput) -> dict[str, npt.NDArray[Any]]:
+    """The pipeline's inputs by the contract's names."""
+    return {"image": prepared.image, "points": prepared.points, "point_pixel": prepared.point_pixel}

@@ -1,0 +1,164 @@
+"""The stages of the contract on a CPU: ONNX Runtime for the dense parts, the custom ops between them.
+
+A stage is a callable from named arrays to named arrays. The in-process pipeline and the Triton stage models run the
+same ones. Which ONNX files a stage reads is known here alone; how they are made, in the export room.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from m3ad.contract import IMAGE_SIZE, Dims, Stage, stages
+from m3ad.errors import ArtifactError, MissingDependencyError
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+StageFunction = Callable[[Arrays], dict[str, npt.NDArray[Any]]]
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+
+# Files the CPU needs per stage, the ONNX graph first. The graph with the custom ops in it (`<stage>.onnx`) is for TensorRT and for
+# any other ONNX runtime; here its plugin-free part is run and the ops are called between.
+CPU_FILES: dict[str, tuple[str, ...]] = {
+    "rgb_extractor": ("rgb_extractor.onnx",),
+    "xyz_extractor": ("xyz_encoder.onnx", "xyz_encoder.weights"),
+    "project": (),
+    "mfm": ("mfm.onnx",),
+    "mgm": ("mgm.onnx",),
+    "vm": ("vm.onnx",),
+}
+
+
+class Operator(Protocol):
+    """A sparse linear map from tokens to rows, as `m3ad_plugins.ops` builds it."""
+
+    @property
+    def scored_pixel(self) -> IntArray:
+        """[R] the row-major pixel of each row."""
+
+    def apply(self, tokens: FloatArray, start: int = 0, stop: int | None = None) -> FloatArray:
+        """Rows start..stop of the map applied to tokens [G, D]."""
+
+
+class Ops(Protocol):
+    """The custom ops a CPU stage calls: `m3ad_plugins.ops`, handed in because core imports no other room."""
+
+    def farthest_point_sample(
+        self,
+        points: FloatArray,
+        num_samples: int,
+        min_norm_sq: float = 0.0,
+        point_pixel: IntArray | None = None,
+    ) -> IntArray:
+        """points [N, 3] -> idx [num_samples]."""
+
+    def knn_group(self, points: FloatArray, idx: IntArray, group_size: int) -> tuple[FloatArray, IntArray]:
+        """points [N, 3], idx [G] -> neighborhood [G, S, 3], knn_idx [G, S]."""
+
+    def interpolation_operator(
+        self, points: FloatArray, point_pixel: IntArray, centers: FloatArray, image_size: int = IMAGE_SIZE
+    ) -> Operator:
+        """The operator from group tokens [G, D] to the rows of the scored pixels."""
+
+    def bilinear_operator(self, side: int, scored_pixel: IntArray, image_size: int = IMAGE_SIZE) -> Operator:
+        """The operator from image tokens [side * side, D], row-major, to the rows of the scored pixels."""
+
+
+class OnnxGraph:
+    """An ONNX file in ONNX Runtime on the CPU."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise MissingDependencyError(
+                "onnxruntime is not installed, the CPU runtime needs it: pip install 'm3ad[cpu]'"
+            ) from error
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; export the bundle again: m3ad-export bundle")
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.inputs = [entry.name for entry in self.session.get_inputs()]
+
+    def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph on the arrays it names as inputs."""
+        results = self.session.run(self.outputs, {name: arrays[name] for name in self.inputs})
+        return dict(zip(self.outputs, results, strict=True))
+
+
+class XyzExtractor:
+    """points -> farthest point sampling -> KNN groups -> Point-MAE encoder -> centers, xyz_tokens."""
+
+    def __init__(self, folder: Path, dims: Dims, ops: Ops, threads: int) -> None:
+        self.dims, self.ops = dims, ops
+        self.encoder = OnnxGraph(folder / CPU_FILES["xyz_extractor"][0], threads)
+
+    def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Group the cloud and encode the groups."""
+        points = arrays["points"]
+        idx = self.ops.farthest_point_sample(points, self.dims.groups)
+        neighborhood, _ = self.ops.knn_group(points, idx, self.dims.group_size)
+        centers = points[idx]
+        tokens = self.encoder({"neighborhood": neighborhood, "centers": centers})
+        return {"centers": centers, **tokens}
+
+
+class Project:
+    """Tokens of both modalities -> one row of features per scored pixel."""
+
+    def __init__(self, dims: Dims, ops: Ops) -> None:
+        self.dims, self.ops = dims, ops
+
+    def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Interpolate both token sets at the scored pixels."""
+        xyz = self.ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"])
+        rgb = self.ops.bilinear_operator(self.dims.rgb_side, xyz.scored_pixel)
+        return {
+            "rgb_features": rgb.apply(arrays["rgb_tokens"]),
+            "xyz_features": xyz.apply(arrays["xyz_tokens"]),
+            "scored_pixel": xyz.scored_pixel,
+        }
+
+
+class CheckedStage:
+    """A stage that refuses inputs which do not fit the contract, before any runtime sees them."""
+
+    def __init__(self, stage: Stage, function: StageFunction) -> None:
+        self.stage, self.function = stage, function
+
+    def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Check, run, and return the outputs the contract names.
+
+        Raises:
+            ValueError: an input is missing or has another shape or dtype.
+        """
+        for tensor in self.stage.inputs:
+            if tensor.name not in arrays:
+                raise ValueError(f"stage {self.stage.name} needs `{tensor.name}`, it was not given")
+            problem = tensor.mismatch(arrays[tensor.name])
+            if problem:
+                raise ValueError(f"stage {self.stage.name}: {problem}")
+        results = self.function(arrays)
+        return {tensor.name: results[tensor.name] for tensor in self.stage.outputs}
+
+
+def cpu_stage(name: str, folder: Path, dims: Dims, ops: Ops, threads: int) -> StageFunction:
+    """The stage `name` on the CPU, its ONNX files read from `folder`.
+
+    Raises:
+        ArtifactError: an ONNX file of the stage is missing.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    function: StageFunction
+    if name == "xyz_extractor":
+        function = XyzExtractor(folder, dims, ops, threads)
+    elif name == "project":
+        function = Project(dims, ops)
+    else:
+        function = OnnxGraph(folder / CPU_FILES[name][0], threads)
+    return CheckedStage(stages(dims)[name], function)

@@ -1,0 +1,128 @@
+"""A trained detector in PyTorch: the modules of every stage, and the same stages as functions of arrays.
+
+The functions run in `m3ad.pipeline.Pipeline` like any runtime's; with the ops' NumPy reference between the modules they
+are the form every other one is held against.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from m3ad.contract import IMAGE_SIZE, Dims
+from m3ad.stages import Ops, Project, StageFunction
+from torch import Tensor, nn
+
+from m3ad_export.point_mae import PointMaeEncoder
+from m3ad_export.vit import VisionTransformer
+
+
+class RgbRows(nn.Module):
+    """rgb_tokens [P, D], scored_pixel [R] int32 -> rgb_features [R, D].
+
+    Bilinear, align_corners=False, from the P tokens' square grid to 224 x 224, at the scored pixels only.
+    """
+
+    taps: Tensor
+    weights: Tensor
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+        source = (torch.arange(IMAGE_SIZE, dtype=torch.float64) + 0.5) * (side / IMAGE_SIZE) - 0.5
+        source = source.clamp(min=0)
+        low = source.floor().clamp(max=side - 1)
+        high = (low + 1).clamp(max=side - 1)
+        part = source - low
+        self.register_buffer("taps", torch.stack([low, high], dim=1).long())  # [224, 2]
+        self.register_buffer("weights", torch.stack([1 - part, part], dim=1).float())  # [224, 2]
+
+    def forward(self, tokens: Tensor, scored_pixel: Tensor) -> Tensor:
+        y, x = scored_pixel // IMAGE_SIZE, scored_pixel % IMAGE_SIZE
+        rows = torch.zeros(())
+        for i in range(2):
+            for j in range(2):
+                weight = self.weights[y, i] * self.weights[x, j]  # [R]
+                rows = rows + weight[:, None] * tokens[self.taps[y, i] * self.side + self.taps[x, j]]
+        return rows
+
+
+@dataclass
+class Detector:
+    """The modules of a detector, in eval mode, and the record of how they came to be.
+
+    Attributes:
+        record: what the bundle's manifest says of the detector (category, encoders, heads, preprocessing, threshold,
+            training), JSON-able.
+    """
+
+    rgb: VisionTransformer
+    xyz: PointMaeEncoder
+    mfm: nn.Module
+    mgm: nn.Module
+    vm: nn.Module
+    record: dict[str, Any]
+
+    @property
+    def dims(self) -> Dims:
+        """The sizes of the detector's tensors."""
+        xyz = self.xyz.config
+        return Dims(
+            rgb_tokens=self.rgb.config.side**2,
+            rgb_width=self.rgb.config.token_width,
+            groups=xyz.groups,
+            group_size=xyz.group_size,
+            xyz_width=xyz.token_width,
+            mentor_width=int(self.record["heads"]["mentor_width"]),
+        )
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by the name of the stage it is the dense part of."""
+        return {
+            "rgb_extractor": self.rgb,
+            "xyz_encoder": self.xyz,
+            "mfm": self.mfm,
+            "mgm": self.mgm,
+            "vm": self.vm,
+        }
+
+    def stage_functions(self, ops: Ops) -> dict[str, StageFunction]:
+        """Each stage of the chain layout in PyTorch, with these ops between the modules."""
+        dims = self.dims
+
+        def xyz_extractor(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+            points = arrays["points"]
+            idx = ops.farthest_point_sample(points, dims.groups, self.xyz.config.min_norm_sq)
+            neighborhood, _ = ops.knn_group(points, idx, dims.group_size)
+            (tokens,) = call(self.xyz, neighborhood, points[idx])
+            return {"centers": points[idx], "xyz_tokens": tokens}
+
+        def module_stage(
+            module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]
+        ) -> StageFunction:
+            def run(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+                return dict(zip(outputs, call(module, *(arrays[n] for n in inputs)), strict=True))
+
+            return run
+
+        from m3ad.contract import stages
+
+        table = stages(dims)
+        dense = {
+            name: module_stage(
+                module, tuple(t.name for t in table[name].inputs), tuple(t.name for t in table[name].outputs)
+            )
+            for name, module in self.modules().items()
+            if name in table
+        }
+        return {**dense, "xyz_extractor": xyz_extractor, "project": Project(dims, ops)}
+
+
+def call(module: nn.Module, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+    """Run a module on arrays without gradients; a single output comes back as a tuple of one."""
+    with torch.inference_mode():
+        outputs = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    many = outputs if isinstance(outputs, tuple) else (outputs,)
+    return tuple(o.numpy() for o in many)

@@ -1,0 +1,250 @@
+"""Detector -> the ONNX files of a bundle.
+
+Each stage becomes one file whose inputs and outputs are the contract's. The custom ops stand in it as nodes of domain
+`m3ad` with their function bodies beside them: any ONNX runtime can run the file, TensorRT puts its plugins there. The
+ops are never traced, so no sampled index can be frozen into a constant; `verify_not_frozen` proves it on the result.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+import torch
+from m3ad.contract import MIN_POINTS, OP_DOMAIN, OP_VERSION, OPS, Dims, Stage, Tensor, stages
+from m3ad.errors import ArtifactError
+from m3ad.stages import CPU_FILES
+from m3ad_plugins.onnx_functions import function_protos
+from onnx import helper
+from torch import nn
+
+from m3ad_export.detector import Detector, RgbRows
+
+OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
+ENCODER_GRAPH, ENCODER_WEIGHTS = CPU_FILES["xyz_extractor"]
+
+# What crosses the wall between the custom ops and the dense part of xyz_extractor; not part of the contract because
+# only the export room and the CPU stage see it.
+_TORCH_DTYPES = {"float32": torch.float32, "int32": torch.int32}
+
+
+def xyz_encoder_stage(dims: Dims) -> Stage:
+    """The plugin-free part of xyz_extractor, described like a stage."""
+    neighborhood = Tensor("neighborhood", (dims.groups, dims.group_size, 3), unit="m")
+    centers, xyz_tokens = stages(dims)["xyz_extractor"].outputs
+    return Stage("xyz_encoder", (neighborhood, centers), (xyz_tokens,))
+
+
+def write_chain(detector: Detector, folder: Path) -> None:
+    """Write every ONNX file of the chain layout, and the plugin-free parts the CPU runtime uses, into `folder`.
+
+    Raises:
+        ArtifactError: a graph does not depend on its inputs as it must.
+    """
+    table = stages(detector.dims)
+    modules = detector.modules()
+    for name in ("rgb_extractor", "mfm", "mgm", "vm"):
+        onnx.save(dense_model(modules[name], table[name]), folder / f"{name}.onnx")
+    encoder = dense_model(modules["xyz_encoder"], xyz_encoder_stage(detector.dims))
+    extractor = xyz_extractor_model(encoder, detector)
+    onnx.save(
+        encoder,
+        folder / ENCODER_GRAPH,
+        save_as_external_data=True,
+        location=ENCODER_WEIGHTS,
+        size_threshold=1024,
+    )
+    # The file with the ops refers to the same weights: they lie in the bundle once.
+    share_external_data(extractor, folder)
+    onnx.save(extractor, folder / "xyz_extractor.onnx")
+    onnx.save(project_model(detector), folder / "project.onnx")
+    for name in table:
+        path = folder / f"{name}.onnx"
+        if path.exists():
+            verify_interface(path, table[name])
+    verify_not_frozen(folder / "xyz_extractor.onnx")
+    verify_not_frozen(folder / "project.onnx")
+
+
+def dense_model(module: nn.Module, stage: Stage) -> onnx.ModelProto:
+    """Export a module whose forward takes and returns the stage's tensors, dynamic in N and R."""
+    axes = {"N": MIN_POINTS + 1, "R": MIN_POINTS + 1}  # an odd size, so that no constant matches it by chance
+    symbols = {letter: torch.export.Dim(letter, min=2, max=224 * 224) for letter in axes}
+    examples, shapes = [], []
+    for tensor in stage.inputs:
+        size = [axes.get(d, 0) if isinstance(d, str) else d for d in tensor.dims]
+        dtype = _TORCH_DTYPES[tensor.dtype]
+        examples.append(torch.rand(size) if dtype is torch.float32 else torch.arange(size[0], dtype=dtype))
+        shapes.append({i: symbols[d] for i, d in enumerate(tensor.dims) if isinstance(d, str)})
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(examples),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[t.name for t in stage.inputs],
+            output_names=[t.name for t in stage.outputs],
+            dynamic_shapes=tuple(shapes),
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    for value, tensor in zip(
+        (*model.graph.input, *model.graph.output), (*stage.inputs, *stage.outputs), strict=True
+    ):
+        value.CopyFrom(value_info(tensor))
+    del model.graph.value_info[:]  # the exporter's intermediate shapes carry source paths and go stale
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    model.graph.name = stage.name
+    return model
+
+
+def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    """A contract tensor as ONNX writes it; N and R become named dimensions."""
+    dtype = {"float32": onnx.TensorProto.FLOAT, "int32": onnx.TensorProto.INT32}[tensor.dtype]
+    return helper.make_tensor_value_info(tensor.name, dtype, list(tensor.dims))
+
+
+def op_node(name: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object) -> onnx.NodeProto:
+    """A node of domain `m3ad` with every attribute the contract's op table lists.
+
+    Raises:
+        ValueError: attributes or tensors differ from the op table.
+    """
+    op = OPS[name]
+    if (
+        set(attributes) != set(op.attributes)
+        or len(inputs) != len(op.inputs)
+        or len(outputs) != len(op.outputs)
+    ):
+        raise ValueError(f"{name} takes {op.inputs} -> {op.outputs} with attributes {sorted(op.attributes)}")
+    # Up to TensorRT 10.9 the parser looks a plugin up by these two and not by the node's domain.
+    lookup = {"plugin_version": str(OP_VERSION), "plugin_namespace": OP_DOMAIN}
+    return helper.make_node(
+        name, list(inputs), list(outputs), name=name, domain=OP_DOMAIN, **attributes, **lookup
+    )
+
+
+def xyz_extractor_model(encoder: onnx.ModelProto, detector: Detector) -> onnx.ModelProto:
+    """points -> FarthestPointSample -> KnnGroup -> the encoder's graph -> centers, xyz_tokens."""
+    stage = stages(detector.dims)["xyz_extractor"]
+    config = detector.xyz.config
+    nodes = [
+        op_node(
+            "FarthestPointSample",
+            ["points"],
+            ["idx"],
+            num_samples=config.groups,
+            min_norm_sq=config.min_norm_sq,
+        ),
+        op_node("KnnGroup", ["points", "idx"], ["neighborhood", "knn_idx"], group_size=config.group_size),
+        helper.make_node("Gather", ["points", "idx"], ["centers"], name="centers"),
+        *encoder.graph.node,
+    ]
+    return _model(stage, nodes, encoder.graph.initializer)
+
+
+def project_model(detector: Detector) -> onnx.ModelProto:
+    """TokenInterpolate for the 3D tokens, bilinear taps for the RGB tokens, at the same scored pixels."""
+    dims = detector.dims
+    stage = stages(dims)["project"]
+    rgb_features, _, scored_pixel = stage.outputs
+    rgb = dense_model(
+        RgbRows(dims.rgb_side), Stage("rgb_rows", (stage.inputs[0], scored_pixel), (rgb_features,))
+    )
+    node = op_node(
+        "TokenInterpolate",
+        ["points", "point_pixel", "centers", "xyz_tokens"],
+        ["xyz_features", "scored_pixel"],
+        image_size=224,
+    )
+    return _model(stage, [node, *rgb.graph.node], rgb.graph.initializer)
+
+
+def _model(
+    stage: Stage, nodes: Sequence[onnx.NodeProto], initializers: Sequence[onnx.TensorProto]
+) -> onnx.ModelProto:
+    used = {node.op_type for node in nodes if node.domain == OP_DOMAIN}
+    graph = helper.make_graph(
+        nodes,
+        stage.name,
+        [value_info(t) for t in stage.inputs],
+        [value_info(t) for t in stage.outputs],
+        list(initializers),
+    )
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)],
+        functions=[f for f in function_protos() if f.name in used],
+        ir_version=9,
+    )
+
+
+def share_external_data(model: onnx.ModelProto, folder: Path) -> None:
+    """Let `model`'s large initializers refer to the weights file that `ENCODER_GRAPH` has written."""
+    written = onnx.load(folder / ENCODER_GRAPH, load_external_data=False)
+    external = {i.name: i for i in written.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL}
+    for initializer in model.graph.initializer:
+        if initializer.name in external:
+            initializer.CopyFrom(external[initializer.name])
+
+
+def verify_interface(path: Path, stage: Stage) -> None:
+    """Check that a file's inputs and outputs are the contract's and that the ONNX checker accepts it.
+
+    Raises:
+        ArtifactError: it differs.
+    """
+    onnx.checker.check_model(str(path), full_check=False)
+    model = onnx.load(path, load_external_data=False)
+    found = [v.SerializeToString() for v in (*model.graph.input, *model.graph.output)]
+    wanted = [value_info(t).SerializeToString() for t in (*stage.inputs, *stage.outputs)]
+    if found != wanted:
+        names = [v.name for v in (*model.graph.input, *model.graph.output)]
+        raise ArtifactError(f"{path} has the tensors {names}, the contract's stage {stage.name} has others")
+
+
+def verify_not_frozen(path: Path) -> None:
+    """Check that every graph input reaches an output and every custom op reads a graph input or another node.
+
+    A tracer that samples once writes the indices as constants; the graph then no longer depends on `points`.
+
+    Raises:
+        ArtifactError: an input is unused or a custom op stands on constants only.
+    """
+    model = onnx.load(path, load_external_data=False)
+    needed = {v.name for v in model.graph.output}
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            needed |= set(node.input)
+    ignored = [v.name for v in model.graph.input if v.name not in needed]
+    live = {v.name for v in model.graph.input}
+    for node in model.graph.node:
+        if live & set(node.input):
+            live |= set(node.output)
+        elif node.domain == OP_DOMAIN:
+            ignored.append(node.op_type)
+    if ignored or not any(node.domain == OP_DOMAIN for node in model.graph.node):
+        raise ArtifactError(
+            f"{path}: sampling was frozen into the graph ({', '.join(ignored) or 'no m3ad node'} does not depend on "
+            f"the points); keep the m3ad ops out of the traced module"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from talking about torchvision and its own progress."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), open(os.devnull, "w"):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
