@@ -1,6 +1,6 @@
 """Frames: one RGB image with its organized, pixel-registered cloud, from files and from the known data sets.
 
-MVTec 3D-AD, and Eyecandies once converted: `<category>/{train,validation,test}/<defect|good>/{rgb,xyz,gt}/NNN.*`.
+MVTec 3D-AD and converted Eyecandies: `<category>/{train,validation,test}/<defect|good>/{rgb,xyz,gt}/NNN.*`.
 Eyecandies: `<category>/{train,val,test_public}/data/NNN_{image_4,depth,mask}.png` with depth limits and pose.
 A hole is a point that is (0, 0, 0), NaN or infinite; `preprocess` alone decides what is foreground.
 """

@@ -1,7 +1,7 @@
 """From a frame to the tensors of the contract, and from the 224 x 224 grid back to the frame.
 
-The one implementation: training, calibration, parity, server and client all call `prepare`. It follows the loader
-of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af.
+The one implementation: training, calibration, parity, server and client all call `prepare`. It follows the
+loader of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af.
 """
 
 import math
