@@ -165,8 +165,10 @@ def interpolation_operator(
     centers = checked("centers", centers, "float32", ("G", 3))
     if len(centers) < 3:
         raise ValueError(f"centers: expected at least 3 of them to interpolate between, got {len(centers)}")
-    rows = _form().interpolation_operator(points, point_pixel, centers, image_size)
-    return SparseRows(*rows, len(centers))
+    indptr, indices, weights, scored_pixel = _form().interpolation_operator(
+        points, point_pixel, centers, image_size
+    )
+    return SparseRows(indptr, indices, weights, scored_pixel, len(centers))
 
 
 def token_interpolate(
