@@ -64,7 +64,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dims:
-    """The sizes a bundle fixes; everything else in the contract follows from them."""
+    """The sizes a bundle fixes, and where sampling may not start; everything else in the contract follows.
+
+    `min_norm_sq` is FarthestPointSample's: positive, it keeps points this near to the origin from being sampled.
+    """
 
     rgb_tokens: int = 784  # 28 x 28 for DINO ViT-B/8, row-major
     rgb_width: int = 768
@@ -73,6 +76,7 @@ class Dims:
     xyz_width: int = 1152
     mentor_width: int = 256
     score_maps: int = 7  # rgb, xyz, mentor and each voting term
+    min_norm_sq: float = 0.0
 
     def __post_init__(self) -> None:
         side = round(self.rgb_tokens**0.5)
@@ -88,7 +92,7 @@ class Dims:
         """Tokens along one side of the image."""
         return round(self.rgb_tokens**0.5)
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, float]:
         """The sizes as they stand in a bundle's manifest."""
         return asdict(self)
 

@@ -19,8 +19,8 @@ StageFunction = Callable[[Arrays], dict[str, npt.NDArray[Any]]]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 
-# Files the CPU needs per stage, the ONNX graph first. The graph with the custom ops in it (`<stage>.onnx`) is for TensorRT and for
-# any other ONNX runtime; here its plugin-free part is run and the ops are called between.
+# Files the CPU needs per stage, the ONNX graph first. The graph with the custom ops in it (`<stage>.onnx`) is for
+# TensorRT and any other ONNX runtime; here its plugin-free part is run and the ops are called between.
 CPU_FILES: dict[str, tuple[str, ...]] = {
     "rgb_extractor": ("rgb_extractor.onnx",),
     "xyz_extractor": ("xyz_encoder.onnx", "xyz_encoder.weights"),
@@ -62,8 +62,33 @@ class Ops(Protocol):
     ) -> Operator:
         """The operator from group tokens [G, D] to the rows of the scored pixels."""
 
-    def bilinear_operator(self, side: int, scored_pixel: IntArray, image_size: int = IMAGE_SIZE) -> Operator:
-        """The operator from image tokens [side * side, D], row-major, to the rows of the scored pixels."""
+    def SparseRows(  # noqa: N802  (a class of the ops module)
+        self, indptr: IntArray, indices: IntArray, weights: FloatArray, scored_pixel: IntArray, groups: int
+    ) -> Operator:
+        """An operator from its compressed rows."""
+
+
+def bilinear_taps(side: int) -> tuple[npt.NDArray[np.int32], FloatArray]:
+    """The two tokens and weights that each of 224 pixels takes along one axis, align_corners=False.
+
+    Returns:
+        taps [224, 2] int32 in 0..side-1 and weights [224, 2] float32, which sum to 1.
+    """
+    source = np.maximum((np.arange(IMAGE_SIZE) + 0.5) * (side / IMAGE_SIZE) - 0.5, 0)
+    low = np.minimum(np.floor(source), side - 1)
+    taps = np.stack([low, np.minimum(low + 1, side - 1)], axis=1)
+    part = source - low
+    return taps.astype(np.int32), np.stack([1 - part, part], axis=1).astype(np.float32)
+
+
+def bilinear_operator(side: int, scored_pixel: IntArray, ops: Ops) -> Operator:
+    """The operator from image tokens [side * side, D], row-major, to the rows of the scored pixels."""
+    taps, weights = bilinear_taps(side)
+    y, x = np.divmod(scored_pixel, IMAGE_SIZE)
+    indices = (taps[y][:, :, None] * side + taps[x][:, None, :]).reshape(-1)
+    products = (weights[y][:, :, None] * weights[x][:, None, :]).reshape(-1)
+    indptr = np.arange(0, len(indices) + 1, 4, dtype=np.int32)
+    return ops.SparseRows(indptr, indices, products, scored_pixel, side * side)
 
 
 class OnnxGraph:
@@ -101,7 +126,7 @@ class XyzExtractor:
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Group the cloud and encode the groups."""
         points = arrays["points"]
-        idx = self.ops.farthest_point_sample(points, self.dims.groups)
+        idx = self.ops.farthest_point_sample(points, self.dims.groups, self.dims.min_norm_sq)
         neighborhood, _ = self.ops.knn_group(points, idx, self.dims.group_size)
         centers = points[idx]
         tokens = self.encoder({"neighborhood": neighborhood, "centers": centers})
@@ -117,7 +142,7 @@ class Project:
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Interpolate both token sets at the scored pixels."""
         xyz = self.ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"])
-        rgb = self.ops.bilinear_operator(self.dims.rgb_side, xyz.scored_pixel)
+        rgb = bilinear_operator(self.dims.rgb_side, xyz.scored_pixel, self.ops)
         return {
             "rgb_features": rgb.apply(arrays["rgb_tokens"]),
             "xyz_features": xyz.apply(arrays["xyz_tokens"]),

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from m3ad.contract import IMAGE_SIZE, Dims
-from m3ad.stages import Ops, Project, StageFunction
+from m3ad.contract import IMAGE_SIZE, Dims, stages
+from m3ad.stages import Ops, Project, StageFunction, bilinear_taps
 from torch import Tensor, nn
 
+from m3ad_export.heads import Mfm, Mgm
 from m3ad_export.point_mae import PointMaeEncoder
 from m3ad_export.vit import VisionTransformer
+from m3ad_export.voting import Vm, map_names
 
 
 class RgbRows(nn.Module):
@@ -31,22 +33,22 @@ class RgbRows(nn.Module):
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
-        source = (torch.arange(IMAGE_SIZE, dtype=torch.float64) + 0.5) * (side / IMAGE_SIZE) - 0.5
-        source = source.clamp(min=0)
-        low = source.floor().clamp(max=side - 1)
-        high = (low + 1).clamp(max=side - 1)
-        part = source - low
-        self.register_buffer("taps", torch.stack([low, high], dim=1).long())  # [224, 2]
-        self.register_buffer("weights", torch.stack([1 - part, part], dim=1).float())  # [224, 2]
+        taps, weights = bilinear_taps(side)
+        self.register_buffer("taps", torch.from_numpy(taps).long())  # [224, 2]
+        self.register_buffer("weights", torch.from_numpy(weights))  # [224, 2]
 
     def forward(self, tokens: Tensor, scored_pixel: Tensor) -> Tensor:
-        y, x = scored_pixel // IMAGE_SIZE, scored_pixel % IMAGE_SIZE
-        rows = torch.zeros(())
-        for i in range(2):
-            for j in range(2):
-                weight = self.weights[y, i] * self.weights[x, j]  # [R]
-                rows = rows + weight[:, None] * tokens[self.taps[y, i] * self.side + self.taps[x, j]]
-        return rows
+        pixel = scored_pixel.long()
+        y, x = pixel // IMAGE_SIZE, pixel % IMAGE_SIZE
+        weights_y, weights_x = self.weights.index_select(0, y), self.weights.index_select(0, x)  # [R, 2]
+        taps_y, taps_x = self.taps.index_select(0, y) * self.side, self.taps.index_select(0, x)  # [R, 2]
+        corners = [
+            (weights_y[:, i : i + 1] * weights_x[:, j : j + 1])
+            * tokens.index_select(0, taps_y[:, i] + taps_x[:, j])
+            for i in range(2)
+            for j in range(2)
+        ]
+        return (corners[0] + corners[1]) + (corners[2] + corners[3])
 
 
 @dataclass
@@ -60,9 +62,9 @@ class Detector:
 
     rgb: VisionTransformer
     xyz: PointMaeEncoder
-    mfm: nn.Module
-    mgm: nn.Module
-    vm: nn.Module
+    mfm: Mfm
+    mgm: Mgm
+    vm: Vm
     record: dict[str, Any]
 
     @property
@@ -75,7 +77,9 @@ class Detector:
             groups=xyz.groups,
             group_size=xyz.group_size,
             xyz_width=xyz.token_width,
-            mentor_width=int(self.record["heads"]["mentor_width"]),
+            mentor_width=self.mfm.config.mentor_width,
+            score_maps=len(map_names(self.vm.config)),
+            min_norm_sq=xyz.min_norm_sq,
         )
 
     def modules(self) -> dict[str, nn.Module]:
@@ -106,8 +110,6 @@ class Detector:
                 return dict(zip(outputs, call(module, *(arrays[n] for n in inputs)), strict=True))
 
             return run
-
-        from m3ad.contract import stages
 
         table = stages(dims)
         dense = {

@@ -92,7 +92,7 @@ class OneClassSvm(nn.Module):
 
 
 class Vm(nn.Module):
-    """Three pairs of rows and scored_pixel [R] -> anomaly_map [224, 224], score [1].
+    """Three pairs of rows and scored_pixel [R] -> anomaly_map [224, 224], score [1], score_maps [3 + n, 224, 224].
 
     S_All = prod_n f(S_RGB^alpha_n S_XYZ^beta_n S_Mtr^gamma_n);  O_s = w S_All - rho;  score = max O_s
     """
@@ -102,26 +102,27 @@ class Vm(nn.Module):
         self.config = config
         self.svm = OneClassSvm(config.svm_width)
 
-    def terms(self, scores: Tensor, scored_pixel: Tensor) -> Tensor:
-        """Smoothed voting terms on the grid, zero outside the scored pixels before smoothing.
+    def score_maps(self, scores: Tensor, scored_pixel: Tensor) -> Tensor:
+        """Smoothed scores and voting terms on the grid, zero outside the scored pixels before smoothing.
 
         Args:
             scores: [3, R], rows as in SCORES.
             scored_pixel: [R] row-major pixels.
 
         Returns:
-            [n, 224, 224]
+            [3 + n, 224, 224], in the order of `map_names`.
         """
-        products = torch.stack([self._product(scores, row) for row in self.config.exponents])  # [n, R]
-        return smooth(on_grid(products, scored_pixel))
+        products = [self._product(scores, row) for row in self.config.exponents]  # n of [R]
+        return smooth(on_grid(torch.cat([scores, torch.stack(products)]), scored_pixel))
 
     @staticmethod
     def _product(scores: Tensor, exponents: tuple[float, float, float]) -> Tensor:
         factors = [s if e == 1 else s**e for s, e in zip(scores, exponents, strict=True) if e]
         return torch.stack(factors).prod(dim=0)
 
-    def vote(self, terms: Tensor) -> Tensor:
-        """Smoothed terms [n, 224, 224] -> anomaly_map [224, 224]."""
+    def vote(self, score_maps: Tensor) -> Tensor:
+        """The map of the voting terms: [3 + n, 224, 224] -> anomaly_map [224, 224]."""
+        terms = score_maps[len(SCORES) :]
         x = terms.prod(dim=0)[None] if self.config.svm_input == "product" else terms
         return self.svm(x.reshape(len(x), -1).T).reshape(IMAGE_SIZE, IMAGE_SIZE)
 
@@ -134,11 +135,17 @@ class Vm(nn.Module):
         mentor: Tensor,
         mentor_reconstructed: Tensor,
         scored_pixel: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
         scores = torch.stack([score(a, b) for a, b in pairs])  # [3, R]
-        anomaly_map = self.vote(self.terms(scores, scored_pixel))
-        return anomaly_map, anomaly_map.amax().reshape(1)
+        score_maps = self.score_maps(scores, scored_pixel)
+        anomaly_map = self.vote(score_maps)
+        return anomaly_map, anomaly_map.reshape(-1).amax(dim=0, keepdim=True), score_maps
+
+
+def map_names(config: VotingConfig) -> tuple[str, ...]:
+    """The names of score_maps: each single score, then each voting term."""
+    return (*SCORES, *(f"vote {term_name(e)}" for e in config.exponents))
 
 
 def on_grid(rows: Tensor, scored_pixel: Tensor) -> Tensor:
@@ -146,20 +153,3 @@ def on_grid(rows: Tensor, scored_pixel: Tensor) -> Tensor:
     grid = rows.new_zeros(rows.shape[0], IMAGE_SIZE * IMAGE_SIZE)
     index = scored_pixel.long().expand(rows.shape[0], -1)
     return grid.scatter(1, index, rows).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
-
-
-def named_maps(vm: Vm, scores: Tensor, scored_pixel: Tensor) -> dict[str, Tensor]:
-    """Every map by name, for evaluation: each smoothed score, each voting term, their vote.
-
-    Args:
-        scores: [3, R], rows as in SCORES.
-        scored_pixel: [R] row-major pixels.
-
-    Returns:
-        [224, 224] each: `rgb`, `xyz`, `mentor`, `vote <term>`.., `final`.
-    """
-    terms = vm.terms(scores, scored_pixel)
-    singles = smooth(on_grid(scores, scored_pixel))
-    maps = dict(zip(SCORES, singles, strict=True))
-    maps |= {f"vote {term_name(e)}": t for e, t in zip(vm.config.exponents, terms, strict=True)}
-    return {**maps, "final": vm.vote(terms)}
