@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 OPSET = 18
 
+# The row round ArgMax: TensorRT's wants two dimensions.
 _FARTHEST_POINT_SAMPLE = """
 <num_samples, min_norm_sq> (points) => (idx) {
     axis0 = Constant <value_int = 0> ()
     axis1 = Constant <value_int = 1> ()
     axis2 = Constant <value_int = 2> ()
+    first = Constant <value_ints = [0]> ()
     x = Gather <axis = 1> (points, axis0)
     y = Gather <axis = 1> (points, axis1)
     z = Gather <axis = 1> (points, axis2)
@@ -54,12 +56,14 @@ _FARTHEST_POINT_SAMPLE = """
         dxy = Add (dxx, dyy)
         distance = Add (dxy, dzz)
         closer = Min (closest, distance)
-        farthest = ArgMax <axis = 0, keepdims = 0> (closer)
+        closer_row = Unsqueeze (closer, first)
+        farthest_row = ArgMax <axis = 1, keepdims = 0> (closer_row)
+        farthest = Squeeze (farthest_row, first)
     }>
     idx = Cast <to = 6> (picks)
 }"""
 
-# Centres go 16 at a time, the last chunk filled up with point 0.
+# Centres go 16 at a time, the last chunk filled up with point 0. The unused state: TensorRT takes no Scan without.
 _KNN_GROUP = """
 <group_size> (points, idx) => (neighborhood, knn_idx) {
     axis0 = Constant <value_int = 0> ()
@@ -81,9 +85,11 @@ _KNN_GROUP = """
     none_before = Concat <axis = 0> (first, short)
     filled = Pad (idx64, none_before)
     chunks = Reshape (filled, chunked)
-    nearest_chunks = Scan <num_scan_inputs = 1, body = nearest_of_chunk (
-        int64[16] members
-    ) => (int64[16, S] nearest) {
+    unused = Constant <value_float = 0.0> ()
+    unused_last, nearest_chunks = Scan <num_scan_inputs = 1, body = nearest_of_chunk (
+        float unused_in, int64[16] members
+    ) => (float unused_out, int64[16, S] nearest) {
+        unused_out = Identity (unused_in)
         cx1 = Gather <axis = 0> (x, members)
         cy1 = Gather <axis = 0> (y, members)
         cz1 = Gather <axis = 0> (z, members)
@@ -99,7 +105,7 @@ _KNN_GROUP = """
         dxy = Add (dxx, dyy)
         distance = Add (dxy, dzz)
         farness, nearest = TopK <axis = 1, largest = 0, sorted = 1> (distance, group_dim)
-    }> (chunks)
+    }> (unused, chunks)
     any_rows = Constant <value_ints = [-1]> ()
     rows_of_group = Concat <axis = 0> (any_rows, group_dim)
     nearest_rows = Reshape (nearest_chunks, rows_of_group)
@@ -137,9 +143,11 @@ _TOKEN_INTERPOLATE = """
     cx = Gather <axis = 1> (centers, axis0)
     cy = Gather <axis = 1> (centers, axis1)
     cz = Gather <axis = 1> (centers, axis2)
-    nearest_chunks, weight_chunks = Scan <num_scan_inputs = 1, body = three_nearest (
-        float[512, 3] part
-    ) => (int64[512, 3] nearest, float[512, 3] weight) {
+    unused = Constant <value_float = 0.0> ()
+    unused_last, nearest_chunks, weight_chunks = Scan <num_scan_inputs = 1, body = three_nearest (
+        float unused_in, float[512, 3] part
+    ) => (float unused_out, int64[512, 3] nearest, float[512, 3] weight) {
+        unused_out = Identity (unused_in)
         x = Slice (part, first, second, second)
         y = Slice (part, second, third, second)
         z = Slice (part, third, three, second)
@@ -156,7 +164,7 @@ _TOKEN_INTERPOLATE = """
         inverse = Reciprocal (damped)
         total = ReduceSum <keepdims = 1> (inverse, second)
         weight = Div (inverse, total)
-    }> (chunks)
+    }> (unused, chunks)
     nearest_rows = Reshape (nearest_chunks, threes)
     weight_rows = Reshape (weight_chunks, threes)
     point_nearest = Slice (nearest_rows, first, count, first)
@@ -237,9 +245,10 @@ _TOKEN_INTERPOLATE = """
     image_rows = Concat <axis = 0> (size_dim, any)
     image_pixels = Concat <axis = 0> (size_dim, size_dim, block)
     flat_pixels = Concat <axis = 0> (any, block)
-    row_blocks = Scan <num_scan_inputs = 1, body = pool_block (
-        float[G, 64] token_block
-    ) => (float[R, 64] pooled_rows) {
+    unused_final, row_blocks = Scan <num_scan_inputs = 1, body = pool_block (
+        float unused_before, float[G, 64] token_block
+    ) => (float unused_after, float[R, 64] pooled_rows) {
+        unused_after = Identity (unused_before)
         token0 = Gather <axis = 0> (token_block, near0)
         token1 = Gather <axis = 0> (token_block, near1)
         token2 = Gather <axis = 0> (token_block, near2)
@@ -254,7 +263,7 @@ _TOKEN_INTERPOLATE = """
         pooled = MatMul (pool, pooled_pixels)
         pooled_flat = Reshape (pooled, flat_pixels)
         pooled_rows = Gather <axis = 0> (pooled_flat, scored64)
-    }> (token_blocks)
+    }> (unused, token_blocks)
     rows_blocked = Transpose <perm = [1, 0, 2]> (row_blocks)
     keep_rows = Constant <value_ints = [0, -1]> ()
     rows_filled = Reshape (rows_blocked, keep_rows)
