@@ -5,11 +5,12 @@ Each stage becomes one file whose inputs and outputs are the contract's. The cus
 ops are never traced, so no sampled index can be frozen into a constant; `verify_not_frozen` proves it on the result.
 """
 
+import ast
 import contextlib
 import io
 import logging
-import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,13 +28,11 @@ from m3ad_export.detector import Detector, RgbRows
 OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
 ENCODER_GRAPH, ENCODER_WEIGHTS = CPU_FILES["xyz_extractor"]
 
-# What crosses the wall between the custom ops and the dense part of xyz_extractor; not part of the contract because
-# only the export room and the CPU stage see it.
 _TORCH_DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
 def xyz_encoder_stage(dims: Dims) -> Stage:
-    """The plugin-free part of xyz_extractor, described like a stage."""
+    """The plugin-free part of xyz_extractor, described like a stage; only this room and the CPU stage see it."""
     neighborhood = Tensor("neighborhood", (dims.groups, dims.group_size, 3), unit="m")
     centers, xyz_tokens = stages(dims)["xyz_extractor"].outputs
     return Stage("xyz_encoder", (neighborhood, centers), (xyz_tokens,))
@@ -98,10 +97,21 @@ def dense_model(module: nn.Module, stage: Stage) -> onnx.ModelProto:
     ):
         value.CopyFrom(value_info(tensor))
     del model.graph.value_info[:]  # the exporter's intermediate shapes carry source paths and go stale
-    for node in model.graph.node:
-        del node.metadata_props[:]
+    name_nodes(model.graph)
     model.graph.name = stage.name
     return model
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Name every node `module/operation/OpType`, so that precision plans and engine inspectors can be read."""
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        properties = {p.key: p.value for p in node.metadata_props}
+        scopes = ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "['']"))
+        name = "/".join([*scopes[-2:], node.op_type])
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
+        del node.metadata_props[:]
 
 
 def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
@@ -242,7 +252,7 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), open(os.devnull, "w"):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             yield

@@ -1,0 +1,292 @@
+"""A bundle's ONNX stages -> engines, by TensorRT-RTX ahead of time or by full TensorRT where it is installed.
+
+One code path: strongly typed networks, the precision already in the ONNX file, only API that TensorRT 10.3 to 11.4 and
+TensorRT-RTX share. TensorRT takes the custom ops as plugins; TensorRT-RTX has none, so it gets their function bodies.
+"""
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.inliner
+from m3ad.bundle import Bundle, file_entry, new_folder, sha256_of, write_json
+from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Layout, steps
+from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
+from onnx import TensorProto, helper
+
+from m3ad_export.precision import Precision, half_model, histogram
+
+ENGINES_FORMAT = "m3ad-engines"
+# TensorRT-RTX 1.7 compiles for these without seeing a GPU; Jetson's sm87 and sm110 are not among them.
+RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+TYPICAL_POINTS = 20000  # what the kernels are tuned for; any N and R in 1024..50176 runs
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """One plan and what is known of it."""
+
+    plan: bytes
+    seconds: float
+    precision_histogram: dict[str, int]
+    inspected: bool
+
+
+def build_engines(
+    bundle: Bundle,
+    target: str,
+    precision: Precision,
+    layouts: Sequence[Layout] = ("chain",),
+    say: Say = lambda _: None,
+) -> Path:
+    """Build every stage of the layouts and write them to the bundle as engines/<target>/.
+
+    Args:
+        bundle: a verified bundle.
+        target: `sm86`.. for TensorRT-RTX ahead of time, `native` for full TensorRT and the GPU of this machine.
+        precision: of the matrix products; norms, cosines and voting stay fp32.
+        layouts: whose stages to build.
+        say: is told of every stage as it is built.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        M3adError: the target is unknown.
+        MissingDependencyError: the builder is not installed.
+        ArtifactError: a stage does not parse, does not build, or has another precision than asked for.
+    """
+    trt, runtime = _builder_module(target)
+    names = dict.fromkeys(step.stage for layout in layouts for step in steps(bundle.dims, layout))
+    with new_folder(bundle.path / "engines" / target, ENGINES_FORMAT) as folder:
+        entries: dict[str, Any] = {}
+        for stage in names:
+            source = bundle.file(f"onnx/{stage}.onnx")
+            model = stage_model(source, stage, precision, with_plugins=runtime == "tensorrt")
+            built = _build(trt, model, stage, target)
+            verify_precision(stage, precision, histogram(model), built.precision_histogram)
+            path = folder / f"{stage}.plan"
+            path.write_bytes(built.plan)
+            entries[path.name] = {
+                **file_entry(path),
+                "onnx_sha256": sha256_of(source),
+                "inputs": [v.name for v in model.graph.input],
+                "precision_histogram": built.precision_histogram,
+                "inspected": built.inspected,
+                "build_s": round(built.seconds, 2),
+            }
+            say(
+                f"{stage}: {len(built.plan) / 1e6:.1f} MB in {built.seconds:.1f} s, {built.precision_histogram}"
+            )
+        manifest = {
+            "format": ENGINES_FORMAT,
+            "target": target,
+            "runtime": runtime,
+            "runtime_version": trt.__version__,
+            "compute_capability": _compute_capability(target),
+            "precision": precision,
+            "layouts": list(layouts),
+            "files": entries,
+        }
+        write_json(folder / "manifest.json", manifest)
+    return bundle.path / "engines" / target
+
+
+def stage_model(path: Path, stage: str, precision: Precision, *, with_plugins: bool) -> onnx.ModelProto:
+    """The ONNX model an engine is built from: precision written in, custom ops as plugins or as function bodies."""
+    model = onnx.load(path)
+    if precision != "fp32":
+        model = half_model(model, stage, precision)
+    if with_plugins:
+        # Up to 10.6 the parser takes a function body before a plugin of the same name: none is left to take.
+        del model.functions[:]
+        return model
+    model = onnx.inliner.inline_local_functions(model)
+    return feed_scored_pixel(model) if any(n.op_type == "NonZero" for n in model.graph.node) else model
+
+
+def feed_scored_pixel(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make `scored_pixel` an input instead of an output where a NonZero finds it.
+
+    TensorRT-RTX has no NonZero (it is a plugin of full TensorRT). Which pixels are scored follows from `point_pixel`
+    alone, so whoever runs the engine computes them first.
+    """
+    (finder,) = (n for n in model.graph.node if n.op_type == "NonZero")
+    output = next(v for v in model.graph.output if v.name == "scored_pixel")
+    fed = [
+        helper.make_node("Cast", ["scored_pixel"], ["scored_pixel.long"], to=TensorProto.INT64),
+        helper.make_node("Constant", [], ["scored_pixel.axis"], value_ints=[0]),
+        helper.make_node("Unsqueeze", ["scored_pixel.long", "scored_pixel.axis"], [finder.output[0]]),
+    ]
+    nodes = [n for n in model.graph.node if n is not finder and "scored_pixel" not in n.output]
+    consumers = [n for n in model.graph.node if "scored_pixel" in n.output]
+    wanted = {v.name for v in model.graph.output} - {"scored_pixel"}
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(_needed([*fed, *nodes], wanted))
+    assert consumers, "scored_pixel is made by some node"
+    model.graph.input.append(output)
+    remaining = [v for v in model.graph.output if v.name != "scored_pixel"]
+    del model.graph.output[:]
+    model.graph.output.extend(remaining)
+    return model
+
+
+def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    needed, kept = set(wanted), []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            for attribute in node.attribute:  # a loop body reads values of the graph around it
+                needed |= {name for inner in attribute.g.node for name in inner.input}
+            kept.append(node)
+    return kept[::-1]
+
+
+def verify_precision(stage: str, precision: Precision, asked: dict[str, int], built: dict[str, int]) -> None:
+    """Compare the types in which matrix products were built with those the ONNX file asks for.
+
+    Raises:
+        ArtifactError: fewer of them run in half precision than asked.
+    """
+    half = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}.get(precision)
+    if half and built.get(half, 0) < asked.get(half, 0):
+        raise ArtifactError(
+            f"engine of stage {stage} has {built.get(half, 0)} matrix products in {precision}, the ONNX file asks for "
+            f"{asked[half]}; a silent fp32 engine is not written. Update the builder or ask for --precision fp32"
+        )
+
+
+def _builder_module(target: str) -> tuple[Any, str]:
+    if target == "native":
+        name, runtime, advice = (
+            "tensorrt",
+            "tensorrt",
+            "install TensorRT 10.3 or later for this machine's CUDA",
+        )
+    elif target in RTX_TARGETS:
+        name, runtime, advice = "tensorrt_rtx", "tensorrt_rtx", "pip install 'm3ad[rtx]'"
+    else:
+        raise M3adError(
+            f"unknown target {target!r}, expected native or one of {', '.join(RTX_TARGETS)}; "
+            f"engines for Jetson are built on the Jetson with --target native"
+        )
+    try:
+        return importlib.import_module(name), runtime
+    except ImportError as error:
+        raise MissingDependencyError(f"{name} is not installed: {advice}") from error
+
+
+def _compute_capability(target: str) -> str:
+    if target == "native":
+        import pycuda.autoinit  # only full TensorRT on a machine with a GPU comes here
+
+        major, minor = pycuda.autoinit.device.compute_capability()
+        return f"{major}.{minor}"
+    digits = target.removeprefix("sm")
+    return f"{digits[:-1]}.{digits[-1]}"
+
+
+def _build(trt: Any, model: onnx.ModelProto, stage: str, target: str) -> BuiltEngine:
+    started = time.perf_counter()
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    if any(node.domain == OP_DOMAIN for node in model.graph.node):
+        _load_plugins(trt, builder)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model.SerializeToString()):
+        errors = "\n".join(f"  {str(parser.get_error(i)).splitlines()[0]}" for i in range(parser.num_errors))
+        raise ArtifactError(
+            f"{trt.__name__} {trt.__version__} cannot read stage {stage}:\n{errors}\n"
+            f"Export the bundle again with this m3ad, or build this stage for another runtime"
+        )
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if target != "native":
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+    profile = builder.create_optimization_profile()
+    dynamic = False
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        if -1 in tuple(tensor.shape):
+            dynamic = True
+            sizes = (MIN_POINTS, TYPICAL_POINTS, MAX_POINTS)
+            profile.set_shape(tensor.name, *(tuple(n if d == -1 else d for d in tensor.shape) for n in sizes))
+    if dynamic:
+        config.add_optimization_profile(profile)
+    types = _network_types(trt, network)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise ArtifactError(f"{trt.__name__} could not build stage {stage} for {target}:\n{logger.text()}")
+    inspected = _inspector_types(trt, logger, plan) if target == "native" else None
+    return BuiltEngine(
+        bytes(plan),
+        time.perf_counter() - started,
+        inspected if inspected is not None else types,
+        inspected is not None,
+    )
+
+
+def _network_types(trt: Any, network: Any) -> dict[str, int]:
+    """Types of matrix products as parsed: in a strongly typed network the engine must keep them."""
+    names = {"HALF": "FLOAT16", "BF16": "BFLOAT16"}
+    counts: dict[str, int] = {}
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION):
+            name = layer.get_output(0).dtype.name
+            name = names.get(name, name)
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _inspector_types(trt: Any, logger: Any, plan: Any) -> dict[str, int]:
+    """Types of the layers that hold matrix products, as the engine inspector of the built plan tells them."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise ArtifactError(f"the engine just built cannot be read back:\n{logger.text()}")
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    counts: dict[str, int] = {}
+    for layer in json.loads(text)["Layers"]:
+        described = json.dumps(layer)
+        products = sum(described.count(op) for op in ("/MatMul", "/Gemm", "/Conv"))
+        name = next(
+            (n for mark, n in (("Half", "FLOAT16"), ("BFloat16", "BFLOAT16")) if mark in described), "FLOAT"
+        )
+        if products:
+            counts[name] = counts.get(name, 0) + products
+    return counts
+
+
+def _load_plugins(trt: Any, builder: Any) -> None:
+    from m3ad_plugins.library import library_path
+
+    registry = builder.get_plugin_registry()
+    if registry.load_library(str(library_path())) is None:
+        raise ArtifactError(f"TensorRT {trt.__version__} refused {library_path()}; run: m3ad-export doctor")
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+        """Keeps what the builder says; it is shown when a build fails."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            # Without a GPU the builder also reports that it saw no driver; that is not why a build fails.
+            if severity <= trt.ILogger.Severity.WARNING and "CUDA driver" not in msg:
+                self.lines.append(msg)
+
+        def text(self) -> str:
+            return "\n".join(f"  {line}" for line in self.lines[-20:])
+
+    return Logger()
