@@ -1,26 +1,34 @@
-"""Image files to arrays: the one place that knows what a damaged file raises."""
+"""Image and array files to arrays: the one place that knows what a damaged file raises."""
 
 import struct
+import tokenize
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 from PIL import Image
 
 from m3ad.errors import FrameError
 
-# What Pillow, tifffile, imagecodecs and NumPy raise on a damaged file (found by cutting and flipping bytes).
+MAX_PIXELS = 1 << 26  # 8192 x 8192: a damaged header must not ask for more memory than a frame can need
+
+# What Pillow, tifffile, imagecodecs and NumPy raise on a damaged file (found by cutting files and flipping bytes).
 DAMAGED = (
-    OSError,
-    ValueError,
-    RuntimeError,
+    ArithmeticError,
     EOFError,
+    Image.DecompressionBombError,
     LookupError,
-    TypeError,
+    MemoryError,
+    OSError,
+    RuntimeError,
     SyntaxError,
+    TypeError,
+    ValueError,
     struct.error,
+    tokenize.TokenError,
     zlib.error,
 )
 
@@ -37,16 +45,46 @@ def open_image(path: Path) -> npt.NDArray[Any]:
     require_file(path)
     try:
         with Image.open(path) as image:
-            return np.array(
-                image.convert("RGB") if image.mode in ("P", "RGBA", "LA", "CMYK", "YCbCr") else image
-            )
-    except (*DAMAGED, Image.DecompressionBombError) as error:
-        raise FrameError(
-            f"{path} cannot be read as an image ({error}); it may be truncated, so copy it again"
-        ) from error
+            _check_size(image.height * image.width)
+            other = image.mode in ("P", "RGBA", "LA", "CMYK", "YCbCr")
+            return np.array(image.convert("RGB") if other else image)
+    except DAMAGED as error:
+        raise _damaged(path, "an image", error) from error
+
+
+def open_tiff(path: Path) -> npt.NDArray[Any]:
+    """Read the first series of a TIFF; raises FrameError when the file is missing or damaged."""
+    require_file(path)
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            _check_size(series.size // 3)
+            return np.asarray(series.asarray())
+    except DAMAGED as error:
+        raise _damaged(path, "TIFF", error) from error
+
+
+def open_npy(path: Path) -> npt.NDArray[Any]:
+    """Read an NPY without pickles; raises FrameError when the file is missing or damaged."""
+    require_file(path)
+    try:
+        # Mapped, because then NumPy compares the header with the file's length before it allocates.
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except DAMAGED as error:
+        raise _damaged(path, "NPY", error) from error
 
 
 def require_file(path: Path) -> None:
     """Raise FrameError when there is no such file."""
     if not path.is_file():
         raise FrameError(f"{path} does not exist or is not a file")
+
+
+def _check_size(num_pixels: int) -> None:
+    if num_pixels > MAX_PIXELS:
+        raise ValueError(f"its header claims {num_pixels} pixels, more than {MAX_PIXELS}")
+
+
+def _damaged(path: Path, kind: str, error: BaseException) -> FrameError:
+    reason = " ".join(str(error).split())
+    return FrameError(f"{path} cannot be read as {kind} ({reason}); it may be truncated, so copy it again")

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
-from m3ad.decode import DAMAGED, open_image, require_file
+from m3ad.decode import open_image, open_npy, open_tiff, require_file
 from m3ad.errors import FrameError, MissingDependencyError
 from m3ad.eyecandies import DEPTH_ENDING, RGB_ENDING, xyz_from_depth
 
@@ -238,8 +237,9 @@ def _find_eyecandies(folder: Path, split: str) -> list[Sample]:
 
 def _read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     rgb = open_image(path)
-    if rgb.dtype != np.uint8 or (rgb.ndim == 3 and rgb.shape[2] != 3):
+    if rgb.dtype not in ("uint8", "bool"):
         raise FrameError(f"{path} is {rgb.dtype} {list(rgb.shape)}, expected an 8-bit RGB or grey image")
+    rgb = rgb if rgb.dtype == np.uint8 else rgb.astype(np.uint8) * 255
     return rgb if rgb.ndim == 3 else np.repeat(rgb[:, :, None], 3, axis=2)
 
 
@@ -251,23 +251,12 @@ def _read_xyz(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
     if suffix in (".ply", ".pcd"):
         return _read_organized_cloud(path, shape)
     if suffix not in XYZ_SUFFIXES:
+        raise FrameError(f"{path} is not a cloud that can be read; expected one of {', '.join(XYZ_SUFFIXES)}")
+    xyz = open_npy(path) if suffix == ".npy" else open_tiff(path)
+    if xyz.ndim != 3 or xyz.shape[2] != 3 or xyz.dtype not in ("float32", "float64"):
         raise FrameError(
-            f"{path} is not a cloud this program reads; expected one of {', '.join(XYZ_SUFFIXES)}"
+            f"{path} holds {xyz.dtype} {list(xyz.shape)}, expected float32 or float64 [H, W, 3] in metres"
         )
-    try:
-        xyz = np.load(path, allow_pickle=False) if suffix == ".npy" else tifffile.imread(path)
-    except DAMAGED as error:
-        raise FrameError(
-            f"{path} cannot be read as {suffix[1:].upper()} ({error}); it may be truncated, so copy it again"
-        ) from error
-    if (
-        not isinstance(xyz, np.ndarray)
-        or xyz.ndim != 3
-        or xyz.shape[2] != 3
-        or xyz.dtype not in ("float32", "float64")
-    ):
-        got = f"{xyz.dtype} {list(xyz.shape)}" if isinstance(xyz, np.ndarray) else type(xyz).__name__
-        raise FrameError(f"{path} holds {got}, expected float32 or float64 [H, W, 3] in metres")
     with np.errstate(over="ignore"):  # beyond float32 is infinite, which is a hole
         return xyz.astype(np.float32)
 
