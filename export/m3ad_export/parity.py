@@ -1,0 +1,177 @@
+"""The same inputs through PyTorch and through ONNX Runtime: stage by stage, end to end, for several sizes of cloud.
+
+Two ONNX forms are held against PyTorch: the graphs with the custom ops' function bodies, which any ONNX runtime can
+run, and the CPU stages, in which the ops are called between plugin-free graphs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from m3ad.contract import IMAGE_SIZE, PIPELINE_INPUTS, Layout, Step, stages, steps
+from m3ad.errors import ArtifactError
+from m3ad.metrics import rank_correlation
+from m3ad.pipeline import Pipeline
+from m3ad.stages import CheckedStage, OnnxGraph, Ops, StageFunction, cpu_stage
+
+from m3ad_export.detector import Detector
+
+PARITY_POINTS = (1024, 1025, 17000, 50176)
+# Largest difference relative to the largest reference value, fp32 to fp32; indices must be equal.
+STAGE_TOLERANCE = 1e-4
+MAP_TOLERANCE = 1e-4
+RANK_TOLERANCE = 0.9999
+
+Values = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """How far one value of one form is from PyTorch's."""
+
+    form: str
+    points: int
+    scope: str  # the stage fed with PyTorch's inputs, or "end to end"
+    value: str
+    max_error: float
+    relative_error: float
+    rank_correlation: float | None
+    passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of the bundle's manifest."""
+        return {field: getattr(self, field) for field in self.__slots__}
+
+    def __str__(self) -> str:
+        rank = "" if self.rank_correlation is None else f", rank correlation {self.rank_correlation:.6f}"
+        verdict = "" if self.passed else "  FAILS"
+        return (
+            f"N={self.points:<6} {self.form:<10} {self.scope:<14} {self.value:<22} "
+            f"max error {self.max_error:.1e}{rank}{verdict}"
+        )
+
+
+def parity_inputs(points: int, image: npt.NDArray[np.float32]) -> Values:
+    """A frame with exactly this many foreground points: the pixels nearest to the image's centre, gently curved.
+
+    Args:
+        points: N, 1024..50176.
+        image: [1, 3, 224, 224] of a real frame.
+
+    Returns:
+        The pipeline's inputs by name; coordinates in metres around 0.4 m, as a structured-light sensor sees them.
+    """
+    y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+    middle = (IMAGE_SIZE - 1) / 2
+    order = np.argsort((y - middle) ** 2 + (x - middle) ** 2, axis=None, kind="stable")
+    pixel = np.sort(order[:points]).astype(np.int32)
+    rows, columns = np.divmod(pixel, IMAGE_SIZE)
+    noise = np.random.default_rng(points).normal(scale=1e-4, size=points)
+    relief = 0.003 * np.sin(rows / 9.0) * np.cos(columns / 13.0)
+    cloud = np.stack([(columns - middle) * 5e-4, (rows - middle) * 5e-4, 0.4 + relief + noise], axis=1)
+    return {"image": image, "points": cloud.astype(np.float32), "point_pixel": pixel}
+
+
+def check_parity(
+    detector: Detector,
+    onnx_folder: Path,
+    ops: Ops,
+    image: npt.NDArray[np.float32],
+    layouts: tuple[Layout, ...] = ("chain",),
+    points: tuple[int, ...] = PARITY_POINTS,
+    threads: int = 2,
+) -> list[Deviation]:
+    """Compare every stage and the whole pipeline for every number of points.
+
+    Returns:
+        One entry per form, size, scope and value; see `verify_parity`.
+    """
+    dims = detector.dims
+    reference = Pipeline(steps(dims, "chain"), detector.stage_functions(ops))
+    deviations: list[Deviation] = []
+    for count in points:
+        inputs = parity_inputs(count, image)
+        expected, _ = reference.run(inputs, keep_all=True)
+        for layout in layouts:
+            wiring = steps(dims, layout)
+            names = dict.fromkeys(step.stage for step in wiring)
+            graphs: dict[str, StageFunction] = {
+                n: CheckedStage(stages(dims)[n], OnnxGraph(onnx_folder / f"{n}.onnx", threads)) for n in names
+            }
+            between = {n: cpu_stage(n, onnx_folder, dims, ops, threads) for n in names}
+            for form, functions in (("onnx", graphs), ("cpu stages", between)):
+                label = f"{layout} {form}"
+                for step in wiring:
+                    # A dense stage is one and the same graph in both forms.
+                    if form == "cpu stages" and _is_graph(between[step.stage]):
+                        continue
+                    deviations += _stage_deviations(label, count, step, functions[step.stage], expected)
+                found, _ = Pipeline(wiring, functions).run(inputs)
+                deviations += [
+                    _deviation(label, count, "end to end", name, found[name], expected[name])
+                    for name in found
+                ]
+    return deviations
+
+
+def verify_parity(deviations: list[Deviation]) -> None:
+    """Refuse an export that differs from PyTorch.
+
+    Raises:
+        ArtifactError: a value is beyond its tolerance.
+    """
+    failed = [d for d in deviations if not d.passed]
+    if failed:
+        listed = "\n".join(f"  {d}" for d in failed)
+        raise ArtifactError(
+            f"ONNX and PyTorch disagree in {len(failed)} of {len(deviations)} values (allowed: {STAGE_TOLERANCE:g} of "
+            f"the largest value per stage, {MAP_TOLERANCE:g} and rank correlation {RANK_TOLERANCE} for maps); "
+            f"the bundle was not written:\n{listed}"
+        )
+
+
+def summary(deviations: list[Deviation]) -> dict[str, Any]:
+    """The figures that go into the manifest."""
+    maps = [d for d in deviations if d.scope == "end to end" and d.value == "anomaly_map"]
+    return {
+        "points": sorted({d.points for d in deviations}),
+        "anomaly_map_max_error": max(d.max_error for d in maps),
+        "anomaly_map_rank_correlation": min(d.rank_correlation or 0.0 for d in maps),
+        "values": [d.to_json() for d in deviations],
+    }
+
+
+def _is_graph(stage: StageFunction) -> bool:
+    return isinstance(stage, CheckedStage) and isinstance(stage.function, OnnxGraph)
+
+
+def _stage_deviations(
+    form: str, points: int, step: Step, function: StageFunction, expected: Mapping[str, npt.NDArray[Any]]
+) -> list[Deviation]:
+    outputs = function({name: expected[value] for name, value in step.inputs.items()})
+    return [
+        _deviation(form, points, step.stage, value, outputs[name], expected[value])
+        for name, value in step.outputs.items()
+        if value not in PIPELINE_INPUTS
+    ]
+
+
+def _deviation(
+    form: str, points: int, scope: str, value: str, found: npt.NDArray[Any], expected: npt.NDArray[Any]
+) -> Deviation:
+    if found.shape != expected.shape:
+        return Deviation(form, points, scope, value, float("inf"), float("inf"), None, False)
+    error = float(np.abs(found.astype(np.float64) - expected).max())
+    scale = float(np.abs(expected).max())
+    relative = error / scale if scale else error
+    rank = rank_correlation(found.reshape(-1), expected.reshape(-1)) if value == "anomaly_map" else None
+    if np.issubdtype(expected.dtype, np.integer):
+        passed = error == 0
+    elif value == "anomaly_map":
+        passed = error <= MAP_TOLERANCE and (rank or 0.0) >= RANK_TOLERANCE
+    else:
+        passed = relative <= STAGE_TOLERANCE
+    return Deviation(form, points, scope, value, error, relative, rank, passed)
