@@ -1,0 +1,180 @@
+"""Pictures for people: the flagged region over the frame, and a sheet of frames, maps and ground truth.
+
+Pillow and NumPy only, because the line engineer's box has no plotting library.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from m3ad.frames import Frame
+from m3ad.preprocess import to_frame
+
+SIDE_PX = 448  # the longer side of a drawn frame
+BANNER_PX = 34
+BAR_PX = 92
+GAP_PX = 8
+PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (113, 113, 122)
+GOOD, BAD = (21, 128, 61), (190, 18, 60)
+# Dark blue to yellow, rising in lightness so that it also reads in grey.
+HEAT = np.array([(10, 12, 60), (86, 15, 109), (187, 55, 84), (249, 142, 8), (252, 255, 164)], np.float64)
+
+Pixels = npt.NDArray[np.uint8]
+Map = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspected:
+    """A frame with its result: `anomaly_map` [224, 224] float32, and `mask` [H, W] bool where the truth is known."""
+
+    frame: Frame
+    anomaly_map: Map
+    score: float
+    mask: npt.NDArray[np.bool_] | None = None
+
+
+def overlay(inspected: Inspected, threshold: float) -> Image.Image:
+    """Draw the frame with heat and a contour where the map is above the threshold, verdict, score and colour bar.
+
+    Args:
+        inspected: the frame and its result.
+        threshold: of the map and of the score; above it a part is defective.
+    """
+    low, high = _limits([inspected], threshold)
+    picture = Image.fromarray(_heat_over_frame(inspected, threshold, low, high))
+    sheet = Image.new("RGB", (picture.width + BAR_PX, picture.height + BANNER_PX), PAPER)
+    sheet.paste(picture, (0, BANNER_PX))
+    _bar(sheet, (picture.width + 14, BANNER_PX + 14, picture.height - 28), low, high, threshold)
+    _banner(sheet, inspected, threshold)
+    return sheet
+
+
+def contact_sheet(inspected: Sequence[Inspected], threshold: float) -> Image.Image:
+    """Draw one row a frame: frame, map, overlay, and the ground truth where at least one frame has it.
+
+    All maps share one colour scale.
+    """
+    if not inspected:
+        raise ValueError("a contact sheet needs at least one frame")
+    low, high = _limits(inspected, threshold)
+    titles = ["frame", "anomaly map", "above threshold"] + ["ground truth"] * any(
+        i.mask is not None for i in inspected
+    )
+    cell = SIDE_PX // 2
+    label = _font(15)
+    row_height = cell + 26
+    width = len(titles) * (cell + GAP_PX) + GAP_PX + BAR_PX
+    sheet = Image.new("RGB", (width, len(inspected) * row_height + 30), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((GAP_PX + column * (cell + GAP_PX), 6), title, FAINT, label)
+    for row, item in enumerate(inspected):
+        top = 30 + row * row_height
+        panels = [
+            item.frame.rgb,
+            _coloured(_on_frame(item), low, high),
+            _heat_over_frame(item, threshold, low, high),
+        ]
+        if item.mask is not None:
+            panels.append(np.repeat(item.mask[..., None], 3, axis=2).astype(np.uint8) * 255)
+        for column, panel in enumerate(panels):
+            picture = _fit(panel, cell)
+            left = GAP_PX + column * (cell + GAP_PX) + (cell - picture.width) // 2
+            sheet.paste(picture, (left, top + (cell - picture.height) // 2))
+        word, colour = _verdict(item, threshold)
+        text = f"{item.frame.name}: {word}, score {item.score:.4g}"
+        draw.text((GAP_PX, top + cell + 3), text, colour, label)
+    _bar(sheet, (width - BAR_PX + 6, 40, cell - 20), low, high, threshold)
+    return sheet
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    image.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def _verdict(inspected: Inspected, threshold: float) -> tuple[str, tuple[int, int, int]]:
+    return ("DEFECT", BAD) if inspected.score > threshold else ("GOOD", GOOD)
+
+
+def _limits(inspected: Sequence[Inspected], threshold: float) -> tuple[float, float]:
+    """The colour scale: from the lowest value to the highest, the threshold always strictly inside."""
+    low = min(float(i.anomaly_map.min()) for i in inspected)
+    high = max(float(i.anomaly_map.max()) for i in inspected)
+    margin = 0.05 * max(high - low, abs(threshold - low), abs(high - threshold), 1e-6)
+    return min(low, threshold - margin), max(high, threshold + margin)
+
+
+def _on_frame(inspected: Inspected) -> Map:
+    height, width = inspected.frame.rgb.shape[:2]
+    return to_frame(inspected.anomaly_map, height, width)
+
+
+def _coloured(values: Map, low: float, high: float) -> Pixels:
+    position = np.clip((values - low) / (high - low), 0, 1) * (len(HEAT) - 1)
+    steps = np.arange(len(HEAT))
+    return np.stack([np.interp(position, steps, HEAT[:, c]) for c in range(3)], axis=-1).astype(np.uint8)
+
+
+def _heat_over_frame(inspected: Inspected, threshold: float, low: float, high: float) -> Pixels:
+    rgb = np.array(_fit(inspected.frame.rgb, SIDE_PX)).astype(np.float64)
+    values = np.array(Image.fromarray(_on_frame(inspected)).resize((rgb.shape[1], rgb.shape[0])))
+    flagged = values > threshold
+    heat = _coloured(values, low, high)
+    rgb[flagged] += 0.55 * (heat[flagged] - rgb[flagged])
+    contour = flagged & ~ndimage.binary_erosion(flagged, iterations=2, border_value=0)
+    halo = ndimage.binary_dilation(contour) & ~contour
+    rgb[halo], rgb[contour] = INK, PAPER
+    return rgb.astype(np.uint8)
+
+
+def _fit(pixels: Pixels, side: int) -> Image.Image:
+    """Scale so that the longer side has `side` pixels."""
+    height, width = pixels.shape[:2]
+    scale = side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _banner(sheet: Image.Image, inspected: Inspected, threshold: float) -> None:
+    draw, font = ImageDraw.Draw(sheet), _font(17)
+    word, colour = _verdict(inspected, threshold)
+    draw.rectangle((0, 0, sheet.width, BANNER_PX - 1), colour)
+    relation = ">" if inspected.score > threshold else "<="
+    text = f"{word}   score {inspected.score:.4g} {relation} {threshold:.4g}"
+    draw.text((10, 7), text, PAPER, font)
+    room = sheet.width - 20 - draw.textlength(f"{text}   ", font)
+    name = inspected.frame.name
+    if draw.textlength(name, font) > room:
+        while name and draw.textlength(f"...{name}", font) > room:
+            name = name[1:]
+        name = f"...{name}" if name else ""
+    draw.text((sheet.width - 10 - draw.textlength(name, font), 7), name, PAPER, font)
+
+
+def _bar(sheet: Image.Image, place: tuple[int, int, int], low: float, high: float, threshold: float) -> None:
+    """Colour bar at (left, top) with the given height; a tick marks the threshold."""
+    left, top, height = place
+    ramp = np.linspace(high, low, height, dtype=np.float32)[:, None].repeat(16, axis=1)
+    sheet.paste(Image.fromarray(_coloured(ramp, low, high)), (left, top))
+    draw, font = ImageDraw.Draw(sheet), _font(13)
+    tick = top + round((high - threshold) / (high - low) * (height - 1))
+    draw.line((left - 4, tick, left + 20, tick), INK, 2)
+    # The ends give way when the threshold's label would cover them.
+    for value, y in ((high, top), (low, top + height - 1)):
+        if abs(y - tick) > 16:
+            draw.text((left + 22, y - 8), f"{value:.3g}", FAINT, font)
+    draw.text((left + 22, tick - 8), f"{threshold:.3g}", INK, font)
