@@ -28,6 +28,7 @@ CPU_FILES: dict[str, tuple[str, ...]] = {
     "mfm": ("mfm.onnx",),
     "mgm": ("mgm.onnx",),
     "vm": ("vm.onnx",),
+    "head": ("head_tokens.onnx", "head_rows.onnx", "head_vote.onnx"),
 }
 
 
@@ -150,6 +151,36 @@ class Project:
         }
 
 
+class Head:
+    """Tokens of both modalities -> anomaly_map, score, score_maps, in tiles of rows (the fused layout)."""
+
+    def __init__(self, folder: Path, dims: Dims, ops: Ops, threads: int) -> None:
+        self.dims, self.ops = dims, ops
+        self.tokens, self.rows, self.vote = (OnnxGraph(folder / f, threads) for f in CPU_FILES["head"])
+        self.tile_rows = int(self.rows.session.get_inputs()[0].shape[0])
+
+    def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """First layers on the tokens, then every scored pixel, a tile at a time."""
+        tables = self.tokens(arrays)
+        xyz = self.ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"])
+        rgb = bilinear_operator(self.dims.rgb_side, xyz.scored_pixel, self.ops)
+        count = len(xyz.scored_pixel)
+        scores = np.empty((3, count), np.float32)
+        for start in range(0, count, self.tile_rows):
+            stop = min(start + self.tile_rows, count)
+            rows = {
+                "rgb_rows": self._tile(rgb.apply(tables["rgb_table"], start, stop)),
+                "xyz_rows": self._tile(xyz.apply(tables["xyz_table"], start, stop)),
+            }
+            scores[:, start:stop] = self.rows(rows)["scores"][:, : stop - start]
+        return self.vote({"scores": scores, "scored_pixel": xyz.scored_pixel})
+
+    def _tile(self, rows: FloatArray) -> FloatArray:
+        """Rows filled up with the first one to a whole tile; what is computed for the filling is dropped."""
+        missing = self.tile_rows - len(rows)
+        return rows if not missing else np.concatenate([rows, np.repeat(rows[:1], missing, axis=0)])
+
+
 class CheckedStage:
     """A stage that refuses inputs which do not fit the contract, before any runtime sees them."""
 
@@ -184,6 +215,8 @@ def cpu_stage(name: str, folder: Path, dims: Dims, ops: Ops, threads: int) -> St
         function = XyzExtractor(folder, dims, ops, threads)
     elif name == "project":
         function = Project(dims, ops)
+    elif name == "head":
+        function = Head(folder, dims, ops, threads)
     else:
         function = OnnxGraph(folder / CPU_FILES[name][0], threads)
     return CheckedStage(stages(dims)[name], function)

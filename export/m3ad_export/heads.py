@@ -70,10 +70,13 @@ class Mfm(nn.Module):
 
     def branches(self, rgb: Tensor, xyz: Tensor) -> tuple[Tensor, Tensor]:
         """The two features brought to one space by the contrastive loss: [R, 256] each."""
-        aligned = self.rgb_branch(rgb), self.xyz_branch(xyz)
+        return self.aligned(self.rgb_branch(rgb), self.xyz_branch(xyz))
+
+    def aligned(self, rgb: Tensor, xyz: Tensor) -> tuple[Tensor, Tensor]:
+        """The branches' outputs as the contrast and the fusion see them: [R, 256] each."""
         if self.config.unit_branches:
-            return F.normalize(aligned[0], dim=1), F.normalize(aligned[1], dim=1)
-        return aligned
+            return F.normalize(rgb, dim=1), F.normalize(xyz, dim=1)
+        return rgb, xyz
 
     def fuse(self, rgb: Tensor, xyz: Tensor) -> Tensor:
         """The outer MLP on the branches: [R, 256] each -> mentor [R, 256]."""

@@ -24,7 +24,10 @@ from onnx import helper
 from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
+from m3ad_export.fused import HeadRows, HeadTokens
+from m3ad_export.voting import HeadVote
 
+TILE_ROWS = 2048
 OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
 ENCODER_GRAPH, ENCODER_WEIGHTS = CPU_FILES["xyz_extractor"]
 
@@ -67,6 +70,39 @@ def write_chain(detector: Detector, folder: Path) -> None:
             verify_interface(path, table[name])
     verify_not_frozen(folder / "xyz_extractor.onnx")
     verify_not_frozen(folder / "project.onnx")
+
+
+def head_stages(detector: Detector) -> dict[str, tuple[nn.Module, Stage]]:
+    """The plugin-free parts of `head`, each with its module, described like stages; the CPU runs them one by one."""
+    dims = detector.dims
+    table = stages(dims)
+    rgb_tokens, _, xyz_tokens, *_ = table["head"].inputs
+    tokens = HeadTokens(detector.mfm, detector.mgm)
+    rgb_width = dims.rgb_width + len(tokens.rgb_weight)
+    xyz_width = dims.xyz_width + len(tokens.xyz_weight)
+    tables = (
+        Tensor("rgb_table", (dims.rgb_tokens, rgb_width)),
+        Tensor("xyz_table", (dims.groups, xyz_width)),
+    )
+    rows = (Tensor("rgb_rows", (TILE_ROWS, rgb_width)), Tensor("xyz_rows", (TILE_ROWS, xyz_width)))
+    scored_pixel = table["vm"].inputs[-1]
+    return {
+        "head_tokens": (tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), tables)),
+        "head_rows": (
+            HeadRows(detector.mfm, detector.mgm),
+            Stage("head_rows", rows, (Tensor("scores", (3, TILE_ROWS)),)),
+        ),
+        "head_vote": (
+            HeadVote(detector.vm),
+            Stage("head_vote", (Tensor("scores", (3, "R")), scored_pixel), table["head"].outputs),
+        ),
+    }
+
+
+def write_head(detector: Detector, folder: Path) -> None:
+    """Write the parts of the fused layout's head into `folder`."""
+    for name, (module, stage) in head_stages(detector).items():
+        onnx.save(dense_model(module, stage), folder / f"{name}.onnx")
 
 
 def dense_model(module: nn.Module, stage: Stage) -> onnx.ModelProto:

@@ -137,10 +137,24 @@ class Vm(nn.Module):
         scored_pixel: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
-        scores = torch.stack([score(a, b) for a, b in pairs])  # [3, R]
+        return self.voted(torch.stack([score(a, b) for a, b in pairs]), scored_pixel)
+
+    def voted(self, scores: Tensor, scored_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [3, R] -> anomaly_map, score, score_maps."""
         score_maps = self.score_maps(scores, scored_pixel)
         anomaly_map = self.vote(score_maps)
         return anomaly_map, anomaly_map.reshape(-1).amax(dim=0, keepdim=True), score_maps
+
+
+class HeadVote(nn.Module):
+    """VM behind its scores, as the fused head uses it: scores [3, R], scored_pixel [R] -> VM's outputs."""
+
+    def __init__(self, vm: Vm) -> None:
+        super().__init__()
+        self.vm = vm
+
+    def forward(self, scores: Tensor, scored_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.vm.voted(scores, scored_pixel)
 
 
 def map_names(config: VotingConfig) -> tuple[str, ...]:

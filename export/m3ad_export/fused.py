@@ -1,0 +1,112 @@
+"""The fused head: MFM -> MGM -> MFM -> VM from tokens to the anomaly map, by identities that hold exactly.
+
+What is linear is moved to where there is less of it: a first layer runs on a thousand tokens instead of on every pixel
+(interpolation and pooling commute with it, its bias is added afterwards), and the second pass's first layer is merged
+with MGM's last. Only scored pixels are computed, in tiles of a fixed number of rows, so that memory does not grow with
+the part. Each rewrite is a function of the trained modules.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m3ad_export.heads import Mapping, Mfm, Mgm
+from m3ad_export.voting import score
+
+
+def merged_linear(last: nn.Linear, first: nn.Linear) -> nn.Linear:
+    """`first(last(x))` as one layer: W = W_first W_last, b = W_first b_last + b_first."""
+    merged = nn.Linear(last.in_features, first.out_features)
+    with torch.no_grad():
+        merged.weight.copy_(first.weight.double() @ last.weight.double())
+        merged.bias.copy_(first.weight.double() @ last.bias.double() + first.bias.double())
+    return merged
+
+
+def split_columns(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
+    """The weight's columns for the first `width` inputs and for the rest: W [a, b] = W_a a + W_b b."""
+    weight = layer.weight.detach()
+    return weight[:, :width], weight[:, width:]
+
+
+def first_layer_on_tokens(layers: list[Tensor]) -> Tensor:
+    """First-layer weights stacked, so that one product with the tokens feeds them all: [sum of outs, D]."""
+    return torch.cat(layers)
+
+
+class HeadTokens(nn.Module):
+    """rgb_tokens [P, D], xyz_tokens [G, D] -> rgb_table [P, D + hidden], xyz_table [G, D + hidden].
+
+    A table holds the tokens and, beside them, every first layer that reads them, without its bias.
+    """
+
+    rgb_weight: Tensor
+    xyz_weight: Tensor
+
+    def __init__(self, mfm: Mfm, mgm: Mgm) -> None:
+        super().__init__()
+        width = mfm.config.mentor_width
+        to_xyz_rgb = split_columns(mgm.to_xyz.input, width)[1]
+        to_rgb_xyz = split_columns(mgm.to_rgb.input, width)[1]
+        rgb = first_layer_on_tokens([mfm.rgb_branch[0].weight.detach(), to_xyz_rgb])
+        xyz = first_layer_on_tokens([mfm.xyz_branch[0].weight.detach(), to_rgb_xyz])
+        self.register_buffer("rgb_weight", rgb)
+        self.register_buffer("xyz_weight", xyz)
+
+    def forward(self, rgb_tokens: Tensor, xyz_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        rgb_table = torch.cat([rgb_tokens, rgb_tokens @ self.rgb_weight.T], dim=1)
+        xyz_table = torch.cat([xyz_tokens, xyz_tokens @ self.xyz_weight.T], dim=1)
+        return rgb_table, xyz_table
+
+
+class GuidedMapping(nn.Module):
+    """One direction of MGM after its first layer has met the features: mentor, hidden rows -> last hidden rows."""
+
+    guide_weight: Tensor
+    input_bias: Tensor
+
+    def __init__(self, mentor_layer: nn.Linear, mapping: Mapping, width: int) -> None:
+        super().__init__()
+        self.mentor_layer = mentor_layer
+        self.projection = mapping.projection
+        self.register_buffer("guide_weight", split_columns(mapping.input, width)[0])
+        self.register_buffer("input_bias", mapping.input.bias.detach())
+
+    def forward(self, mentor: Tensor, hidden: Tensor) -> Tensor:
+        guide = F.gelu(self.mentor_layer(mentor)) @ self.guide_weight.T
+        return F.gelu(self.projection(F.gelu(guide + hidden + self.input_bias)))
+
+
+class HeadRows(nn.Module):
+    """Rows of both tables for T scored pixels -> scores [3, T]: 1 - cos of RGB, XYZ and mentor.
+
+    rgb_rows [T, D + hidden], xyz_rows [T, D + hidden]
+    """
+
+    def __init__(self, mfm: Mfm, mgm: Mgm) -> None:
+        super().__init__()
+        self.mfm = mfm
+        width = mfm.config.mentor_width
+        rgb_first, xyz_first = mfm.rgb_branch[0], mfm.xyz_branch[0]
+        self.rgb_split = (mfm.config.rgb_width, rgb_first.out_features, mgm.to_xyz.input.out_features)
+        self.xyz_split = (mfm.config.xyz_width, xyz_first.out_features, mgm.to_rgb.input.out_features)
+        self.to_rgb = GuidedMapping(mgm.mentor_to_rgb, mgm.to_rgb, width)
+        self.to_xyz = GuidedMapping(mgm.mentor_to_xyz, mgm.to_xyz, width)
+        self.rgb_output, self.xyz_output = mgm.to_rgb.output, mgm.to_xyz.output
+        self.rgb_again = merged_linear(mgm.to_rgb.output, rgb_first)
+        self.xyz_again = merged_linear(mgm.to_xyz.output, xyz_first)
+
+    def mentor(self, rgb_hidden: Tensor, xyz_hidden: Tensor) -> Tensor:
+        """MFM behind its first layers: their outputs, biases included -> mentor."""
+        rgb, xyz = F.gelu(rgb_hidden), F.gelu(xyz_hidden)
+        return self.mfm.fuse(*self.mfm.aligned(self.mfm.rgb_branch[2](rgb), self.mfm.xyz_branch[2](xyz)))
+
+    def forward(self, rgb_rows: Tensor, xyz_rows: Tensor) -> Tensor:
+        rgb, rgb_mfm, rgb_mgm = rgb_rows.split(self.rgb_split, dim=1)
+        xyz, xyz_mfm, xyz_mgm = xyz_rows.split(self.xyz_split, dim=1)
+        mentor = self.mentor(rgb_mfm + self.mfm.rgb_branch[0].bias, xyz_mfm + self.mfm.xyz_branch[0].bias)
+        rgb_last = self.to_rgb(mentor, xyz_mgm)
+        xyz_last = self.to_xyz(mentor, rgb_mgm)
+        again = self.mentor(self.rgb_again(rgb_last), self.xyz_again(xyz_last))
+        pairs = ((rgb, self.rgb_output(rgb_last)), (xyz, self.xyz_output(xyz_last)), (mentor, again))
+        return torch.stack([score(a, b) for a, b in pairs])
