@@ -1,0 +1,140 @@
+"""Command `m3ad-triton`: write, check and serve model repositories."""
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from m3ad import cli as shared
+from m3ad.contract import Layout
+from m3ad.errors import ArtifactError
+
+from m3ad_triton.binary import find_binary
+from m3ad_triton.docker import IMAGE, docker_line
+from m3ad_triton.repository import Repository, Runtime, write_repository
+from m3ad_triton.server import LocalServer, Ports, Tls
+from m3ad_triton.verify import find_problems, verify_repository
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Repositories = Annotated[list[Path], typer.Argument(metavar="REPO...", help="what `m3ad-triton write` wrote")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+
+
+@app.command()
+def write(
+    bundle: Annotated[Path, typer.Argument(help="what `m3ad-export bundle` wrote")],
+    repo: Annotated[Path, typer.Argument(help="the folder to write; an older repository there is replaced")],
+    runtime: Annotated[
+        Runtime, typer.Option(help="onnxruntime: Python backend on the CPU; tensorrt: plans on a GPU")
+    ] = "onnxruntime",
+    layout: Annotated[
+        Layout, typer.Option(help="chain: one model a stage; fused: extractors and one head")
+    ] = "chain",
+    target: Annotated[
+        list[str] | None, typer.Option(help="engines to take, as in sm89; several may be given, all if none")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the Triton model repository of a bundle.
+
+    The ensemble is named as the bundle's category, its stages CATEGORY_STAGE, so several can be served together.
+    """
+    repository = write_repository(bundle, repo, runtime, layout, target or ())
+    for problem in find_problems(repo):
+        shared.talk.print(f"note: {problem}")
+    if as_json:
+        shared.print_json(_summary(repository))
+    else:
+        shared.print_text(
+            f"{repository.path}: ensemble {repository.manifest['category']}, {layout} layout, {runtime}"
+        )
+        shared.talk.print(f"serve it: m3ad-triton serve {repo}")
+
+
+@app.command()
+def check(repo: Annotated[Path, typer.Argument(help="the folder to check")], as_json: Json = False) -> None:
+    """Check a repository without a server: wiring, contract, files, plugin library."""
+    problems = find_problems(repo)
+    if as_json:
+        shared.print_json({"repository": str(repo), "ok": not problems, "problems": problems})
+    else:
+        for problem in problems:
+            shared.print_text(problem)
+    if problems:
+        raise ArtifactError(f"{repo} has {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+    shared.talk.print(f"{repo} can be served")
+
+
+@app.command()
+def serve(
+    repos: Repositories,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; 0.0.0.0 lets other machines in")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 8002,
+    cert: Annotated[Path | None, typer.Option(help="server certificate: gRPC over TLS", exists=True)] = None,
+    key: Annotated[Path | None, typer.Option(help="its key", exists=True)] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="ask clients for a certificate of this CA", exists=True)
+    ] = None,
+    tritonserver: Annotated[
+        Path | None, typer.Option(help="the binary; found by itself if not given")
+    ] = None,
+    ready_timeout_s: Annotated[float, typer.Option(help="time for all models to load and warm up")] = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Serve repositories in the foreground with a Triton on this machine; Ctrl-C stops it.
+
+    Once ready, its URLs and the `docker run` line for the official image are printed.
+    """
+    if (cert is None) != (key is None) or (ca and not cert):
+        raise typer.BadParameter("--cert and --key go together, and --ca needs them")
+    for repo in repos:
+        verify_repository(repo)
+    server = LocalServer(
+        repos,
+        ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+        host=host,
+        ready_timeout_s=ready_timeout_s,
+        tls=Tls(cert=cert, key=key, ca=ca) if cert and key else None,
+        binary=find_binary(tritonserver),
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    shared.talk.print("starting Triton, loading and warming up the models ...")
+    with server:
+        found = {"pid": server.pid, "grpc_url": server.grpc_url, "http_url": server.http_url}
+        found["models"] = [r.manifest["category"] for r in server.repositories]
+        if as_json:
+            shared.print_json(found)
+        else:
+            shared.print_text(f"ready: gRPC {server.grpc_url}, HTTP {server.http_url}, pid {server.pid}")
+            shared.talk.print(f"inspect: m3ad-client infer RGB XYZ --url {server.grpc_url}")
+            shared.talk.print(f"official image: {docker_line(server.repositories)}", soft_wrap=True)
+        server.wait()
+
+
+@app.command()
+def docker(
+    repos: Repositories, image: Annotated[str, typer.Option(help="the official image to use")] = IMAGE
+) -> None:
+    """Print the `docker run` line that serves repositories with the official image."""
+    shared.print_text(docker_line([Repository.open(repo) for repo in repos], image))
+
+
+def _summary(repository: Repository) -> dict[str, Any]:
+    return {
+        "repository": str(repository.path),
+        **{k: v for k, v in repository.manifest.items() if k != "files"},
+    }
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command."""
+    shared.run(app)

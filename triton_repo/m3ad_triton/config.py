@@ -1,0 +1,145 @@
+"""Triton model configurations made from the contract, through Triton's own protobuf, so that no field can be misspelt.
+
+It knows the contract and `config.pbtxt`; where files lie is `repository`'s business.
+https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_configuration.md
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from google.protobuf import text_format
+from m3ad.contract import MAX_POINTS, Dims, Layout, Stage, Tensor, pipeline_tensors, stages, steps
+from m3ad.pipeline import ServingRecord
+from tritonclient.grpc import model_config_pb2 as pb
+
+DTYPES = {"float32": pb.TYPE_FP32, "int32": pb.TYPE_INT32}
+VALUE_BYTES = 4  # every tensor of the contract is float32 or int32
+RECORD, SERVING = "m3ad", "m3ad_serving"  # parameters of the ensemble, read by clients
+WARMUP_FOLDER = "warmup"  # Triton looks for a sample's files there
+
+
+def model_name(category: str, stage: str) -> str:
+    """The name of a stage's model; the ensemble itself is named as the category."""
+    return f"{category}_{stage}"
+
+
+def python_stage(name: str, stage: Stage, dims: Dims, warmup: Mapping[str, npt.NDArray[Any]]) -> Any:
+    """A stage on the CPU, run by the Python backend."""
+    config = _stage(name, stage, warmup)
+    config.backend = "python"
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.parameters[RECORD].string_value = json.dumps({"stage": stage.name, "dims": dims.to_json()})
+    return config
+
+
+def tensorrt_stage(
+    name: str, stage: Stage, plans: Mapping[str, str], warmup: Mapping[str, npt.NDArray[Any]]
+) -> Any:
+    """A stage as TensorRT plans: compute capability, as in 8.9 -> file name."""
+    config = _stage(name, stage, warmup)
+    config.platform = "tensorrt_plan"
+    config.default_model_filename = next(iter(plans.values()))
+    if len(plans) > 1:
+        config.cc_model_filenames.update(plans)
+    # One instance: with dynamic shapes Triton's instances share no engine, a second would load the weights again.
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+    return config
+
+
+def ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
+    """The whole pipeline as one model, wired as the contract says; `record` and `serving` travel as parameters."""
+    dims = Dims(**record.dims)
+    config = pb.ModelConfig(name=record.category, platform="ensemble")
+    inputs, outputs = pipeline_tensors(dims)
+    _add_tensors(config, inputs, outputs)
+    for step in steps(dims, record.layout):
+        config.ensemble_scheduling.step.add(
+            model_name=model_name(record.category, step.stage),
+            model_version=-1,
+            input_map=step.inputs,
+            output_map=step.outputs,
+        )
+    config.parameters[RECORD].string_value = json.dumps(asdict(record))
+    config.parameters[SERVING].string_value = json.dumps(serving)
+    return config
+
+
+def to_text(config: Any) -> str:
+    """The text of a config.pbtxt."""
+    # proto3 leaves out a field that equals its default, but Triton wants this one written: no batching.
+    return f"{text_format.MessageToString(config)}max_batch_size: 0\n"
+
+
+def read_config(path: Path) -> Any:
+    """Parse a config.pbtxt.
+
+    Raises:
+        ValueError: it is not valid; the message tells line and column.
+    """
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def dtype_name(data_type: int) -> str:
+    """The name of a Triton data type, as in TYPE_FP32."""
+    return str(pb.DataType.Name(data_type))
+
+
+def intermediate_bytes(dims: Dims, layout: Layout) -> int:
+    """Bytes of all tensors between the stages for the largest cloud, N = R = 50176; rounded up to whole MiB.
+
+    Triton keeps them in its device-memory pool. When the pool (64 MB unless told) cannot hold one, Triton goes through
+    host memory instead and says so once in its log.
+    """
+    table = stages(dims)
+    sizes = {
+        value: _largest_bytes(tensor)
+        for step in steps(dims, layout)
+        for tensor in table[step.stage].outputs
+        for value in (step.outputs[tensor.name],)
+    }
+    return _whole_mib(sum(sizes.values()))
+
+
+def shared_memory_bytes(dims: Dims, layout: Layout) -> int:
+    """Shared memory the Python backend needs for the largest cloud: inputs and outputs of every stage's model.
+
+    A quarter on top is what its allocator was seen to lose.
+    """
+    table = stages(dims)
+    used = {step.stage for step in steps(dims, layout)}
+    tensors = [t for name in used for t in (*table[name].inputs, *table[name].outputs)]
+    return _whole_mib(sum(map(_largest_bytes, tensors)) * 5 // 4)
+
+
+def _stage(name: str, stage: Stage, warmup: Mapping[str, npt.NDArray[Any]]) -> Any:
+    config = pb.ModelConfig(name=name)
+    _add_tensors(config, stage.inputs, stage.outputs)
+    sample = config.model_warmup.add(name="golden", batch_size=1)
+    for tensor in stage.inputs:
+        entry = sample.inputs[tensor.name]
+        entry.data_type = DTYPES[tensor.dtype]
+        entry.dims.extend(warmup[tensor.name].shape)
+        entry.input_data_file = tensor.name
+    return config
+
+
+def _add_tensors(config: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+    for entries, tensors in ((config.input, inputs), (config.output, outputs)):
+        for tensor in tensors:
+            entries.add(name=tensor.name, data_type=DTYPES[tensor.dtype], dims=tensor.shape)
+
+
+def _largest_bytes(tensor: Tensor) -> int:
+    return VALUE_BYTES * math.prod(MAX_POINTS if isinstance(d, str) else d for d in tensor.dims)
+
+
+def _whole_mib(size: int) -> int:
+    return -(-size // 2**20) * 2**20

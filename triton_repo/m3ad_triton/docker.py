@@ -1,0 +1,45 @@
+"""The `docker run` line that serves repositories with NVIDIA's official image."""
+
+import shlex
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from m3ad_triton.engines import RUNTIME
+from m3ad_triton.repository import Repository, server_arguments
+
+IMAGE = "nvcr.io/nvidia/tritonserver:26.08-py3"
+
+
+def docker_line(repositories: Sequence[Repository], image: str = IMAGE) -> str:
+    """One line for a shell: mounts, shared memory, plugin shims and the same server arguments as a local server.
+
+    CPU stages import m3ad inside the container, so that line installs it there first; plans need nothing.
+    """
+    on_gpu = all(r.manifest["runtime"] == RUNTIME for r in repositories)
+    shared = sum(r.manifest["shared_memory_bytes"] for r in repositories)
+    mounts = {r.path: f"/models/{r.path.name}" for r in repositories}
+    server = shlex.join(["tritonserver", *server_arguments(repositories, list(mounts.values()))])
+    docker = ["docker", "run", "--rm", "-p", "8000-8002:8000-8002"]
+    docker += [f"--shm-size={max(shared, 2**26) // 2**20}m"]
+    docker += ["--gpus=all"] if on_gpu else []
+    for path, place in mounts.items():
+        docker += ["-v", f"{path}:{place}:ro"]
+    if on_gpu:
+        return f"{shlex.join([*docker, image])} {server}"
+    source = _checkout()
+    if source is None:
+        install = "pip install 'm3ad[cpu]'"
+    else:
+        docker += ["-v", f"{source}:/m3ad:ro"]
+        install = "cp -r /m3ad /tmp/m3ad && pip install '/tmp/m3ad[cpu]'"
+    return f"{shlex.join([*docker, image, 'bash', '-c'])} {shlex.quote(f'{install} && {server}')}"
+
+
+def _checkout() -> Path | None:
+    """The folder of m3ad's sources when it is an editable install."""
+    spec = find_spec("m3ad_triton")
+    assert spec is not None
+    assert spec.origin is not None
+    root = Path(spec.origin).parents[2]
+    return root if (root / "pyproject.toml").is_file() else None

@@ -1,0 +1,208 @@
+"""A model repository: written from a bundle, opened by the server and by the checks.
+
+On disk: one folder per model as Triton wants them, and beside them, where Triton does not look, `manifest.json` and
+the plugin libraries.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from m3ad.bundle import (
+    MANIFEST,
+    Bundle,
+    file_entries,
+    new_folder,
+    read_manifest,
+    sha256_of,
+    verify_files,
+    write_json,
+)
+from m3ad.contract import CONTRACT_VERSION, Dims, Layout, Step, stages, steps
+from m3ad.errors import ArtifactError
+from m3ad.pipeline import ServingRecord
+from m3ad.stages import CPU_FILES
+
+from m3ad_triton import config
+from m3ad_triton.engines import Engines, find_engines, place_plugins
+
+Runtime = Literal["onnxruntime", "tensorrt"]
+FORMAT = "m3ad-repository"
+ADVICE = "Write it again: m3ad-triton write BUNDLE REPO"
+VERSION = "1"
+MODEL_PY = '''"""The stage that this model's parameters name."""
+
+from m3ad_triton.stage_model import TritonPythonModel  # noqa: F401
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A model repository: its folder and its manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "Repository":
+        """Open a repository and check its format, its contract version and the hash of every listed file.
+
+        Raises:
+            ArtifactError: the folder is no repository, is of another contract version, or a file was changed.
+        """
+        manifest = read_manifest(path, FORMAT, ADVICE)
+        if manifest.get("contract_version") != CONTRACT_VERSION:
+            raise ArtifactError(
+                f"{path} is a repository of contract version {manifest.get('contract_version')}, this m3ad serves "
+                f"version {CONTRACT_VERSION}. {ADVICE}"
+            )
+        verify_files(path, manifest["files"], ADVICE)
+        return cls(path.absolute(), manifest)
+
+
+def write_repository(
+    bundle_path: Path, target: Path, runtime: Runtime, layout: Layout, engine_targets: Sequence[str] = ()
+) -> Repository:
+    """Write the model repository of a bundle; an older one in its place is replaced.
+
+    Args:
+        bundle_path: what `m3ad-export bundle` wrote.
+        target: the folder to write.
+        runtime: onnxruntime runs the stages in Triton's Python backend on the CPU, tensorrt as plans.
+        layout: chain has one model a stage and uses `mfm` twice, fused has one `head`.
+        engine_targets: which of the bundle's engines to take, by target; all when left out.
+
+    Raises:
+        ArtifactError: the bundle lacks a file, an engine or golden data, or `target` is something else.
+    """
+    bundle = Bundle.open(bundle_path)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bundle.name):
+        raise ArtifactError(
+            f"category {bundle.name!r} cannot name a Triton model; expected letters, digits, '_', '-' and '.': "
+            "export the bundle under such a name"
+        )
+    wiring = steps(bundle.dims, layout)
+    names = list(dict.fromkeys(step.stage for step in wiring))
+    engines = find_engines(bundle, names, engine_targets) if runtime == "tensorrt" else ()
+    with new_folder(target, FORMAT) as folder:
+        for name in names:
+            model = folder / config.model_name(bundle.name, name)
+            (model / VERSION).mkdir(parents=True)
+            first_use = next(step for step in wiring if step.stage == name)
+            warmup = _write_warmup(bundle, first_use, model / config.WARMUP_FOLDER)
+            text = _write_stage(bundle, name, model, engines, warmup)
+            (model / "config.pbtxt").write_text(text, encoding="utf-8")
+        serving = {
+            "runtime": runtime,
+            "precision": ", ".join(sorted({e.precision for e in engines})) if engines else "fp32",
+            "model_bytes": _model_bytes(folder, len(engines) or 1),
+        }
+        whole = folder / bundle.name
+        (whole / VERSION).mkdir(parents=True)
+        (whole / VERSION / ".keep").touch()  # Triton wants the empty folder, archives drop it
+        record = ServingRecord.of(bundle, layout)
+        (whole / "config.pbtxt").write_text(
+            config.to_text(config.ensemble(record, serving)), encoding="utf-8"
+        )
+        manifest = {
+            "format": FORMAT,
+            "contract_version": CONTRACT_VERSION,
+            "category": bundle.name,
+            "layout": layout,
+            **serving,
+            "dims": bundle.dims.to_json(),
+            "weights": record.weights,
+            "bundle_sha256": sha256_of(bundle.path / MANIFEST),
+            "engines": [engine.summary() for engine in engines],
+            "plugins": place_plugins(engines, folder),
+            "cuda_pool_bytes": config.intermediate_bytes(bundle.dims, layout),
+            "shared_memory_bytes": config.shared_memory_bytes(bundle.dims, layout) if not engines else 0,
+            "files": file_entries(folder),
+        }
+        write_json(folder / MANIFEST, manifest)
+    return Repository(target.absolute(), manifest)
+
+
+def server_arguments(repositories: Sequence[Repository], places: Sequence[str]) -> list[str]:
+    """Arguments of a tritonserver that serves these repositories, each seen by the server at its place.
+
+    The configurations are complete, so auto-complete is off: it would load every plan one extra time.
+    """
+    pool = max(r.manifest["cuda_pool_bytes"] for r in repositories)
+    shims = [
+        f"{place}/{shim}"
+        for repository, place in zip(repositories, places, strict=True)
+        for shim in repository.manifest["plugins"]["shims"]
+    ]
+    return [
+        *(f"--model-repository={place}" for place in places),
+        "--disable-auto-complete-config",
+        "--strict-readiness=true",
+        f"--cuda-memory-pool-byte-size=0:{pool}",
+        *([f"--backend-config=tensorrt,plugins={';'.join(shims)}"] if shims else []),
+    ]
+
+
+def _write_stage(
+    bundle: Bundle,
+    name: str,
+    model: Path,
+    engines: Sequence[Engines],
+    warmup: dict[str, npt.NDArray[Any]],
+) -> str:
+    stage, version = stages(bundle.dims)[name], model / VERSION
+    if engines:
+        plans = {engine.compute_capability: f"{engine.target}.plan" for engine in engines}
+        for engine in engines:
+            shutil.copyfile(engine.plan(name), version / f"{engine.target}.plan")
+        return config.to_text(config.tensorrt_stage(model.name, stage, plans, warmup))
+    if name not in CPU_FILES:
+        raise ArtifactError(
+            f"stage {name} has no form for the CPU; choose --layout chain or --runtime tensorrt"
+        )
+    for file in CPU_FILES[name]:
+        shutil.copyfile(bundle.file(f"onnx/{file}"), version / file)
+    (version / "model.py").write_text(MODEL_PY, encoding="utf-8")
+    return config.to_text(config.python_stage(model.name, stage, bundle.dims, warmup))
+
+
+def _write_warmup(bundle: Bundle, step: Step, folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """Write a stage's inputs of the golden frame as raw bytes."""
+    folder.mkdir()
+    arrays = {}
+    for tensor in stages(bundle.dims)[step.stage].inputs:
+        path = bundle.file(f"golden/{step.inputs[tensor.name]}.npy")
+        array = np.load(path, allow_pickle=False)
+        if problem := tensor.mismatch(array):
+            raise ArtifactError(f"{path}: {problem}; export the bundle again: m3ad-export bundle")
+        (folder / tensor.name).write_bytes(np.ascontiguousarray(array).tobytes())
+        arrays[tensor.name] = array
+    return arrays
+
+
+def _model_bytes(folder: Path, copies: int) -> int:
+    """Bytes of the ONNX files or plans that one server loads: nearly all of it weights."""
+    kinds = ("*.onnx", "*.weights", "*.plan")
+    return sum(path.stat().st_size for kind in kinds for path in folder.rglob(kind)) // copies
+
+
+def stage_of(model: str, manifest: dict[str, Any]) -> str | None:
+    """The stage a model of a repository stands for, or None when it is not one of its stage models."""
+    names = {config.model_name(manifest["category"], s): s for s in stages(Dims(**manifest["dims"]))}
+    return names.get(model)
+
+
+def layout_of(manifest: dict[str, Any]) -> Layout:
+    """The layout a repository was written in."""
+    return "fused" if manifest["layout"] == "fused" else "chain"
+
+
+def record_of(ensemble: Any) -> ServingRecord:
+    """The serving record in an ensemble's parameters."""
+    return ServingRecord(**json.loads(ensemble.parameters[config.RECORD].string_value))

@@ -1,0 +1,56 @@
+"""A stage of the contract as a model of Triton's Python backend; `<model>/1/model.py` imports this class.
+
+A stage is the same function the in-process pipeline runs. A request it refuses is answered with a sentence, and the
+next request is served.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from m3ad.contract import Dims, stages
+from m3ad.errors import M3adError
+from m3ad.stages import cpu_stage
+from m3ad_plugins import ops
+
+
+class TritonPythonModel:
+    """What Triton calls: `initialize` once, `execute` for every batch of requests."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the stage that the model's parameters name from the model's version folder."""
+        record = json.loads(json.loads(args["model_config"])["parameters"]["m3ad"]["string_value"])
+        dims = Dims(**record["dims"])
+        self.stage = stages(dims)[record["stage"]]
+        folder = Path(args["model_repository"]) / args["model_version"]
+        threads = len(os.sched_getaffinity(0))
+        self.function = cpu_stage(self.stage.name, folder, dims, ops, threads)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request with its tensors or with what is wrong with it."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        import triton_python_backend_utils as pb_utils  # exists only inside Triton
+
+        # DLPack both ways: the stub may be built for NumPy 1, and then misreads the element size of NumPy 2 arrays.
+        arrays = {
+            tensor.name: np.from_dlpack(pb_utils.get_input_tensor_by_name(request, tensor.name))
+            for tensor in self.stage.inputs
+        }
+        try:
+            results = self.function(arrays)
+        except (M3adError, ValueError) as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor.from_dlpack(name, _exportable(array)) for name, array in results.items()]
+        )
+
+
+def _exportable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array itself, or a copy when it is not contiguous or not writable, which DLPack cannot carry."""
+    array = np.ascontiguousarray(array)
+    return array if array.flags.writeable else array.copy()

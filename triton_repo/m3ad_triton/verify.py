@@ -1,0 +1,263 @@
+"""Checks of a model repository without a server: what Triton's core checks of an ensemble, and what it does not.
+
+Every problem is one sentence that names both sides; all are found in one go. Triton itself stops at the first.
+"""
+
+import ctypes
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from m3ad.bundle import MANIFEST, read_manifest, verify_files
+from m3ad.contract import CONTRACT_VERSION, Dims, stages, steps
+from m3ad.errors import ArtifactError
+from m3ad.stages import CPU_FILES
+
+from m3ad_triton import config
+from m3ad_triton.engines import RUNTIME
+from m3ad_triton.repository import ADVICE, FORMAT, VERSION, layout_of, record_of, stage_of
+
+CONFIG = "config.pbtxt"
+
+
+def find_problems(path: Path) -> list[str]:
+    """Every problem of the repository at `path`, one sentence each; empty when it can be served.
+
+    Raises:
+        ArtifactError: the folder is no repository at all.
+    """
+    manifest = read_manifest(path, FORMAT, ADVICE)
+    if manifest.get("contract_version") != CONTRACT_VERSION:
+        return [
+            f"the repository is of contract version {manifest.get('contract_version')}, this m3ad reads "
+            f"{CONTRACT_VERSION}. {ADVICE}"
+        ]
+    problems = _file_problems(path, manifest)
+    configs, unreadable = read_configs(path)
+    problems += unreadable
+    for name, model in configs.items():
+        if model.name != name:
+            problems.append(f"folder `{name}` holds the configuration of a model named `{model.name}`")
+        if model.platform == "ensemble":
+            problems += ensemble_problems(model, configs)
+        else:
+            problems += _stage_problems(path / name, model, manifest)
+    ensembles = [name for name, model in configs.items() if model.platform == "ensemble"]
+    if manifest["category"] not in ensembles:
+        problems.append(f"no ensemble is named `{manifest['category']}`, the category; found {ensembles}")
+    else:
+        problems += _contract_problems(configs[manifest["category"]], manifest)
+    used = {step.model_name for name in ensembles for step in configs[name].ensemble_scheduling.step}
+    problems += [f"model `{name}` is used by no ensemble" for name in configs.keys() - used - {*ensembles}]
+    return [*problems, *_plugin_problems(path, manifest)]
+
+
+def verify_repository(path: Path) -> None:
+    """Check a repository.
+
+    Raises:
+        ArtifactError: it has problems; the first is told, and how to see all.
+    """
+    problems = find_problems(path)
+    if problems:
+        more = f" ({len(problems) - 1} more: m3ad-triton check {path})" if len(problems) > 1 else ""
+        raise ArtifactError(f"{path} cannot be served: {problems[0]}{more}")
+
+
+def read_configs(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Every model's configuration by folder name, and what kept the others from being read."""
+    configs, problems = {}, []
+    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
+        if not (folder / CONFIG).is_file():
+            problems.append(f"folder `{folder.name}` has no {CONFIG}, Triton would refuse it as a model")
+            continue
+        try:
+            configs[folder.name] = config.read_config(folder / CONFIG)
+        except ValueError as error:
+            problems.append(f"{folder / CONFIG} is not a model configuration: {error}")
+            continue
+        if not any(p.is_dir() and p.name.isdigit() for p in folder.iterdir()):
+            problems.append(f"model `{folder.name}` has no version folder; expected {folder / VERSION}")
+    return configs, problems
+
+
+def ensemble_problems(ensemble: Any, configs: dict[str, Any]) -> list[str]:
+    """Check an ensemble's wiring: every model there, every input fed once, both ends of a value alike, no cycle."""
+    problems: list[str] = []
+    producers: dict[str, tuple[str, Any]] = {
+        t.name: (f"ensemble `{ensemble.name}`", t) for t in ensemble.input
+    }
+    consumers: list[tuple[str, str, Any]] = []  # value, who, tensor
+    edges: list[tuple[set[str], set[str]]] = []  # values a step needs and makes
+    for step in ensemble.ensemble_scheduling.step:
+        who, model = f"model `{step.model_name}`", configs.get(step.model_name)
+        edges.append((set(step.input_map.values()), set(step.output_map.values())))
+        if model is None:
+            problems.append(f"ensemble `{ensemble.name}` uses {who}, which is not in the repository")
+            continue
+        for kind, tensors, mapped in (
+            ("input", model.input, step.input_map),
+            ("output", model.output, step.output_map),
+        ):
+            names = {t.name for t in tensors}
+            problems += [
+                f"ensemble `{ensemble.name}` maps {kind} `{name}` of {who}, which has only {sorted(names)}"
+                for name in sorted(mapped.keys() - names)
+            ]
+        for tensor in model.input:
+            if tensor.name not in step.input_map:
+                problems.append(f"ensemble `{ensemble.name}` maps nothing to input `{tensor.name}` of {who}")
+            else:
+                consumers.append((step.input_map[tensor.name], who, tensor))
+        for tensor in model.output:
+            value = step.output_map.get(tensor.name)
+            if value in producers:
+                problems.append(f"value `{value}` is written by {producers[value][0]} and again by {who}")
+            elif value:
+                producers[value] = (who, tensor)
+    consumers += [(t.name, f"ensemble `{ensemble.name}`", t) for t in ensemble.output]
+    for value, who, tensor in consumers:
+        if value not in producers:
+            problems.append(f"value `{value}`, which {who} reads as `{tensor.name}`, is written by nobody")
+            continue
+        writer, written = producers[value]
+        if not _agree(written, tensor):
+            problems.append(
+                f"value `{value}` leaves {writer} as {_describe(written)} but {who} reads `{tensor.name}` "
+                f"as {_describe(tensor)}"
+            )
+    read = {value for value, _, _ in consumers}
+    problems += [
+        f"input `{t.name}` of ensemble `{ensemble.name}` is read by no model"
+        for t in ensemble.input
+        if t.name not in read
+    ]
+    if stuck := _cycle(edges, {t.name for t in ensemble.input}, producers.keys()):
+        problems.append(f"the values {stuck} of ensemble `{ensemble.name}` wait for each other in a cycle")
+    return problems
+
+
+def _cycle(edges: list[tuple[set[str], set[str]]], ready: set[str], written: Any) -> list[str]:
+    """Values that never become ready although somebody writes them."""
+    waiting = [(needs & set(written), makes) for needs, makes in edges]
+    while done := [entry for entry in waiting if entry[0] <= ready]:
+        waiting = [entry for entry in waiting if entry not in done]
+        ready = ready.union(*(makes for _, makes in done))
+    return sorted({value for _, makes in waiting for value in makes})
+
+
+def _file_problems(path: Path, manifest: dict[str, Any]) -> list[str]:
+    problems = []
+    for relative, entry in manifest["files"].items():
+        try:
+            verify_files(path, {relative: entry}, ADVICE)
+        except ArtifactError as error:
+            problems.append(str(error))
+    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {MANIFEST}
+    extra = sorted(p for p in present - manifest["files"].keys() if "__pycache__" not in p)
+    return problems + [f"{path / name} is not listed in {MANIFEST}. {ADVICE}" for name in extra]
+
+
+def _stage_problems(folder: Path, model: Any, manifest: dict[str, Any]) -> list[str]:
+    name = stage_of(model.name, manifest)
+    if name is None:
+        return [f"model `{model.name}` is no stage of category {manifest['category']}"]
+    stage, problems = stages(Dims(**manifest["dims"]))[name], []
+    for kind, tensors, entries in (
+        ("input", stage.inputs, model.input),
+        ("output", stage.outputs, model.output),
+    ):
+        expected = {t.name: (config.DTYPES[t.dtype], list(t.shape)) for t in tensors}
+        found = {t.name: (t.data_type, list(t.dims)) for t in entries}
+        problems += [
+            f"{kind} `{tensor}` of model `{model.name}` is {_spell(found.get(tensor))}, the contract's "
+            f"{name} has {_spell(expected.get(tensor))}"
+            for tensor in sorted(expected.keys() | found.keys())
+            if expected.get(tensor) != found.get(tensor)
+        ]
+    if model.platform == "tensorrt_plan":
+        files = {*model.cc_model_filenames.values(), model.default_model_filename or "model.plan"}
+    else:
+        files = {*CPU_FILES.get(name, ()), "model.py"}
+    problems += [
+        f"model `{model.name}` has no file {VERSION}/{file}. {ADVICE}"
+        for file in sorted(files)
+        if not (folder / VERSION / file).is_file()
+    ]
+    for sample in model.model_warmup:
+        for tensor, entry in sample.inputs.items():
+            file = folder / config.WARMUP_FOLDER / entry.input_data_file
+            size, expected_size = (file.stat().st_size if file.is_file() else None), _bytes(entry.dims)
+            if size != expected_size:
+                problems.append(
+                    f"warm-up of model `{model.name}` reads `{tensor}` from {file}, {size or 'no'} bytes, "
+                    f"expected {expected_size}"
+                )
+    return problems
+
+
+def _contract_problems(ensemble: Any, manifest: dict[str, Any]) -> list[str]:
+    """Compare the ensemble's steps with the contract's wiring and read its parameters."""
+    expected = [
+        (config.model_name(manifest["category"], s.stage), dict(s.inputs), dict(s.outputs))
+        for s in steps(Dims(**manifest["dims"]), layout_of(manifest))
+    ]
+    found = [(s.model_name, dict(s.input_map), dict(s.output_map)) for s in ensemble.ensemble_scheduling.step]
+    problems = [
+        f"ensemble `{ensemble.name}` wires {got[0]} {got[1]} -> {got[2]}, the contract's {manifest['layout']} "
+        f"layout {want[0]} {want[1]} -> {want[2]}"
+        for got, want in zip(found, expected, strict=False)
+        if got != want
+    ]
+    if len(found) != len(expected):
+        problems.append(
+            f"ensemble `{ensemble.name}` has {len(found)} steps, the contract's {manifest['layout']} layout "
+            f"{len(expected)}"
+        )
+    try:
+        record = record_of(ensemble)
+    except (json.JSONDecodeError, TypeError) as error:
+        return [*problems, f"parameter `{config.RECORD}` of ensemble `{ensemble.name}` is damaged: {error}"]
+    if record.contract_version != manifest["contract_version"] or record.dims != manifest["dims"]:
+        problems.append(
+            f"parameter `{config.RECORD}` of ensemble `{ensemble.name}` is of contract version "
+            f"{record.contract_version} and sizes {record.dims}, the manifest of "
+            f"{manifest['contract_version']} and {manifest['dims']}"
+        )
+    return problems
+
+
+def _plugin_problems(path: Path, manifest: dict[str, Any]) -> list[str]:
+    if manifest["runtime"] != RUNTIME:
+        return []
+    plugins, build = manifest["plugins"], "build it (trt_plugins/README.md), then write the repository again"
+    if plugins["library"] is None:
+        why = plugins["missing"] or "the engines' manifest records no TensorRT version"
+        return [f"the engines need the plugin library and none lies in {path} ({why}); {build}"]
+    try:
+        ctypes.CDLL(str((path / plugins["library"]).absolute()))
+    except OSError as error:
+        # Triton would only log this and fail later with "creator not found".
+        return [f"plugin library {path / plugins['library']} cannot be loaded here: {error}"]
+    return []
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Alike as Triton's core sees it: same dtype and rank, a dimension of -1 fits every other."""
+    dims = len(a.dims) == len(b.dims) and all(
+        x == y or -1 in (x, y) for x, y in zip(a.dims, b.dims, strict=True)
+    )
+    return bool(dims and a.data_type == b.data_type)
+
+
+def _describe(tensor: Any) -> str:
+    return _spell((tensor.data_type, list(tensor.dims)))
+
+
+def _spell(kind: tuple[int, list[int]] | None) -> str:
+    return "absent" if kind is None else f"{config.dtype_name(kind[0])} {kind[1]}"
+
+
+def _bytes(dims: Any) -> int:
+    return config.VALUE_BYTES * int(math.prod(dims))
