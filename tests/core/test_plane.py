@@ -1,0 +1,65 @@
+"""The plane fit finds the true plane under outliers, repeats exactly, and says when there is none."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from m3ad.errors import FrameError
+from m3ad.plane import border_points, distance_m, fit_plane
+
+
+def points_on(normal, offset_m, rng, count=1000, outliers=0.0, noise_m=5e-4):
+    normal = np.array(normal) / np.linalg.norm(normal)
+    points = rng.uniform((-0.15, -0.15, 0.35), (0.15, 0.15, 0.65), (count, 3))
+    points -= (points @ normal + offset_m)[:, None] * normal
+    points += rng.normal(0, noise_m, (count, 1)) * normal
+    off = rng.random(count) < outliers
+    points[off] += rng.uniform(0.02, 0.15, (off.sum(), 1)) * normal
+    return points, normal, off
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    normal=st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda n: np.linalg.norm(n) > 0.3),
+    outliers=st.floats(0, 0.4),
+    seed=st.integers(0, 1000),
+)
+def test_the_plane_is_found_under_outliers(normal, outliers, seed):
+    points, normal, off = points_on(normal, 0.1, np.random.default_rng(seed), outliers=outliers)
+    plane = fit_plane(points, seed)
+    assert np.linalg.norm(plane[:3]) == pytest.approx(1)
+    assert abs(np.dot(plane[:3], normal)) > np.cos(np.deg2rad(0.2))
+    # Least squares over the true plane's own points, by singular values, is as good as it gets.
+    own = points[~off]
+    best = np.linalg.svd(own - own.mean(axis=0), full_matrices=False)[2][2]
+    assert abs(np.dot(plane[:3], best)) > np.cos(np.deg2rad(0.05))
+    assert np.abs(own @ plane[:3] + plane[3]).mean() < 6e-4
+    assert fit_plane(points, seed) == plane
+
+
+def test_distance_is_metric_for_any_scale_of_the_plane():
+    points = np.array([[0.1, 0.2, 0.5], [0, 0, 0.4]], np.float32)
+    np.testing.assert_allclose(distance_m(points, (0, 0, -3, 1.2)), [0.1, 0], atol=1e-7)
+
+
+def test_border_is_ten_pixels_wide_on_all_sides_and_thinned_evenly():
+    v, u = np.indices((60, 50))
+    xyz = np.stack([u, v, np.ones_like(u)], axis=-1).astype(np.float32)
+    foreground = (u + v) % 7 != 0
+    points = border_points(xyz, foreground)
+    expected = [
+        (c, r, 1) for r in range(60) for c in range(50) if (c + r) % 7 and not (10 <= r < 50 and 10 <= c < 40)
+    ]
+    np.testing.assert_array_equal(points, expected)
+    many = border_points(np.ones((800, 800, 3), np.float32), np.ones((800, 800), bool))
+    assert 1024 < len(many) <= 2048
+
+
+def test_no_plane_is_said():
+    with pytest.raises(
+        FrameError, match="border holds 49 points, expected at least 50; use plane removal `fixed`"
+    ):
+        fit_plane(np.random.default_rng(0).normal(size=(49, 3)))
+    line = np.linspace(0, 1, 200)[:, None] * np.array([0.1, 0.2, 0.3]) + (0, 0, 0.4)
+    with pytest.raises(FrameError, match="the points at the frame's border lie on one line"):
+        fit_plane(line)
