@@ -1,15 +1,18 @@
 """The ops against their NumPy specification, the specification against torch, and the error texts."""
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 from cases import FULL, SMALL, Case, organised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from m3ad_plugins import numpy_ops, ops, reference
+from m3ad_plugins import native, numpy_ops, ops, reference
 
 small = pytest.mark.parametrize("case", SMALL, ids=str)
 full = pytest.mark.parametrize("case", FULL, ids=str)
+forms = pytest.mark.parametrize("form", [native, numpy_ops], ids=["native", "numpy"])
 RNG = np.random.default_rng(0)
 
 
@@ -17,44 +20,45 @@ def dense(operator: ops.SparseRows) -> np.ndarray:
     return operator.apply(np.eye(operator.groups, dtype=np.float32))
 
 
-def check_sampling_and_grouping(case: Case) -> None:
-    idx = ops.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
-    tiled = ops.farthest_point_sample(
-        case.points, case.num_samples, case.min_norm_sq, case.point_pixel, case.image_size
-    )
-    np.testing.assert_array_equal(
-        idx, reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
-    )
-    np.testing.assert_array_equal(tiled, idx)
-    neighborhood, knn_idx = ops.knn_group(case.points, idx, case.group_size)
-    expected, expected_idx = reference.knn_group(case.points, idx, case.group_size)
-    np.testing.assert_array_equal(knn_idx, expected_idx)
-    np.testing.assert_array_equal(neighborhood, expected)
-    assert {a.dtype.name for a in (idx, knn_idx)} == {"int32"}
-    assert neighborhood.dtype == np.float32
+def check_sampling_and_grouping(form: ModuleType, case: Case) -> None:
+    sampling = (case.num_samples, case.min_norm_sq)
+    expected_idx = reference.farthest_point_sample(case.points, *sampling)
+    expected, expected_knn = reference.knn_group(case.points, expected_idx, case.group_size)
+    for grid in ((None, case.image_size), (case.point_pixel, case.image_size)):
+        idx = form.farthest_point_sample(case.points, *sampling, *grid)
+        np.testing.assert_array_equal(idx, expected_idx)
+        neighborhood, knn_idx = form.knn_group(case.points, idx, case.group_size, *grid)
+        np.testing.assert_array_equal(knn_idx, expected_knn)
+        np.testing.assert_array_equal(neighborhood, expected)
+        assert {array.dtype.name for array in (idx, knn_idx)} == {"int32"}
+        assert neighborhood.dtype == np.float32
+        together = form.point_group(case.points, case.num_samples, case.group_size, case.min_norm_sq, *grid)
+        for found, apart in zip(together, (idx, neighborhood, knn_idx), strict=True):
+            np.testing.assert_array_equal(found, apart)
 
 
-def check_interpolation(case: Case, width: int) -> None:
+def check_interpolation(form: ModuleType, case: Case, width: int) -> None:
     idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
-    centers = case.points[idx]
     tokens = RNG.normal(0, 1, (case.num_samples, width)).astype(np.float32)
-    arguments = (case.points, case.point_pixel, centers)
-    rows, scored_pixel = ops.token_interpolate(*arguments, tokens, case.image_size)
+    arguments = (case.points, case.point_pixel, case.points[idx])
+    *operator, scored_pixel = form.interpolation_operator(*arguments, case.image_size)
+    rows = form.apply_rows(*operator, tokens)
     expected, expected_pixel = reference.token_interpolate(*arguments, tokens, case.image_size)
     np.testing.assert_array_equal(scored_pixel, expected_pixel)
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
-    assert rows.dtype == np.float32
-    assert scored_pixel.dtype == np.int32
+    assert [array.dtype.name for array in (*operator, scored_pixel)] == ["int32", "int32", "float32", "int32"]
 
 
+@forms
 @small
-def test_sampling_and_grouping_equal_reference(case: Case) -> None:
-    check_sampling_and_grouping(case)
+def test_sampling_and_grouping_equal_reference(form: ModuleType, case: Case) -> None:
+    check_sampling_and_grouping(form, case)
 
 
+@forms
 @small
-def test_interpolation_equals_reference(case: Case) -> None:
-    check_interpolation(case, 5)
+def test_interpolation_equals_reference(form: ModuleType, case: Case) -> None:
+    check_interpolation(form, case, 5)
 
 
 @small
@@ -75,27 +79,11 @@ def test_operator_rows_hold_the_reference_weights(case: Case) -> None:
 
 
 @pytest.mark.slow
+@forms
 @full
-def test_full_size_equals_reference(case: Case) -> None:
-    check_sampling_and_grouping(case)
-    check_interpolation(case, 16)
-
-
-@small
-def test_numpy_form_equals_reference(case: Case) -> None:
-    idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
-    for found, expected in zip(
-        numpy_ops.knn_group(case.points, idx, case.group_size),
-        reference.knn_group(case.points, idx, case.group_size),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(found, expected)
-    tokens = RNG.normal(0, 1, (case.num_samples, 3)).astype(np.float32)
-    arguments = (case.points, case.point_pixel, case.points[idx])
-    *operator, scored = numpy_ops.interpolation_operator(*arguments, case.image_size)
-    expected, expected_pixel = reference.token_interpolate(*arguments, tokens, case.image_size)
-    np.testing.assert_array_equal(scored, expected_pixel)
-    np.testing.assert_allclose(numpy_ops.apply_rows(*operator, tokens), expected, rtol=1e-5, atol=2e-6)
+def test_full_size_equals_reference(form: ModuleType, case: Case) -> None:
+    check_sampling_and_grouping(form, case)
+    check_interpolation(form, case, 16)
 
 
 @pytest.mark.parametrize("image_size", [3, 4, 17, 224])
@@ -149,12 +137,15 @@ def test_interpolation_equals_torch(keep: int) -> None:
 def test_any_cloud_equals_reference(points: np.ndarray, data: st.DataObject) -> None:
     samples, group = (data.draw(st.integers(1, len(points))) for _ in range(2))
     pixel = RNG.permutation(32 * 32)[: len(points)].astype(np.int32)
-    check_sampling_and_grouping(Case("drawn", points, pixel, samples, group, 32))
+    check_sampling_and_grouping(native, Case("drawn", points, pixel, samples, group, 32))
 
 
+@forms
 @pytest.mark.parametrize("kernel", ops.KERNELS)
 @pytest.mark.parametrize(("rows", "width", "vectors"), [(1, 1, 1), (7, 3, 5), (500, 9, 130), (3, 256, 2)])
-def test_one_class_svm_equals_scikit_learn(kernel: str, rows: int, width: int, vectors: int) -> None:
+def test_one_class_svm_equals_scikit_learn(
+    form: ModuleType, kernel: str, rows: int, width: int, vectors: int
+) -> None:
     pairwise = pytest.importorskip(
         "sklearn.metrics.pairwise", reason="the independent form is scikit-learn's"
     )
@@ -165,7 +156,7 @@ def test_one_class_svm_equals_scikit_learn(kernel: str, rows: int, width: int, v
         "rbf": lambda a, b: pairwise.rbf_kernel(a.astype(float), b.astype(float), 0.3),
     }
     expected = kernels[kernel](x, support) @ coefficients - 0.25
-    decision = ops.one_class_svm(x, support, coefficients, 0.25, kernel, 0.3)
+    decision = form.one_class_svm(x, support, coefficients, 0.25, kernel, 0.3)
     assert decision.dtype == np.float32
     np.testing.assert_allclose(decision, expected, rtol=1e-4, atol=2e-5 * width)
 
@@ -203,6 +194,8 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
             lambda: ops.farthest_point_sample(POINTS, 4, 0.0, PIXEL[:50], 16),
             r"point_pixel: expected int32 \[100\], got int32 \[50\]",
         ),
+        (lambda: ops.point_group(POINTS, 101, 4), "num_samples: expected 1..N with N = 100 points, got 101"),
+        (lambda: ops.point_group(POINTS, 4, 101), "group_size: expected 1..N with N = 100 points, got 101"),
         (
             lambda: ops.knn_group(POINTS, np.arange(4, dtype=np.int32), 101),
             "group_size: expected 1..N with N = 100 points, got 101",

@@ -13,11 +13,19 @@ from m3ad_plugins.arrays import Float32, Int32
 
 CHUNK = 512  # points per step: a [CHUNK, 1024] fp32 block and its temporaries stay in cache
 
-farthest_point_sample = reference.farthest_point_sample
 one_class_svm = reference.one_class_svm
 
 
-def knn_group(points: Float32, idx: Int32, group_size: int) -> tuple[Float32, Int32]:
+def farthest_point_sample(
+    points: Float32, num_samples: int, min_norm_sq: float, point_pixel: Int32 | None, image_size: int
+) -> Int32:
+    """As `reference.farthest_point_sample`; where the points lie in the image is of no use here."""
+    return reference.farthest_point_sample(points, num_samples, min_norm_sq)
+
+
+def knn_group(
+    points: Float32, idx: Int32, group_size: int, point_pixel: Int32 | None, image_size: int
+) -> tuple[Float32, Int32]:
     """As `reference.knn_group`, sorting only the points not farther than the group_size-th."""
     knn_idx = np.empty((len(idx), group_size), np.int32)
     for row, center in zip(knn_idx, points[idx], strict=True):
@@ -25,6 +33,19 @@ def knn_group(points: Float32, idx: Int32, group_size: int) -> tuple[Float32, In
         near = np.flatnonzero(distance <= np.partition(distance, group_size - 1)[group_size - 1])
         row[:] = near[distance[near].argsort(kind="stable")[:group_size]]
     return points[knn_idx] - points[idx][:, None], knn_idx
+
+
+def point_group(
+    points: Float32,
+    num_samples: int,
+    group_size: int,
+    min_norm_sq: float,
+    point_pixel: Int32 | None,
+    image_size: int,
+) -> tuple[Int32, Float32, Int32]:
+    """Both of the above: idx, neighborhood, knn_idx."""
+    idx = reference.farthest_point_sample(points, num_samples, min_norm_sq)
+    return idx, *knn_group(points, idx, group_size, point_pixel, image_size)
 
 
 @lru_cache(maxsize=2)
@@ -35,7 +56,7 @@ def _pooling_operator(image_size: int) -> sparse.csr_matrix:
 
 
 def interpolation_operator(
-    points: Float32, point_pixel: Int32, centers: Float32, image_size: int = 224
+    points: Float32, point_pixel: Int32, centers: Float32, image_size: int
 ) -> tuple[Int32, Int32, Float32, Int32]:
     """The linear map of `reference.token_interpolate`: indptr, indices, weights, scored_pixel of its rows."""
     count, pixels = len(points), image_size * image_size

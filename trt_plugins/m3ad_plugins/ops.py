@@ -6,15 +6,15 @@ from types import ModuleType
 import numpy as np
 from m3ad.contract import IMAGE_SIZE
 
-from m3ad_plugins import numpy_ops
+from m3ad_plugins import native, numpy_ops
 from m3ad_plugins.arrays import Float32, Int32, checked
 
 KERNELS = ("linear", "rbf")
 
 
 def _form() -> ModuleType:
-    """The form that does the work."""
-    return numpy_ops
+    """The form that does the work: native when it is built."""
+    return numpy_ops if native.library() is None else native
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,25 @@ class SparseRows:
         return result
 
 
+def _check_points(
+    points: Float32, point_pixel: Int32 | None, image_size: int
+) -> tuple[Float32, Int32 | None]:
+    points = checked("points", points, "float32", ("N", 3))
+    return points, None if point_pixel is None else _check_pixels(point_pixel, len(points), image_size)
+
+
+def _check_sampling(count: int, num_samples: int, min_norm_sq: float) -> None:
+    if not 1 <= num_samples <= count:
+        raise ValueError(f"num_samples: expected 1..N with N = {count} points, got {num_samples}")
+    if not 0 <= min_norm_sq < np.inf:
+        raise ValueError(f"min_norm_sq: expected a finite value >= 0, got {min_norm_sq}")
+
+
+def _check_group_size(count: int, group_size: int) -> None:
+    if not 1 <= group_size <= count:
+        raise ValueError(f"group_size: expected 1..N with N = {count} points, got {group_size}")
+
+
 def _check_pixels(point_pixel: Int32, count: int, image_size: int) -> Int32:
     pixel: Int32 = checked("point_pixel", point_pixel, "int32", (count,))
     if pixel.min() < 0 or pixel.max() >= image_size * image_size:
@@ -99,24 +118,27 @@ def farthest_point_sample(
     Raises:
         ValueError: an argument is not as described.
     """
-    points = checked("points", points, "float32", ("N", 3))
-    if not 1 <= num_samples <= len(points):
-        raise ValueError(f"num_samples: expected 1..N with N = {len(points)} points, got {num_samples}")
-    if not 0 <= min_norm_sq < np.inf:
-        raise ValueError(f"min_norm_sq: expected a finite value >= 0, got {min_norm_sq}")
-    if point_pixel is not None:
-        _check_pixels(point_pixel, len(points), image_size)
-    result: Int32 = _form().farthest_point_sample(points, num_samples, min_norm_sq)
+    points, point_pixel = _check_points(points, point_pixel, image_size)
+    _check_sampling(len(points), num_samples, min_norm_sq)
+    result: Int32 = _form().farthest_point_sample(points, num_samples, min_norm_sq, point_pixel, image_size)
     return result
 
 
-def knn_group(points: Float32, idx: Int32, group_size: int) -> tuple[Float32, Int32]:
+def knn_group(
+    points: Float32,
+    idx: Int32,
+    group_size: int,
+    point_pixel: Int32 | None = None,
+    image_size: int = IMAGE_SIZE,
+) -> tuple[Float32, Int32]:
     """The nearest points of each centre, relative to it.
 
     Args:
         points: [N, 3] float32, finite.
         idx: [G] int32, the centres' indices into N.
         group_size: S, 1 <= S <= N.
+        point_pixel: [N] int32, as for `farthest_point_sample`.
+        image_size: side of the pixel grid.
 
     Returns:
         neighborhood [G, S, 3] float32 = points[knn_idx] - points[idx], and knn_idx [G, S] int32, ordered by
@@ -125,14 +147,46 @@ def knn_group(points: Float32, idx: Int32, group_size: int) -> tuple[Float32, In
     Raises:
         ValueError: an argument is not as described.
     """
-    points = checked("points", points, "float32", ("N", 3))
+    points, point_pixel = _check_points(points, point_pixel, image_size)
     idx = checked("idx", idx, "int32", ("G",))
-    if not 1 <= group_size <= len(points):
-        raise ValueError(f"group_size: expected 1..N with N = {len(points)} points, got {group_size}")
+    _check_group_size(len(points), group_size)
     if len(idx) == 0 or idx.min() < 0 or idx.max() >= len(points):
         found = f"{idx.min()}..{idx.max()}" if len(idx) else "none"
         raise ValueError(f"idx: expected indices 0..{len(points) - 1}, got {found}")
-    result: tuple[Float32, Int32] = _form().knn_group(points, idx, group_size)
+    result: tuple[Float32, Int32] = _form().knn_group(points, idx, group_size, point_pixel, image_size)
+    return result
+
+
+def point_group(
+    points: Float32,
+    num_samples: int,
+    group_size: int,
+    min_norm_sq: float = 0.0,
+    point_pixel: Int32 | None = None,
+    image_size: int = IMAGE_SIZE,
+) -> tuple[Int32, Float32, Int32]:
+    """`farthest_point_sample`, then `knn_group` round the samples; the two share their search structure.
+
+    Args:
+        points: [N, 3] float32, finite.
+        num_samples: G, 1 <= G <= N.
+        group_size: S, 1 <= S <= N.
+        min_norm_sq: as for `farthest_point_sample`.
+        point_pixel: [N] int32, as for `farthest_point_sample`.
+        image_size: side of the pixel grid.
+
+    Returns:
+        idx [G] int32, neighborhood [G, S, 3] float32, knn_idx [G, S] int32.
+
+    Raises:
+        ValueError: an argument is not as described.
+    """
+    points, point_pixel = _check_points(points, point_pixel, image_size)
+    _check_sampling(len(points), num_samples, min_norm_sq)
+    _check_group_size(len(points), group_size)
+    result: tuple[Int32, Float32, Int32] = _form().point_group(
+        points, num_samples, group_size, min_norm_sq, point_pixel, image_size
+    )
     return result
 
 

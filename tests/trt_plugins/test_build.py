@@ -1,0 +1,72 @@
+"""The native library: built by the machine's compiler, never used when stale, missed with one clear warning."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from m3ad.errors import M3adError, MissingDependencyError
+from m3ad_plugins import build, native, ops, reference
+
+POINTS = np.random.default_rng(0).normal(0, 1, (300, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def fresh_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A place for the library that holds none, known to the loader."""
+    target = tmp_path / "cache" / "libm3ad_ops.so"
+    monkeypatch.setattr(build, "library_paths", lambda: [target])
+    native.library.cache_clear()
+    yield target
+    native.library.cache_clear()
+
+
+def test_missing_library_warns_once_and_numpy_serves(fresh_library: Path) -> None:
+    with pytest.warns(
+        RuntimeWarning, match=r"not built: .* NumPy, .* slower; build them: python -m m3ad_plugins"
+    ):
+        idx = ops.farthest_point_sample(POINTS, 20)
+    np.testing.assert_array_equal(idx, reference.farthest_point_sample(POINTS, 20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ops.knn_group(POINTS, idx, 5)
+
+
+def test_stale_library_is_not_used(fresh_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.build() == fresh_library
+    assert native.library() is not None
+    native.library.cache_clear()
+    monkeypatch.setattr(build, "source_hash", lambda: "other")
+    with pytest.warns(RuntimeWarning, match="are of other sources than this checkout"):
+        assert native.library() is None
+
+
+def test_missing_compiler_is_named(fresh_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        MissingDependencyError, match="CXX names no-such-compiler, which is not there; install one"
+    ):
+        build.build()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MissingDependencyError, match=r"neither c\+\+ nor g\+\+ is installed"):
+        build.build()
+
+
+def test_compiler_that_refuses_leaves_nothing(fresh_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-std=no-such-standard"))
+    with pytest.raises(M3adError, match="cannot compile the m3ad ops"):
+        build.build()
+    assert list(fresh_library.parent.iterdir()) == []
+
+
+def test_sources_decide_the_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a.cpp").write_text("int a;")
+    monkeypatch.setattr(build, "SOURCES", (tmp_path,))
+    first = build.source_hash()
+    (tmp_path / "a.cpp").write_text("int b;")
+    assert build.source_hash() not in (first, None)
+    monkeypatch.setattr(build, "SOURCES", (tmp_path / "gone",))
+    assert build.source_hash() is None
+    with pytest.raises(MissingDependencyError, match="build from a checkout of m3ad: make plugins"):
+        build.build()

@@ -1,0 +1,142 @@
+"""The portable C++ ops, called through ctypes (which lets go of the GIL). Inputs are already checked."""
+
+import ctypes
+import os
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from m3ad_plugins import build
+from m3ad_plugins.arrays import Float32, Int32
+
+ROW_CAPACITY = 48  # kROW_CAPACITY in cpp/ops.hpp
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
+_SIGNATURES = {
+    "farthest_point_sample": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT, _POINTER],
+    "knn_group": [_POINTER, _POINTER, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _POINTER, _INT],
+    "point_group": [_POINTER, _POINTER, *[_INT] * 3, _FLOAT, _INT, *[_POINTER] * 3, _INT],
+    "interpolation_operator": [_POINTER, _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 5, _INT],
+    "apply_rows": [_POINTER, _POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT],
+    "one_class_svm": [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT, _FLOAT, _INT, _FLOAT, _POINTER, _INT],
+}
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The library built from these sources, or None after one warning that says what is slower."""
+    wanted = build.source_hash()
+    stale = False
+    for path in build.library_paths():
+        if not path.is_file():
+            continue
+        loaded = ctypes.CDLL(str(path))
+        loaded.m3ad_source_hash.restype = ctypes.c_char_p
+        if wanted not in (None, loaded.m3ad_source_hash().decode()):
+            stale = True
+            continue
+        for name, arguments in _SIGNATURES.items():
+            getattr(loaded, f"m3ad_{name}").argtypes = arguments
+        return loaded
+    state = "are of other sources than this checkout" if stale else "are not built"
+    warnings.warn(
+        f"the native m3ad ops {state}: sampling, grouping and interpolation run in NumPy, 10 to 100 times slower; "
+        "build them: python -m m3ad_plugins.build",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _call(name: str, *arguments: Any) -> None:
+    found = library()
+    assert found is not None  # ops takes the NumPy form otherwise
+    plain = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+    if getattr(found, f"m3ad_{name}")(*plain) != 0:
+        raise MemoryError(f"{name}: not enough memory or threads")
+
+
+def farthest_point_sample(
+    points: Float32, num_samples: int, min_norm_sq: float, point_pixel: Int32 | None, image_size: int
+) -> Int32:
+    """As `reference.farthest_point_sample`."""
+    idx = np.empty(num_samples, np.int32)
+    _call(
+        "farthest_point_sample", points, point_pixel, len(points), image_size, num_samples, min_norm_sq, idx
+    )
+    return idx
+
+
+def knn_group(
+    points: Float32, idx: Int32, group_size: int, point_pixel: Int32 | None, image_size: int
+) -> tuple[Float32, Int32]:
+    """As `reference.knn_group`."""
+    knn_idx = np.empty((len(idx), group_size), np.int32)
+    neighborhood = np.empty((*knn_idx.shape, 3), np.float32)
+    sizes = (len(points), image_size)
+    groups = (idx, len(idx), group_size)
+    _call("knn_group", points, point_pixel, *sizes, *groups, neighborhood, knn_idx, threads())
+    return neighborhood, knn_idx
+
+
+def point_group(
+    points: Float32,
+    num_samples: int,
+    group_size: int,
+    min_norm_sq: float,
+    point_pixel: Int32 | None,
+    image_size: int,
+) -> tuple[Int32, Float32, Int32]:
+    """Both of the above over the same tiles: idx, neighborhood, knn_idx."""
+    idx = np.empty(num_samples, np.int32)
+    knn_idx = np.empty((num_samples, group_size), np.int32)
+    neighborhood = np.empty((*knn_idx.shape, 3), np.float32)
+    sizes = (len(points), image_size, num_samples, min_norm_sq, group_size)
+    _call("point_group", points, point_pixel, *sizes, idx, neighborhood, knn_idx, threads())
+    return idx, neighborhood, knn_idx
+
+
+def interpolation_operator(
+    points: Float32, point_pixel: Int32, centers: Float32, image_size: int
+) -> tuple[Int32, Int32, Float32, Int32]:
+    """The linear map of `reference.token_interpolate`: indptr, indices, weights, scored_pixel of its rows."""
+    pixels = image_size * image_size
+    indptr, scored_pixel = np.empty(pixels + 1, np.int32), np.empty(pixels, np.int32)
+    indices = np.empty(pixels * ROW_CAPACITY, np.int32)
+    weights = np.empty(pixels * ROW_CAPACITY, np.float32)
+    found = np.zeros(1, np.int32)
+    sizes = (len(points), centers, len(centers), image_size)
+    outputs = (indptr, indices, weights, scored_pixel, found)
+    _call("interpolation_operator", points, point_pixel, *sizes, *outputs, threads())
+    rows = int(found[0])
+    count = int(indptr[rows])
+    return (
+        indptr[: rows + 1].copy(),
+        indices[:count].copy(),
+        weights[:count].copy(),
+        scored_pixel[:rows].copy(),
+    )
+
+
+def apply_rows(indptr: Int32, indices: Int32, weights: Float32, tokens: Float32) -> Float32:
+    """The sparse rows times tokens [G, D]; indptr may start above 0, at the first of a range of rows."""
+    out = np.empty((len(indptr) - 1, tokens.shape[1]), np.float32)
+    _call("apply_rows", indptr, indices, weights, len(out), tokens, tokens.shape[1], out, threads())
+    return out
+
+
+def one_class_svm(
+    x: Float32, support_vectors: Float32, coefficients: Float32, rho: float, kernel: str, gamma: float
+) -> Float32:
+    """As `reference.one_class_svm`."""
+    decision = np.empty(len(x), np.float32)
+    model = (support_vectors, coefficients, len(support_vectors), rho, int(kernel == "rbf"), gamma)
+    _call("one_class_svm", x, len(x), x.shape[1], *model, decision, threads())
+    return decision
