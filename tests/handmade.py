@@ -54,6 +54,7 @@ def write_bundle(target: Path, category: str = "plate") -> Path:
                 "category": category,
                 "encoders": {m: {"name": f"{m}_handmade", "weights": weights} for m in ("rgb", "xyz")},
                 "dims": DIMS.to_json(),
+                "score_maps": ["rgb", "xyz"],
                 "preprocessing": Preprocessing().to_json(),
                 "threshold": {"value": float(values["score"][0]) * 1.5},
                 "files": file_entries(folder),

@@ -22,12 +22,13 @@ from m3ad.stages import Arrays, Ops, StageFunction, cpu_stage
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What an inspected part comes back as."""
+    """What an inspected part comes back as; `score_maps` [maps, 224, 224] only where they were asked for."""
 
     score: float
     is_anomalous: bool
     anomaly_map: npt.NDArray[np.float32]
     stage_ms: dict[str, float] = field(default_factory=dict)
+    score_maps: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class ServingRecord:
     preprocessing: dict[str, Any]
     threshold: float
     weights: str
+    score_maps: list[str]
 
     @classmethod
     def of(cls, bundle: Bundle, layout: Layout) -> "ServingRecord":
@@ -54,6 +56,7 @@ class ServingRecord:
             preprocessing=manifest["preprocessing"],
             threshold=manifest["threshold"]["value"],
             weights=weights_line(manifest),
+            score_maps=manifest["score_maps"],
         )
 
 
@@ -116,15 +119,15 @@ class Inspector:
         """Open and verify the bundle at `path` and load its stages."""
         return cls(Bundle.open(path), ops, layout, threads)
 
-    def inspect(self, frame: Frame) -> Inspection:
+    def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
         """Preprocess one frame and inspect it.
 
         Raises:
             FrameError: the frame cannot be inspected (no foreground, too few points).
         """
-        return self.inspect_prepared(prepare(frame, self.preprocessing))
+        return self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=with_maps)
 
-    def inspect_prepared(self, prepared: ModelInput) -> Inspection:
+    def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
         """Inspect tensors that are preprocessed already (region A of the bench)."""
         arrays = model_arrays(prepared)
         for tensor in self.tensors:
@@ -133,7 +136,8 @@ class Inspector:
                 raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")
         values, stage_ms = self.pipeline.run(arrays)
         score = float(values["score"][0])
-        return Inspection(score, score > self.record.threshold, values["anomaly_map"], stage_ms)
+        maps = values["score_maps"] if with_maps else None
+        return Inspection(score, score > self.record.threshold, values["anomaly_map"], stage_ms, maps)
 
 
 def model_arrays(prepared: ModelInput) -> dict[str, npt.NDArray[Any]]:
