@@ -15,10 +15,12 @@ from typing import Any
 import onnx
 import onnx.inliner
 from m3ad.bundle import Bundle, file_entry, new_folder, sha256_of, write_json
-from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Layout, steps
+from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Dims, Layout, steps
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 from onnx import TensorProto, helper
 
+from m3ad_export.onnx_export import values_read
+from m3ad_export.onnx_head import HEAD_PARTS, head_model
 from m3ad_export.precision import Precision, half_model, histogram
 
 ENGINES_FORMAT = "m3ad-engines"
@@ -66,9 +68,11 @@ def build_engines(
     names = dict.fromkeys(step.stage for layout in layouts for step in steps(bundle.dims, layout))
     with new_folder(bundle.path / "engines" / target, ENGINES_FORMAT) as folder:
         entries: dict[str, Any] = {}
-        for stage in names:
+        for stage in (part for name in names for part in engine_stages(name, runtime)):
             source = bundle.file(f"onnx/{stage}.onnx")
-            model = stage_model(source, stage, precision, with_plugins=runtime == "tensorrt")
+            model = stage_model(
+                source.parent, stage, bundle.dims, precision, with_plugins=runtime == "tensorrt"
+            )
             built = _build(trt, model, stage, target)
             verify_precision(stage, precision, histogram(model), built.precision_histogram)
             path = folder / f"{stage}.plan"
@@ -98,11 +102,25 @@ def build_engines(
     return bundle.path / "engines" / target
 
 
-def stage_model(path: Path, stage: str, precision: Precision, *, with_plugins: bool) -> onnx.ModelProto:
+def engine_stages(stage: str, runtime: str) -> tuple[str, ...]:
+    """The ONNX files whose engines make up a stage.
+
+    TensorRT-RTX 1.7 fails on the head's loop over tiles; it gets the head's plugin-free parts, rows interpolated between.
+    """
+    return HEAD_PARTS if stage == "head" and runtime == "tensorrt_rtx" else (stage,)
+
+
+def stage_model(
+    folder: Path, stage: str, dims: Dims, precision: Precision, *, with_plugins: bool
+) -> onnx.ModelProto:
     """The ONNX model an engine is built from: precision written in, custom ops as plugins or as function bodies."""
-    model = onnx.load(path)
-    if precision != "fp32":
-        model = half_model(model, stage, precision)
+
+    def part(name: str) -> onnx.ModelProto:
+        model = onnx.load(folder / f"{name}.onnx")
+        return model if precision == "fp32" else half_model(model, name, precision)
+
+    # The head's precision is written into its parts: a loop's body is no place for it afterwards.
+    model = head_model(dims, **{name: part(name) for name in HEAD_PARTS}) if stage == "head" else part(stage)
     if with_plugins:
         # Up to 10.6 the parser takes a function body before a plugin of the same name: none is left to take.
         del model.functions[:]
@@ -118,19 +136,16 @@ def feed_scored_pixel(model: onnx.ModelProto) -> onnx.ModelProto:
     alone, so whoever runs the engine computes them first.
     """
     (finder,) = (n for n in model.graph.node if n.op_type == "NonZero")
-    output = next(v for v in model.graph.output if v.name == "scored_pixel")
     fed = [
         helper.make_node("Cast", ["scored_pixel"], ["scored_pixel.long"], to=TensorProto.INT64),
         helper.make_node("Constant", [], ["scored_pixel.axis"], value_ints=[0]),
         helper.make_node("Unsqueeze", ["scored_pixel.long", "scored_pixel.axis"], [finder.output[0]]),
     ]
     nodes = [n for n in model.graph.node if n is not finder and "scored_pixel" not in n.output]
-    consumers = [n for n in model.graph.node if "scored_pixel" in n.output]
     wanted = {v.name for v in model.graph.output} - {"scored_pixel"}
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(_needed([*fed, *nodes], wanted))
-    assert consumers, "scored_pixel is made by some node"
-    model.graph.input.append(output)
+    model.graph.input.append(helper.make_tensor_value_info("scored_pixel", TensorProto.INT32, ["R"]))
     remaining = [v for v in model.graph.output if v.name != "scored_pixel"]
     del model.graph.output[:]
     model.graph.output.extend(remaining)
@@ -141,9 +156,7 @@ def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProt
     needed, kept = set(wanted), []
     for node in reversed(nodes):
         if needed & set(node.output):
-            needed |= set(node.input)
-            for attribute in node.attribute:  # a loop body reads values of the graph around it
-                needed |= {name for inner in attribute.g.node for name in inner.input}
+            needed |= values_read(node)
             kept.append(node)
     return kept[::-1]
 

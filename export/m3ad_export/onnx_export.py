@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from m3ad.contract import MIN_POINTS, OP_DOMAIN, OP_VERSION, OPS, Dims, Stage, Tensor, stages
+from m3ad.contract import IMAGE_SIZE, MIN_POINTS, OP_DOMAIN, OP_VERSION, OPS, Dims, Stage, Tensor, stages
 from m3ad.errors import ArtifactError
 from m3ad.stages import CPU_FILES
 from m3ad_plugins.onnx_functions import function_protos
@@ -24,10 +24,7 @@ from onnx import helper
 from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
-from m3ad_export.fused import HeadRows, HeadTokens
-from m3ad_export.voting import HeadVote
 
-TILE_ROWS = 2048
 OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
 ENCODER_GRAPH, ENCODER_WEIGHTS = CPU_FILES["xyz_extractor"]
 
@@ -72,43 +69,10 @@ def write_chain(detector: Detector, folder: Path) -> None:
     verify_not_frozen(folder / "project.onnx")
 
 
-def head_stages(detector: Detector) -> dict[str, tuple[nn.Module, Stage]]:
-    """The plugin-free parts of `head`, each with its module, described like stages; the CPU runs them one by one."""
-    dims = detector.dims
-    table = stages(dims)
-    rgb_tokens, _, xyz_tokens, *_ = table["head"].inputs
-    tokens = HeadTokens(detector.mfm, detector.mgm)
-    rgb_width = dims.rgb_width + len(tokens.rgb_weight)
-    xyz_width = dims.xyz_width + len(tokens.xyz_weight)
-    tables = (
-        Tensor("rgb_table", (dims.rgb_tokens, rgb_width)),
-        Tensor("xyz_table", (dims.groups, xyz_width)),
-    )
-    rows = (Tensor("rgb_rows", (TILE_ROWS, rgb_width)), Tensor("xyz_rows", (TILE_ROWS, xyz_width)))
-    scored_pixel = table["vm"].inputs[-1]
-    return {
-        "head_tokens": (tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), tables)),
-        "head_rows": (
-            HeadRows(detector.mfm, detector.mgm),
-            Stage("head_rows", rows, (Tensor("scores", (3, TILE_ROWS)),)),
-        ),
-        "head_vote": (
-            HeadVote(detector.vm),
-            Stage("head_vote", (Tensor("scores", (3, "R")), scored_pixel), table["head"].outputs),
-        ),
-    }
-
-
-def write_head(detector: Detector, folder: Path) -> None:
-    """Write the parts of the fused layout's head into `folder`."""
-    for name, (module, stage) in head_stages(detector).items():
-        onnx.save(dense_model(module, stage), folder / f"{name}.onnx")
-
-
 def dense_model(module: nn.Module, stage: Stage) -> onnx.ModelProto:
     """Export a module whose forward takes and returns the stage's tensors, dynamic in N and R."""
     axes = {"N": MIN_POINTS + 1, "R": MIN_POINTS + 1}  # an odd size, so that no constant matches it by chance
-    symbols = {letter: torch.export.Dim(letter, min=2, max=224 * 224) for letter in axes}
+    symbols = {letter: torch.export.Dim(letter, min=2, max=IMAGE_SIZE**2) for letter in axes}
     examples, shapes = [], []
     for tensor in stage.inputs:
         size = [axes.get(d, 0) if isinstance(d, str) else d for d in tensor.dims]
@@ -192,7 +156,7 @@ def xyz_extractor_model(encoder: onnx.ModelProto, detector: Detector) -> onnx.Mo
         helper.make_node("Gather", ["points", "idx"], ["centers"], name="centers"),
         *encoder.graph.node,
     ]
-    return _model(stage, nodes, encoder.graph.initializer)
+    return model_with_ops(stage, nodes, encoder.graph.initializer)
 
 
 def project_model(detector: Detector) -> onnx.ModelProto:
@@ -207,14 +171,15 @@ def project_model(detector: Detector) -> onnx.ModelProto:
         "TokenInterpolate",
         ["points", "point_pixel", "centers", "xyz_tokens"],
         ["xyz_features", "scored_pixel"],
-        image_size=224,
+        image_size=IMAGE_SIZE,
     )
-    return _model(stage, [node, *rgb.graph.node], rgb.graph.initializer)
+    return model_with_ops(stage, [node, *rgb.graph.node], rgb.graph.initializer)
 
 
-def _model(
+def model_with_ops(
     stage: Stage, nodes: Sequence[onnx.NodeProto], initializers: Sequence[onnx.TensorProto]
 ) -> onnx.ModelProto:
+    """A stage's graph, with the function bodies of the custom ops it uses."""
     used = {node.op_type for node in nodes if node.domain == OP_DOMAIN}
     graph = helper.make_graph(
         nodes,
@@ -255,6 +220,12 @@ def verify_interface(path: Path, stage: Stage) -> None:
         raise ArtifactError(f"{path} has the tensors {names}, the contract's stage {stage.name} has others")
 
 
+def values_read(node: onnx.NodeProto) -> set[str]:
+    """The values a node reads, those that the body of a loop takes from the graph around it included."""
+    inner = (n for attribute in node.attribute for n in attribute.g.node)
+    return set(node.input).union(*(values_read(n) for n in inner))
+
+
 def verify_not_frozen(path: Path) -> None:
     """Check that every graph input reaches an output and every custom op reads a graph input or another node.
 
@@ -267,7 +238,7 @@ def verify_not_frozen(path: Path) -> None:
     needed = {v.name for v in model.graph.output}
     for node in reversed(model.graph.node):
         if needed & set(node.output):
-            needed |= set(node.input)
+            needed |= values_read(node)
     ignored = [v.name for v in model.graph.input if v.name not in needed]
     live = {v.name for v in model.graph.input}
     for node in model.graph.node:
