@@ -11,6 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -62,19 +65,18 @@ def _compare(
 
 def _fpsample_lines(points: Float32, pixel: Int32, rounds: int) -> list[Line]:
     """FPS against every bucket height of fpsample, the fastest kept; none when fpsample is not installed."""
-    try:
-        import fpsample
-    except ImportError:
+    if find_spec("fpsample") is None:
         sys.stderr.write("fpsample is not installed, its lines are left out: pip install fpsample\n")
         return []
+    bucket = import_module("fpsample").bucket_fps_kdline_sampling
     lines = []
     for name, grid in (("FPS, pixel tiles", pixel), ("FPS, Morton runs", None)):
         others = [
             _compare(
                 name,
-                lambda grid=grid: ops.farthest_point_sample(points, NUM_SAMPLES, 0.0, grid),
+                partial(ops.farthest_point_sample, points, NUM_SAMPLES, 0.0, grid),
                 f"fpsample bucket h={height}",
-                lambda height=height: fpsample.bucket_fps_kdline_sampling(points, NUM_SAMPLES, h=height),
+                partial(bucket, points, NUM_SAMPLES, h=height),
                 rounds,
             )
             for height in BUCKET_HEIGHTS
