@@ -14,6 +14,7 @@ from m3ad.contract import IMAGE_SIZE
 from torch import Tensor, nn
 
 SCORES = ("rgb", "xyz", "mentor")
+SVM_ROWS = 4096  # the exact solver is quadratic in the rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class VotingConfig:
 
     Args:
         exponents: alpha, beta, gamma of each term: S_RGB^alpha S_XYZ^beta S_Mtr^gamma.
-        svm_input: the product S_All of the smoothed terms, or the vector of them.
+        svm_input: the product S_All of the smoothed terms (its N-th root), or the vector of them.
     """
 
     exponents: tuple[tuple[float, float, float], ...] = ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1))
@@ -94,7 +95,9 @@ class OneClassSvm(nn.Module):
 class Vm(nn.Module):
     """Three pairs of rows and scored_pixel [R] -> anomaly_map [224, 224], score [1], score_maps [3 + n, 224, 224].
 
-    S_All = prod_n f(S_RGB^alpha_n S_XYZ^beta_n S_Mtr^gamma_n);  O_s = w S_All - rho;  score = max O_s
+    S_All = prod_n f(S_RGB^alpha_n S_XYZ^beta_n S_Mtr^gamma_n);  O_s = w S_All^(1/N) - rho;  score = max O_s
+
+    The root is ours: it changes no rank, and it keeps a product of six small numbers inside fp32.
     """
 
     def __init__(self, config: VotingConfig) -> None:
@@ -122,9 +125,14 @@ class Vm(nn.Module):
 
     def vote(self, score_maps: Tensor) -> Tensor:
         """The map of the voting terms: [3 + n, 224, 224] -> anomaly_map [224, 224]."""
-        terms = score_maps[len(SCORES) :]
-        x = terms.prod(dim=0)[None] if self.config.svm_input == "product" else terms
-        return self.svm(x.reshape(len(x), -1).T).reshape(IMAGE_SIZE, IMAGE_SIZE)
+        return self.svm(self.svm_rows(score_maps)).reshape(IMAGE_SIZE, IMAGE_SIZE)
+
+    def svm_rows(self, score_maps: Tensor) -> Tensor:
+        """What the one-class SVM sees of each pixel: [3 + n, 224, 224] -> [50176, 1 or n]."""
+        terms = score_maps[len(SCORES) :].flatten(1)
+        if self.config.svm_input == "product":
+            terms = terms.pow(1 / len(terms)).prod(dim=0, keepdim=True)
+        return terms.T
 
     def forward(
         self,
@@ -167,3 +175,31 @@ def on_grid(rows: Tensor, scored_pixel: Tensor) -> Tensor:
     grid = rows.new_zeros(rows.shape[0], IMAGE_SIZE * IMAGE_SIZE)
     index = scored_pixel.long().expand(rows.shape[0], -1)
     return grid.scatter(1, index, rows).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def fit_one_class_svm(svm: OneClassSvm, x: Tensor, nu: float = 0.5) -> None:
+    """Fit the linear one-class SVM in place: min |w|^2 / 2 - rho + mean(relu(rho - w.x)) / nu   (Alg. 1)
+
+    The scores are >= 0, so w is too, and a larger decision is more anomalous. w and rho are then divided by sum(w): a
+    positive factor moves no decision boundary, and the decision keeps the unit of the scores.
+
+    Args:
+        svm: linear, D wide.
+        x: [R, D] rows of good frames, >= 0.
+        nu: share of the rows left below the boundary, 0 < nu < 1.
+    """
+    if svm.kernel != "linear" or not 0 < nu < 1:
+        raise ValueError(f"expected a linear kernel and 0 < nu < 1, got {svm.kernel} and {nu}")
+    if x.shape[1] == 1:
+        # Only the smallest nu R values are support vectors, all at their bound: w is their mean, rho / w their largest.
+        w, rho = torch.ones(1), x[:, 0].double().quantile(nu)
+    else:
+        from sklearn.svm import OneClassSVM
+
+        unit = x.mean(dim=0)  # the terms' sizes differ by orders; the solver's tolerance does not
+        picked = x[torch.linspace(0, len(x) - 1, min(len(x), SVM_ROWS)).long()]
+        solver = OneClassSVM(kernel="linear", nu=nu, tol=1e-6).fit((picked / unit).double().numpy())
+        w = torch.from_numpy(solver.coef_[0]).float() / unit
+        rho = torch.tensor(-float(solver.intercept_[0])) / w.sum()
+        w = w / w.sum()
+    svm.support_vectors, svm.coefficients, svm.rho = w[None], torch.ones(1), rho.float().reshape(1)
