@@ -92,7 +92,7 @@ def measure(rounds: int) -> list[Line]:
         M3adError: the native library is not built.
     """
     if native.library() is None:
-        raise M3adError("there is no native library to measure; build it: python -m m3ad_plugins.build")
+        raise M3adError("there is no native library to measure; see why: python -m m3ad_plugins.build")
     points, pixel = _cloud()
     idx = ops.farthest_point_sample(points, NUM_SAMPLES, 0.0, pixel)
     if not np.array_equal(idx, reference.farthest_point_sample(points, NUM_SAMPLES)):

@@ -1,4 +1,4 @@
-"""Compile the portable C++ ops with the machine's C++ compiler: `python -m m3ad_plugins.build`.
+"""Compile the portable C++ ops with the machine's C++ compiler: at first use, or `python -m m3ad_plugins.build`.
 
 The library carries the hash of what it was built from, so that `native` never loads one of other sources.
 """

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from m3ad.errors import M3adError
 
 from m3ad_plugins import build
 from m3ad_plugins.arrays import Float32, Int32
@@ -26,28 +27,24 @@ _SIGNATURES = {
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The library built from these sources, or None after one warning that says what is slower."""
-    wanted = build.source_hash()
-    stale = False
-    for path in build.library_paths():
-        if not path.is_file():
-            continue
-        loaded = ctypes.CDLL(str(path))
-        loaded.m3ad_source_hash.restype = ctypes.c_char_p
-        if wanted not in (None, loaded.m3ad_source_hash().decode()):
-            stale = True
-            continue
-        for name, arguments in _SIGNATURES.items():
-            getattr(loaded, f"m3ad_{name}").argtypes = arguments
-        return loaded
-    state = "are of other sources than this checkout" if stale else "are not built"
-    warnings.warn(
-        f"the native m3ad ops {state}: sampling, grouping and interpolation run in NumPy, 10 to 100 times slower; "
-        "build them: python -m m3ad_plugins.build",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return None
+    """The library of these sources, built at first use; None after one warning that says what is slower."""
+    wanted = (build.source_hash() or "").encode()  # a package without sources takes the library it came with
+    paths = [path for path in build.library_paths() if path.is_file()]
+    # The hash is read, not asked for: a stale library that was loaded once would keep its name.
+    found = next((path for path in paths if wanted in path.read_bytes()), None)
+    try:
+        loaded = ctypes.CDLL(str(found or build.build()))
+    except M3adError as error:
+        warnings.warn(
+            f"m3ad's native ops are missing, so sampling, grouping and interpolation run in NumPy, 10 to 100 times "
+            f"slower: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    for name, arguments in _SIGNATURES.items():
+        getattr(loaded, f"m3ad_{name}").argtypes = arguments
+    return loaded
 
 
 def threads() -> int:
