@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from m3ad import bundle as artefact
-from m3ad.contract import CONTRACT_VERSION, IMAGE_SIZE, Layout, steps
+from m3ad.contract import CONTRACT_VERSION, IMAGE_SIZE, LAYOUTS, Layout, steps
 from m3ad.pipeline import Pipeline, model_arrays
 from m3ad.preprocess import ModelInput
 from m3ad.stages import Ops
 
 from m3ad_export.detector import Detector
 from m3ad_export.onnx_export import write_chain
+from m3ad_export.onnx_head import write_head
 from m3ad_export.parity import PARITY_POINTS, Deviation, check_parity, summary, verify_parity
 from m3ad_export.voting import map_names
 
@@ -26,7 +27,7 @@ def write_bundle(
     path: Path,
     ops: Ops,
     *,
-    layouts: tuple[Layout, ...] = ("chain",),
+    layouts: tuple[Layout, ...] = LAYOUTS,
     parity_points: tuple[int, ...] = PARITY_POINTS,
     say: Say = lambda _: None,
 ) -> list[Deviation]:
@@ -52,6 +53,8 @@ def write_bundle(
         onnx_folder.mkdir()
         started = time.perf_counter()
         write_chain(detector, onnx_folder)
+        if "fused" in layouts:
+            write_head(detector, onnx_folder)
         export_s = time.perf_counter() - started
         say(
             f"ONNX written in {export_s:.1f} s; checking parity for N in {', '.join(map(str, parity_points))}"

@@ -105,7 +105,7 @@ def build_engines(
 def engine_stages(stage: str, runtime: str) -> tuple[str, ...]:
     """The ONNX files whose engines make up a stage.
 
-    TensorRT-RTX 1.7 fails on the head's loop over tiles; it gets the head's plugin-free parts, rows interpolated between.
+    TensorRT-RTX 1.7 fails on the head's loop over tiles; it gets the plugin-free parts, rows interpolated between.
     """
     return HEAD_PARTS if stage == "head" and runtime == "tensorrt_rtx" else (stage,)
 

@@ -227,12 +227,12 @@ def values_read(node: onnx.NodeProto) -> set[str]:
 
 
 def verify_not_frozen(path: Path) -> None:
-    """Check that every graph input reaches an output and every custom op reads a graph input or another node.
+    """Check that every graph input reaches an output and that nothing a custom op reads is a constant.
 
     A tracer that samples once writes the indices as constants; the graph then no longer depends on `points`.
 
     Raises:
-        ArtifactError: an input is unused or a custom op stands on constants only.
+        ArtifactError: an input is unused, or a custom op reads indices or points that are constants.
     """
     model = onnx.load(path, load_external_data=False)
     needed = {v.name for v in model.graph.output}
@@ -242,10 +242,15 @@ def verify_not_frozen(path: Path) -> None:
     ignored = [v.name for v in model.graph.input if v.name not in needed]
     live = {v.name for v in model.graph.input}
     for node in model.graph.node:
+        if node.domain == OP_DOMAIN:
+            data = (
+                OPS[node.op_type].inputs if node.op_type != "OneClassSvm" else ("x",)
+            )  # the rest are its weights
+            ignored += [
+                f"{node.op_type}'s {n}" for n, v in zip(data, node.input, strict=False) if v not in live
+            ]
         if live & set(node.input):
             live |= set(node.output)
-        elif node.domain == OP_DOMAIN:
-            ignored.append(node.op_type)
     if ignored or not any(node.domain == OP_DOMAIN for node in model.graph.node):
         raise ArtifactError(
             f"{path}: sampling was frozen into the graph ({', '.join(ignored) or 'no m3ad node'} does not depend on "

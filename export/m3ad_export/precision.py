@@ -1,4 +1,4 @@
-"""Half precision written into the ONNX file itself, the only place TensorRT 11 and every strongly typed network read it.
+"""Half precision written into the ONNX file, the only place TensorRT 11 and strongly typed networks read it from.
 
 A plan says which nodes stay in fp32 and why; everything else that computes on floats runs in half precision. Tensors
 at the stage's walls stay fp32, as the contract has them.
