@@ -19,6 +19,9 @@ from m3ad.frames import Frame
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.stages import Arrays, Ops, StageFunction, cpu_stage
 
+# Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
+RECORD_PARAMETER, SERVING_PARAMETER = "m3ad", "m3ad_serving"
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
@@ -109,8 +112,8 @@ class Inspector:
         self.threads = threads or len(os.sched_getaffinity(0))
         wiring = steps(bundle.dims, layout)
         names = dict.fromkeys(step.stage for step in wiring)
-        folder = bundle.path / "onnx"
-        functions = {n: cpu_stage(n, folder, bundle.dims, ops, self.threads) for n in names}
+        self.folder = bundle.path / "onnx"
+        functions = {n: cpu_stage(n, self.folder, bundle.dims, ops, self.threads) for n in names}
         self.pipeline = Pipeline(wiring, functions)
         self.tensors, _ = pipeline_tensors(bundle.dims)
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy.typing as npt
 from google.protobuf import text_format
 from m3ad.contract import MAX_POINTS, Dims, Layout, Stage, Tensor, pipeline_tensors, stages, steps
-from m3ad.pipeline import ServingRecord
+from m3ad.pipeline import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
 from tritonclient.grpc import model_config_pb2 as pb
 
 DTYPES = {"float32": pb.TYPE_FP32, "int32": pb.TYPE_INT32}
 VALUE_BYTES = 4  # every tensor of the contract is float32 or int32
-RECORD, SERVING = "m3ad", "m3ad_serving"  # parameters of the ensemble, read by clients
+STAGE_PARAMETER = "m3ad_stage"
 WARMUP_FOLDER = "warmup"  # Triton looks for a sample's files there
 
 
@@ -33,7 +33,9 @@ def python_stage(name: str, stage: Stage, dims: Dims, warmup: Mapping[str, npt.N
     config = _stage(name, stage, warmup)
     config.backend = "python"
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
-    config.parameters[RECORD].string_value = json.dumps({"stage": stage.name, "dims": dims.to_json()})
+    config.parameters[STAGE_PARAMETER].string_value = json.dumps(
+        {"stage": stage.name, "dims": dims.to_json()}
+    )
     return config
 
 
@@ -64,8 +66,8 @@ def ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
             input_map=step.inputs,
             output_map=step.outputs,
         )
-    config.parameters[RECORD].string_value = json.dumps(asdict(record))
-    config.parameters[SERVING].string_value = json.dumps(serving)
+    config.parameters[RECORD_PARAMETER].string_value = json.dumps(asdict(record))
+    config.parameters[SERVING_PARAMETER].string_value = json.dumps(serving)
     return config
 
 

@@ -26,7 +26,7 @@ from m3ad.bundle import (
 )
 from m3ad.contract import CONTRACT_VERSION, Dims, Layout, Step, stages, steps
 from m3ad.errors import ArtifactError
-from m3ad.pipeline import ServingRecord
+from m3ad.pipeline import RECORD_PARAMETER, ServingRecord
 from m3ad.stages import CPU_FILES
 
 from m3ad_triton import config
@@ -205,4 +205,4 @@ def layout_of(manifest: dict[str, Any]) -> Layout:
 
 def record_of(ensemble: Any) -> ServingRecord:
     """The serving record in an ensemble's parameters."""
-    return ServingRecord(**json.loads(ensemble.parameters[config.RECORD].string_value))
+    return ServingRecord(**json.loads(ensemble.parameters[RECORD_PARAMETER].string_value))

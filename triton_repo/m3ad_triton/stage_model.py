@@ -22,7 +22,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the stage that the model's parameters name from the model's version folder."""
-        record = json.loads(json.loads(args["model_config"])["parameters"]["m3ad"]["string_value"])
+        record = json.loads(json.loads(args["model_config"])["parameters"]["m3ad_stage"]["string_value"])
         dims = Dims(**record["dims"])
         self.stage = stages(dims)[record["stage"]]
         folder = Path(args["model_repository"]) / args["model_version"]

@@ -12,6 +12,7 @@ from typing import Any
 from m3ad.bundle import MANIFEST, read_manifest, verify_files
 from m3ad.contract import CONTRACT_VERSION, Dims, stages, steps
 from m3ad.errors import ArtifactError
+from m3ad.pipeline import RECORD_PARAMETER
 from m3ad.stages import CPU_FILES
 
 from m3ad_triton import config
@@ -218,10 +219,13 @@ def _contract_problems(ensemble: Any, manifest: dict[str, Any]) -> list[str]:
     try:
         record = record_of(ensemble)
     except (json.JSONDecodeError, TypeError) as error:
-        return [*problems, f"parameter `{config.RECORD}` of ensemble `{ensemble.name}` is damaged: {error}"]
+        return [
+            *problems,
+            f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}` is damaged: {error}",
+        ]
     if record.contract_version != manifest["contract_version"] or record.dims != manifest["dims"]:
         problems.append(
-            f"parameter `{config.RECORD}` of ensemble `{ensemble.name}` is of contract version "
+            f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}` is of contract version "
             f"{record.contract_version} and sizes {record.dims}, the manifest of "
             f"{manifest['contract_version']} and {manifest['dims']}"
         )

@@ -1,0 +1,195 @@
+"""Command `m3ad-client`: inspect parts, evaluate a test split, measure speed and memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from m3ad import cli as shared
+from m3ad.contract import Layout
+from m3ad.errors import FrameError
+from m3ad.frames import find_samples
+from m3ad.pipeline import Inspector
+from rich.console import Console
+from rich.progress import track
+
+from m3ad_client import report
+from m3ad_client.evaluate import evaluate_samples
+from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
+from m3ad_client.measure import run_bench
+from m3ad_client.triton import Tls, TritonInspector
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Paths = Annotated[
+    list[Path], typer.Argument(metavar="RGB XYZ | FOLDER", help="one frame's two files, or a folder")
+]
+Data = Annotated[Path, typer.Argument(help="a category's folder (MVTec 3D-AD or Eyecandies layout)")]
+Split = Annotated[str, typer.Option(help="train, validation or test, when the folder has splits")]
+Url = Annotated[str, typer.Option(help="HOST:PORT of Triton's gRPC endpoint")]
+Model = Annotated[str | None, typer.Option(help="the category to use; not needed when the server has one")]
+Bundle = Annotated[
+    Path | None, typer.Option(help="inspect in this process with this bundle, without a server")
+]
+LayoutOption = Annotated[Layout, typer.Option(help="layout to run; with --bundle only, a server has its own")]
+UseTls = Annotated[bool, typer.Option("--tls", help="connect over TLS")]
+Ca = Annotated[Path | None, typer.Option(help="certificate authority to trust", exists=True)]
+Key = Annotated[Path | None, typer.Option(help="client key", exists=True)]
+Cert = Annotated[Path | None, typer.Option(help="client certificate", exists=True)]
+Timeout = Annotated[float, typer.Option(help="for each request")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="print Markdown tables")]
+
+DEFAULT_URL = "localhost:8001"
+
+
+@app.command()
+def infer(
+    paths: Paths,
+    out: Annotated[Path | None, typer.Option(help="folder for overlays (PNG) and raw maps (NPY)")] = None,
+    split: Split = "test",
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    bundle: Bundle = None,
+    layout: LayoutOption = "chain",
+    tls: UseTls = False,
+    ca: Ca = None,
+    key: Key = None,
+    cert: Cert = None,
+    timeout_s: Timeout = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Inspect one frame or every frame of a folder: score, verdict, overlay and raw map."""
+    samples = find_inputs(paths, split)
+    with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        results = []
+        for result in inspect_samples(inspector, samples, out):
+            results.append(result)
+            if not as_json:
+                _print_result(result)
+        record = inspector.record
+    if as_json:
+        shared.print_json(
+            {
+                "category": record.category,
+                "threshold": record.threshold,
+                "weights": record.weights,
+                "frames": [{k: v for k, v in asdict(r).items() if v is not None} for r in results],
+            }
+        )
+    failed = [result for result in results if result.error]
+    if failed:
+        raise FrameError(f"{len(failed)} of {len(results)} frames could not be inspected: {failed[0].error}")
+
+
+@app.command(name="eval")
+def evaluate(
+    data: Data,
+    split: Split = "test",
+    maps: Annotated[bool, typer.Option("--maps", help="also judge every score map alone")] = False,
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    bundle: Bundle = None,
+    layout: LayoutOption = "chain",
+    tls: UseTls = False,
+    ca: Ca = None,
+    key: Key = None,
+    cert: Cert = None,
+    timeout_s: Timeout = 60.0,
+    as_json: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Metrics over a test split: I-AUROC, P-AUROC, AUPRO@30/10/5/1 in both named modes, per defect kind."""
+    samples = find_samples(data, split)
+    with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
+        frames = track(samples, "inspecting", console=shared.talk, transient=True)
+        found = evaluate_samples(inspector, frames, with_maps=maps)
+        record = inspector.record
+    result = {
+        "category": record.category,
+        "split": split,
+        "threshold": record.threshold,
+        "weights": record.weights,
+        **found,
+    }
+    _print(result, report.eval_tables(result), as_json, markdown)
+
+
+@app.command()
+def bench(
+    paths: Paths,
+    frames: Annotated[int, typer.Option(help="measured in each region", min=1)] = 30,
+    warmup: Annotated[int, typer.Option(help="run before, unmeasured", min=0)] = 5,
+    split: Split = "test",
+    url: Url = DEFAULT_URL,
+    model: Model = None,
+    bundle: Bundle = None,
+    layout: LayoutOption = "chain",
+    tls: UseTls = False,
+    ca: Ca = None,
+    key: Key = None,
+    cert: Cert = None,
+    timeout_s: Timeout = 60.0,
+    as_json: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Speed and memory, one frame at a time, beside the paper's efficiency table.
+
+    Region A is what CFM timed: tensors ready -> map. Region B is what a line feels: files -> verdict.
+    """
+    samples = find_inputs(paths, split)
+    with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
+        result = run_bench(inspector, samples, frames, warmup, say=shared.talk.print)
+    _print(result, report.bench_tables(result), as_json, markdown)
+
+
+@contextmanager
+def _inspector(
+    bundle: Path | None, layout: Layout, url: str, model: str | None, tls: Tls | None, timeout_s: float
+) -> Iterator[Inspector | TritonInspector]:
+    if bundle is None:
+        with TritonInspector(url, model, tls=tls, timeout_s=timeout_s) as inspector:
+            yield inspector
+    else:
+        from m3ad_plugins import ops
+
+        yield Inspector.open(bundle, ops, layout)
+
+
+def _tls(use: bool, ca: Path | None, key: Path | None, cert: Path | None) -> Tls | None:
+    if not use and (ca or key or cert):
+        raise typer.BadParameter("--ca, --key and --cert need --tls")
+    if (key is None) != (cert is None):
+        raise typer.BadParameter("--key and --cert go together")
+    return Tls(ca=ca, key=key, cert=cert) if use else None
+
+
+def _print_result(result: FrameResult) -> None:
+    if result.error:
+        shared.print_text(f"{result.frame}: not inspected: {result.error}")
+        return
+    verdict = "DEFECT" if result.is_anomalous else "good"
+    picture = f", {result.overlay}" if result.overlay else ""
+    shared.print_text(
+        f"{result.frame}: {verdict}, score {result.score:.4f}, {result.latency_ms:.0f} ms{picture}"
+    )
+
+
+def _print(result: dict[str, Any], tables: list[report.Table], as_json: bool, markdown: bool) -> None:
+    if as_json:
+        shared.print_json(result)
+    elif markdown:
+        shared.print_text("\n".join(table.to_markdown() for table in tables))
+    else:
+        console = Console()
+        for table in tables:
+            console.print(table.to_rich())
+
+
+def main() -> None:
+    """Run the command."""
+    shared.run(app)

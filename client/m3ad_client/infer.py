@@ -1,0 +1,102 @@
+"""Inspect frames and keep what is worth keeping: score, verdict, overlay picture, raw map."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from m3ad.errors import FrameError
+from m3ad.frames import EYECANDIES_FOLDERS, SPLITS, Frame, Sample, find_pairs, find_samples, read_sample
+from m3ad.overlay import Inspected, overlay, save_png
+from m3ad.pipeline import Inspection, ServingRecord
+from m3ad.preprocess import ModelInput, Preprocessing
+
+
+class AnyInspector(Protocol):
+    """What inspects: `m3ad.pipeline.Inspector` in this process or `TritonInspector` on a server."""
+
+    record: ServingRecord
+    preprocessing: Preprocessing
+
+    def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
+        """Preprocess and inspect one frame."""
+
+    def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
+        """Inspect tensors that are preprocessed already."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameResult:
+    """One frame's answer, or why it has none."""
+
+    frame: str
+    score: float | None = None
+    is_anomalous: bool | None = None
+    latency_ms: float | None = None
+    overlay: str | None = None
+    anomaly_map: str | None = None
+    error: str | None = None
+
+
+def find_inputs(paths: Sequence[Path], split: str) -> list[Sample]:
+    """The frames that the command line names: RGB and XYZ of one, or a folder in any known layout.
+
+    Raises:
+        FrameError: there are none, or a file lacks its partner.
+    """
+    if len(paths) == 2:
+        rgb_path, xyz_path = paths
+        return [Sample(rgb_path, xyz_path, None, "", "", rgb_path.stem)]
+    if len(paths) != 1:
+        raise FrameError(f"expected RGB and XYZ of one frame or one folder, got {len(paths)} paths")
+    (folder,) = paths
+    if folder.is_file():
+        raise FrameError(f"{folder} is one file; name its partner, too: RGB XYZ")
+    is_category = any((folder / name).is_dir() for name in SPLITS) or any(
+        (folder / name / "data").is_dir() for name in EYECANDIES_FOLDERS.values()
+    )
+    return find_samples(folder, split) if is_category else find_pairs(folder)
+
+
+def inspect_samples(
+    inspector: AnyInspector, samples: Sequence[Sample], out: Path | None
+) -> Iterator[FrameResult]:
+    """Inspect one frame after the other; a frame that cannot be inspected does not stop the next.
+
+    Args:
+        inspector: in process or on a server.
+        samples: where the frames lie.
+        out: folder for `<name>.overlay.png` and `<name>.map.npy` ([224, 224] float32); nothing is written without.
+
+    Raises:
+        ServerError: the server is gone.
+    """
+    for sample in samples:
+        name = f"{sample.defect}/{sample.name}".lstrip("/")
+        started = time.perf_counter()
+        try:
+            frame = read_sample(sample)
+            result = inspector.inspect(frame)
+        except FrameError as error:
+            yield FrameResult(name, error=str(error))
+            continue
+        milliseconds = round((time.perf_counter() - started) * 1e3, 3)
+        files: dict[str, Any] = {}
+        if out is not None:
+            stem = name.replace("/", "_")
+            files = {"overlay": str(out / f"{stem}.overlay.png"), "anomaly_map": str(out / f"{stem}.map.npy")}
+            picture = overlay(Inspected(frame, result.anomaly_map, result.score), inspector.record.threshold)
+            save_png(picture, Path(files["overlay"]))
+            _save_npy(result.anomaly_map, Path(files["anomaly_map"]))
+        yield FrameResult(name, result.score, result.is_anomalous, milliseconds, **files)
+
+
+def _save_npy(array: npt.NDArray[np.float32], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    os.replace(temporary, path)

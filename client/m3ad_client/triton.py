@@ -1,0 +1,182 @@
+"""A served pipeline as seen from a client: the same `inspect` as in process, through Triton over gRPC.
+
+The only file that knows tritonclient. What it must know of the bundle (preprocessing, threshold) it reads from the
+ensemble's parameters, so that server and client cannot disagree.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tritonclient.grpc as grpcclient
+from m3ad.contract import CONTRACT_VERSION, Dims, pipeline_tensors
+from m3ad.errors import FrameError, M3adError, ServerError
+from m3ad.frames import Frame
+from m3ad.pipeline import RECORD_PARAMETER, SERVING_PARAMETER, Inspection, ServingRecord, model_arrays
+from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from m3ad_client.bench import Counters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Files for a gRPC connection over TLS; without `ca` the system's authorities are trusted."""
+
+    ca: Path | None = None
+    key: Path | None = None
+    cert: Path | None = None
+
+
+class TritonInspector:
+    """A category served by Triton; close it, or use it as a context manager.
+
+    Args:
+        url: HOST:PORT of the server's gRPC endpoint.
+        model: the ensemble, named as its category; may be left out when the server has only one.
+        tls: for a server that speaks TLS.
+        timeout_s: for each request.
+
+    Raises:
+        ServerError: nothing answers, the server does not serve the model or is not ready, or it serves another
+            contract version.
+    """
+
+    def __init__(
+        self, url: str, model: str | None = None, *, tls: Tls | None = None, timeout_s: float = 60.0
+    ) -> None:
+        self.url, self.timeout_s = url, timeout_s
+        tls_options = {}
+        if tls:
+            paths = {"root_certificates": tls.ca, "private_key": tls.key, "certificate_chain": tls.cert}
+            tls_options = {"ssl": True, **{k: None if p is None else str(p) for k, p in paths.items()}}
+        try:
+            self.client = grpcclient.InferenceServerClient(url, **tls_options)
+        except OSError as error:
+            raise ServerError(f"TLS file {error.filename} cannot be read: {error.strerror}") from error
+        try:
+            self.model, parameters = self._find(model)
+            self.serving: dict[str, Any] = json.loads(parameters[SERVING_PARAMETER])
+            self.record = _record(self.model, parameters[RECORD_PARAMETER])
+        except BaseException:
+            self.close()
+            raise
+        self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+        self.tensors, _ = pipeline_tensors(Dims(**self.record.dims))
+
+    def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
+        """Preprocess one frame and let the server inspect it.
+
+        Raises:
+            FrameError: the frame cannot be inspected, or the server refused it.
+            ServerError: the server does not answer.
+        """
+        return self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=with_maps)
+
+    def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
+        """Let the server inspect tensors that are preprocessed already (region A of the bench)."""
+        inputs = []
+        for name, array in model_arrays(prepared).items():
+            entry = grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+            entry.set_data_from_numpy(array)
+            inputs.append(entry)
+        wanted = ["anomaly_map", "score", *(["score_maps"] if with_maps else [])]
+        outputs = [grpcclient.InferRequestedOutput(name) for name in wanted]
+        try:
+            result = self.client.infer(self.model, inputs, outputs=outputs, client_timeout=self.timeout_s)
+        except InferenceServerException as error:
+            raise self._sentence(error) from error
+        values = {name: result.as_numpy(name) for name in wanted}
+        score = float(values["score"][0])
+        return Inspection(
+            score, score > self.record.threshold, values["anomaly_map"], {}, values.get("score_maps")
+        )
+
+    def counters(self) -> dict[str, Counters]:
+        """Triton's statistics of every stage of this category, in the order of the ensemble's steps."""
+        config = self._ask("get_model_config", self.model).config
+        names = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)
+        found = {}
+        for name in names:
+            (entry,) = self._ask("get_inference_statistics", name).model_stats
+            stats = entry.inference_stats
+            found[name.removeprefix(f"{self.model}_")] = Counters(
+                stats.success.count,
+                stats.queue.ns,
+                stats.compute_input.ns,
+                stats.compute_infer.ns,
+                stats.compute_output.ns,
+            )
+        return found
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()
+
+    def __enter__(self) -> "TritonInspector":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find(self, model: str | None) -> tuple[str, dict[str, str]]:
+        """The ensemble to use and its parameters."""
+        index = {m.name: m.state for m in self._ask("get_model_repository_index").models}
+        if model is not None and index.get(model) != "READY":
+            state = f"has it as {index[model] or 'not loaded'}" if model in index else "does not have it"
+            offered = ", ".join(self._categories(index)) or "none"
+            raise ServerError(
+                f"Triton at {self.url} cannot serve model `{model}`, it {state}; m3ad categories it serves: {offered}"
+            )
+        found = self._categories(index) if model is None else {model: self._parameters(model)}
+        if len(found) != 1:
+            offered = ", ".join(found) or "none; write a repository: m3ad-triton write BUNDLE REPO"
+            raise ServerError(f"choose a category with --model; Triton at {self.url} serves: {offered}")
+        ((name, parameters),) = found.items()
+        if RECORD_PARAMETER not in parameters or SERVING_PARAMETER not in parameters:
+            raise ServerError(
+                f"model `{name}` of Triton at {self.url} was not written by m3ad (no parameter `{RECORD_PARAMETER}`); "
+                "name a category's ensemble, not a stage"
+            )
+        return name, parameters
+
+    def _categories(self, index: dict[str, str]) -> dict[str, dict[str, str]]:
+        ready = {name: self._parameters(name) for name, state in index.items() if state == "READY"}
+        return {name: parameters for name, parameters in ready.items() if SERVING_PARAMETER in parameters}
+
+    def _parameters(self, model: str) -> dict[str, str]:
+        config = self._ask("get_model_config", model).config
+        return {key: value.string_value for key, value in config.parameters.items()}
+
+    def _ask(self, method: str, *arguments: str) -> Any:
+        try:
+            return getattr(self.client, method)(*arguments, client_timeout=self.timeout_s)
+        except InferenceServerException as error:
+            raise self._sentence(error) from error
+
+    def _sentence(self, error: InferenceServerException) -> M3adError:
+        status, message = error.status(), error.message()
+        if status == "StatusCode.UNAVAILABLE":
+            return ServerError(
+                f"no Triton answers at {self.url} ({message}); start one: m3ad-triton serve REPO, and give its gRPC "
+                "port with --url"
+            )
+        if status == "StatusCode.DEADLINE_EXCEEDED":
+            return ServerError(
+                f"Triton at {self.url} did not answer in {self.timeout_s:g} s; wait longer: --timeout-s"
+            )
+        if status in ("StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL"):
+            return FrameError(f"Triton at {self.url} refused the request: {message}")
+        return ServerError(f"Triton at {self.url} answered {status}: {message}")
+
+
+def _record(model: str, text: str) -> ServingRecord:
+    values = json.loads(text)
+    version = values.get("contract_version")
+    if version != CONTRACT_VERSION:
+        raise ServerError(
+            f"model `{model}` was written for contract version {version}, this client speaks {CONTRACT_VERSION}; "
+            "install the same m3ad on both sides, or write the repository again: m3ad-triton write BUNDLE REPO"
+        )
+    return ServingRecord(**values)
