@@ -1,10 +1,9 @@
-"""Command `m3ad-export`: from good parts to a bundle and its engines. Options and messages only; the work is elsewhere."""
+"""Command `m3ad-export`: from good parts to a bundle and its engines. Options and messages; the work is elsewhere."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from m3ad.bundle import Bundle
 from m3ad.cli import print_json, print_text, run, talk
@@ -30,7 +29,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-export bundle` wrote")]
 DetectorArg = Annotated[Path, typer.Argument(metavar="DETECTOR", help="what `m3ad-export train` wrote")]
 DataOpt = Annotated[Path, typer.Option(help="a category in MVTec 3D-AD or Eyecandies layout")]
-LayoutOpt = Annotated[list[Layout] | None, typer.Option(help="chain or fused; both if left out")]
+LayoutOpt = Annotated[Layout | None, typer.Option(help="one layout only; both if left out")]
 CacheOpt = Annotated[
     Path | None, typer.Option(help="weights folder; $XDG_CACHE_HOME/m3ad/weights if left out")
 ]
@@ -138,7 +137,6 @@ def train(
 
     if rgb_encoder not in RGB_ENCODERS:
         raise M3adError(f"unknown RGB encoder {rgb_encoder!r}, expected one of {', '.join(RGB_ENCODERS)}")
-    torch.set_num_threads(torch.get_num_threads())
     rgb = known.load_rgb_encoder(RGB_ENCODERS[rgb_encoder], weights_path(rgb_weights), seed)
     xyz = known.load_xyz_encoder(
         XyzEncoderConfig(group_size=group_size, bn_mode=bn_mode), weights_path(xyz_weights), seed
@@ -195,7 +193,9 @@ def bundle(
     trained = load_detector(detector)
     sample = find_samples(data, "validation")[0]
     golden = prepare(read_sample(sample), Preprocessing.from_json(trained.record["preprocessing"]))
-    deviations = write_bundle(trained, golden, out, ops, layouts=tuple(layout or LAYOUTS), say=talk.print)
+    deviations = write_bundle(
+        trained, golden, out, ops, layouts=(layout,) if layout else LAYOUTS, say=talk.print
+    )
     if as_json:
         print_json(Bundle.open(out).manifest)
         return
@@ -237,7 +237,7 @@ def build_engine(
     from m3ad_export.engine import build_engines
 
     opened = Bundle.open(bundle)
-    layouts = tuple(layout or opened.manifest["layouts"])
+    layouts = (layout,) if layout else tuple(opened.manifest["layouts"])
     written = [build_engines(opened, t, precision, layouts, talk.print) for t in target]
     if as_json:
         print_json([str(folder) for folder in written])
