@@ -287,7 +287,7 @@ def _load_plugins(trt: Any, builder: Any) -> None:
 
 
 def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         """Keeps what the builder says; it is shown when a build fails."""
 
         def __init__(self) -> None:

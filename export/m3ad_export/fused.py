@@ -48,8 +48,8 @@ class HeadTokens(nn.Module):
         width = mfm.config.mentor_width
         to_xyz_rgb = split_columns(mgm.to_xyz.input, width)[1]
         to_rgb_xyz = split_columns(mgm.to_rgb.input, width)[1]
-        rgb = first_layer_on_tokens([mfm.rgb_branch[0].weight.detach(), to_xyz_rgb])
-        xyz = first_layer_on_tokens([mfm.xyz_branch[0].weight.detach(), to_rgb_xyz])
+        rgb = first_layer_on_tokens([mfm.rgb_branch.first.weight.detach(), to_xyz_rgb])
+        xyz = first_layer_on_tokens([mfm.xyz_branch.first.weight.detach(), to_rgb_xyz])
         self.register_buffer("rgb_weight", rgb)
         self.register_buffer("xyz_weight", xyz)
 
@@ -87,9 +87,9 @@ class HeadRows(nn.Module):
         super().__init__()
         self.mfm = mfm
         width = mfm.config.mentor_width
-        rgb_first, xyz_first = mfm.rgb_branch[0], mfm.xyz_branch[0]
-        self.rgb_split = (mfm.config.rgb_width, rgb_first.out_features, mgm.to_xyz.input.out_features)
-        self.xyz_split = (mfm.config.xyz_width, xyz_first.out_features, mgm.to_rgb.input.out_features)
+        rgb_first, xyz_first = mfm.rgb_branch.first, mfm.xyz_branch.first
+        self.rgb_split = [mfm.config.rgb_width, rgb_first.out_features, mgm.to_xyz.input.out_features]
+        self.xyz_split = [mfm.config.xyz_width, xyz_first.out_features, mgm.to_rgb.input.out_features]
         self.to_rgb = GuidedMapping(mgm.mentor_to_rgb, mgm.to_rgb, width)
         self.to_xyz = GuidedMapping(mgm.mentor_to_xyz, mgm.to_xyz, width)
         self.rgb_output, self.xyz_output = mgm.to_rgb.output, mgm.to_xyz.output
@@ -99,12 +99,12 @@ class HeadRows(nn.Module):
     def mentor(self, rgb_hidden: Tensor, xyz_hidden: Tensor) -> Tensor:
         """MFM behind its first layers: their outputs, biases included -> mentor."""
         rgb, xyz = F.gelu(rgb_hidden), F.gelu(xyz_hidden)
-        return self.mfm.fuse(*self.mfm.aligned(self.mfm.rgb_branch[2](rgb), self.mfm.xyz_branch[2](xyz)))
+        return self.mfm.fuse(*self.mfm.aligned(self.mfm.rgb_branch.last(rgb), self.mfm.xyz_branch.last(xyz)))
 
     def forward(self, rgb_rows: Tensor, xyz_rows: Tensor) -> Tensor:
-        rgb, rgb_mfm, rgb_mgm = rgb_rows.split(self.rgb_split, dim=1)
-        xyz, xyz_mfm, xyz_mgm = xyz_rows.split(self.xyz_split, dim=1)
-        mentor = self.mentor(rgb_mfm + self.mfm.rgb_branch[0].bias, xyz_mfm + self.mfm.xyz_branch[0].bias)
+        rgb, rgb_mfm, rgb_mgm = torch.split(rgb_rows, self.rgb_split, dim=1)
+        xyz, xyz_mfm, xyz_mgm = torch.split(xyz_rows, self.xyz_split, dim=1)
+        mentor = self.mentor(rgb_mfm + self.mfm.rgb_branch.first.bias, xyz_mfm + self.mfm.xyz_branch.first.bias)
         rgb_last = self.to_rgb(mentor, xyz_mgm)
         xyz_last = self.to_xyz(mentor, rgb_mgm)
         again = self.mentor(self.rgb_again(rgb_last), self.xyz_again(xyz_last))

@@ -34,10 +34,17 @@ class HeadConfig:
             raise ValueError(f"join must be concat or sum, got {self.join!r}")
 
 
-def two_layers(width_in: int, width_out: int) -> nn.Sequential:
+class TwoLayers(nn.Module):
     """Linear, GELU, Linear with CFM's hidden width (in + out) // 2: [R, in] -> [R, out]."""
-    hidden = (width_in + width_out) // 2
-    return nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width_out))
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        hidden = (width_in + width_out) // 2
+        self.first = nn.Linear(width_in, hidden)
+        self.last = nn.Linear(hidden, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.gelu(self.first(x)))
 
 
 class Mapping(nn.Module):
@@ -54,7 +61,8 @@ class Mapping(nn.Module):
         self.output = nn.Linear(hidden, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(F.gelu(self.projection(F.gelu(self.input(x)))))
+        out: Tensor = self.output(F.gelu(self.projection(F.gelu(self.input(x)))))
+        return out
 
 
 class Mfm(nn.Module):
@@ -64,9 +72,9 @@ class Mfm(nn.Module):
         super().__init__()
         self.config = config
         width = config.mentor_width
-        self.rgb_branch = two_layers(config.rgb_width, width)
-        self.xyz_branch = two_layers(config.xyz_width, width)
-        self.fusion = two_layers(2 * width if config.join == "concat" else width, width)
+        self.rgb_branch = TwoLayers(config.rgb_width, width)
+        self.xyz_branch = TwoLayers(config.xyz_width, width)
+        self.fusion = TwoLayers(2 * width if config.join == "concat" else width, width)
 
     def branches(self, rgb: Tensor, xyz: Tensor) -> tuple[Tensor, Tensor]:
         """The two features brought to one space by the contrastive loss: [R, 256] each."""
@@ -80,7 +88,9 @@ class Mfm(nn.Module):
 
     def fuse(self, rgb: Tensor, xyz: Tensor) -> Tensor:
         """The outer MLP on the branches: [R, 256] each -> mentor [R, 256]."""
-        return self.fusion(torch.cat([rgb, xyz], dim=1) if self.config.join == "concat" else rgb + xyz)
+        joined = torch.cat([rgb, xyz], dim=1) if self.config.join == "concat" else rgb + xyz
+        mentor: Tensor = self.fusion(joined)
+        return mentor
 
     def forward(self, rgb: Tensor, xyz: Tensor) -> Tensor:
         return self.fuse(*self.branches(rgb, xyz))

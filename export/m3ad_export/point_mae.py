@@ -7,7 +7,7 @@ Parameter names are those of pretrain.pth below `MAE_encoder.`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -105,20 +105,25 @@ class MiniPointNet(nn.Module):
 
     def forward(self, neighborhood: Tensor) -> Tensor:
         G, S, _ = neighborhood.shape
-        conv, bn, relu, last = self.first_conv
+        first: Any = self.first_conv  # torch does not know what a Sequential holds
+        second: Any = self.second_conv
+        conv, bn, relu, last = first
+        assert isinstance(conv, Conv1x1)  # for the type checker
         local = F.linear(
             neighborhood.reshape(G * S, 3), conv.weight[:, :, 0], conv.bias if self.biased else None
         )
         local = last(relu(bn(local)))  # [G*S, 256]
         globl = local.reshape(G, S, 256).amax(dim=1)  # [G, 256]
         # conv([g, l]) = W_g g + (W_l l + b): the global half is the same for all S points, so it runs once a group.
-        conv, bn, relu, last = self.second_conv
+        conv, bn, relu, last = second
+        assert isinstance(conv, Conv1x1)
         w_globl, w_local = conv.weight[:, :, 0].split(256, dim=1)
         hidden = (
             F.linear(local, w_local, conv.bias if self.biased else None).reshape(G, S, 512)
             + F.linear(globl, w_globl)[:, None]
         )
-        return last(relu(bn(hidden.reshape(G * S, 512)))).reshape(G, S, -1).amax(dim=1)
+        shape: Tensor = last(relu(bn(hidden.reshape(G * S, 512))))
+        return shape.reshape(G, S, -1).amax(dim=1)
 
 
 class TransformerEncoder(nn.Module):

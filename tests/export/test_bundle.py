@@ -77,7 +77,7 @@ def test_sampling_frozen_into_a_graph_is_refused(tiny_bundle: Bundle, tmp_path: 
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(64, dtype=np.int32), "idx"))
     onnx.save(model, tmp_path / "frozen.onnx")
     with pytest.raises(
-        ArtifactError, match="sampling was frozen into the graph .KnnGroup's idx does not depend"
+        ArtifactError, match=r"sampling was frozen into the graph .KnnGroup's idx does not depend"
     ):
         verify_not_frozen(tmp_path / "frozen.onnx")
 
