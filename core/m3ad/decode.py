@@ -1,8 +1,10 @@
-"""Image and array files to arrays: the one place that knows what a damaged file raises."""
+"""Image, array and cloud files to arrays: the one place that knows what a damaged file raises."""
 
+import io
 import struct
 import tokenize
 import zlib
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from m3ad.errors import FrameError
+from m3ad.errors import FrameError, MissingDependencyError
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192: a damaged header must not ask for more memory than a frame can need
 
@@ -74,6 +76,32 @@ def open_npy(path: Path) -> npt.NDArray[Any]:
         raise _damaged(path, "NPY", error) from error
 
 
+def open_cloud(path: Path) -> npt.NDArray[np.float64]:
+    """Read the points of a PLY or PCD in file order, holes included.
+
+    Returns:
+        [M, 3].
+
+    Raises:
+        FrameError: the file is missing or damaged.
+        MissingDependencyError: Open3D cannot be imported.
+    """
+    require_file(path)
+    try:
+        import open3d
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path} needs Open3D, which cannot be imported ({error}); install it: pip install 'm3ad[view]', "
+            "on a bare machine with its system libraries: apt-get install libusb-1.0-0 libgl1 libgomp1"
+        ) from error
+    # Of a damaged file Open3D returns uninitialised points and says so on stdout only.
+    with redirect_stdout(io.StringIO()) as said:
+        cloud = open3d.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
+    if "failed" in said.getvalue():
+        raise _damaged(path, path.suffix[1:].upper(), said.getvalue())
+    return np.array(cloud.points)
+
+
 def require_file(path: Path) -> None:
     """Raise FrameError when there is no such file."""
     if not path.is_file():
@@ -85,6 +113,6 @@ def _check_size(num_pixels: int) -> None:
         raise ValueError(f"its header claims {num_pixels} pixels, more than {MAX_PIXELS}")
 
 
-def _damaged(path: Path, kind: str, error: BaseException) -> FrameError:
+def _damaged(path: Path, kind: str, error: BaseException | str) -> FrameError:
     reason = " ".join(str(error).split())
     return FrameError(f"{path} cannot be read as {kind} ({reason}); it may be truncated, so copy it again")

@@ -8,12 +8,13 @@ A hole is a point that is (0, 0, 0), NaN or infinite; `preprocess` alone decides
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from m3ad.decode import open_image, open_npy, open_tiff, require_file
-from m3ad.errors import FrameError, MissingDependencyError
+from m3ad.decode import open_cloud, open_image, open_npy, open_tiff, require_file
+from m3ad.errors import FrameError
 from m3ad.eyecandies import DEPTH_ENDING, RGB_ENDING, xyz_from_depth
 
 SPLITS = ("train", "validation", "test")
@@ -257,22 +258,19 @@ def _read_xyz(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
         raise FrameError(
             f"{path} holds {xyz.dtype} {list(xyz.shape)}, expected float32 or float64 [H, W, 3] in metres"
         )
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is a hole
-        return xyz.astype(np.float32)
+    return _metres(xyz)
 
 
 def _read_organized_cloud(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    try:
-        import open3d
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} needs Open3D to be read; install it: pip install 'm3ad[view]'"
-        ) from error
-    cloud = open3d.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
-    points = np.asarray(cloud.points, np.float32)
+    points = open_cloud(path)
     if len(points) != shape[0] * shape[1]:
         raise FrameError(
             f"{path} holds {len(points)} points but its image {shape[0] * shape[1]} pixels; "
             "expected an organized cloud: one point a pixel, row by row, holes kept as NaN or zeros"
         )
-    return points.reshape(*shape, 3)
+    return _metres(points).reshape(*shape, 3)
+
+
+def _metres(xyz: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is a hole
+        return xyz.astype(np.float32)

@@ -28,8 +28,9 @@ def changed_pixels(item, threshold):
     return np.abs(picture.astype(int) - 128).max(axis=2) > 2
 
 
-def test_heat_lies_exactly_where_the_map_is_above_the_threshold():
-    changed = changed_pixels(inspected(), 0.5)
+@pytest.mark.parametrize("peak", [0.7, 20.0])
+def test_heat_lies_exactly_where_the_map_is_above_the_threshold(peak):
+    changed = changed_pixels(inspected(peak=peak), 0.5)
     rows, cols = np.nonzero(changed)
     # Grid 50..70 and 150..170 of 224 are drawn at twice the size; bilinear edges and the contour's halo may add 3.
     np.testing.assert_allclose([rows.min(), rows.max() + 1], [100, 140], atol=3)

@@ -63,3 +63,13 @@ def test_no_plane_is_said():
     line = np.linspace(0, 1, 200)[:, None] * np.array([0.1, 0.2, 0.3]) + (0, 0, 0.4)
     with pytest.raises(FrameError, match="the points at the frame's border lie on one line"):
         fit_plane(line)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_noisy_plane_repeats_exactly_and_is_the_least_squares_plane_of_its_inliers(seed):
+    points, _, _ = points_on((0.2, -0.1, 1), 0.1, np.random.default_rng(seed), outliers=0.3, noise_m=3e-3)
+    plane = fit_plane(points, seed)
+    assert all(fit_plane(points, seed) == plane for _ in range(3))
+    inliers = points[distance_m(points, plane) < 0.004]
+    best = np.linalg.svd(inliers - inliers.mean(axis=0), full_matrices=False)[2][2]
+    assert abs(np.dot(plane[:3], best)) > np.cos(np.deg2rad(0.05))

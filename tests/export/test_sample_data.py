@@ -50,6 +50,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(category, tm
     assert all(other[name] != first[name] for name in first if "gt" not in name)
 
 
+def test_no_two_frames_are_alike(category):
+    images = [p.read_bytes() for p in category.rglob("rgb/*.png")]
+    assert len(set(images)) == len(images) == 15
+
+
 def test_more_frames_leave_the_first_ones_as_they_were(category, tmp_path):
     write_sample_data(tmp_path / "more", seed=5, **{**SMALL, "train": 3})
     more = contents(tmp_path / "more")
