@@ -117,7 +117,7 @@ class MiniPointNet(nn.Module):
         # conv([g, l]) = W_g g + (W_l l + b): the global half is the same for all S points, so it runs once a group.
         conv, bn, relu, last = second
         assert isinstance(conv, Conv1x1)
-        w_globl, w_local = conv.weight[:, :, 0].split(256, dim=1)
+        w_globl, w_local = conv.weight[:, :256, 0], conv.weight[:, 256:, 0]
         hidden = (
             F.linear(local, w_local, conv.bias if self.biased else None).reshape(G, S, 512)
             + F.linear(globl, w_globl)[:, None]

@@ -51,7 +51,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.proj(image).flatten(2).transpose(1, 2)  # [1, P, D]
+        grid: Tensor = self.proj(image)
+        return grid.flatten(2).transpose(1, 2)  # [1, P, D]
 
 
 class Attention(nn.Module):
@@ -68,7 +69,8 @@ class Attention(nn.Module):
         _, T, D = x.shape
         q, k, v = self.qkv(x).reshape(1, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         weights = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # [1, heads, T, T]
-        return self.proj((weights @ v).transpose(1, 2).reshape(1, T, D))
+        out: Tensor = self.proj((weights @ v).transpose(1, 2).reshape(1, T, D))
+        return out
 
 
 class Mlp(nn.Module):
@@ -80,7 +82,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 class LayerScale(nn.Module):
@@ -110,7 +113,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return out
 
 
 class VisionTransformer(nn.Module):

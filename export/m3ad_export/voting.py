@@ -125,7 +125,8 @@ class Vm(nn.Module):
 
     def vote(self, score_maps: Tensor) -> Tensor:
         """The map of the voting terms: [3 + n, 224, 224] -> anomaly_map [224, 224]."""
-        return self.svm(self.svm_rows(score_maps)).reshape(IMAGE_SIZE, IMAGE_SIZE)
+        decision: Tensor = self.svm(self.svm_rows(score_maps))
+        return decision.reshape(IMAGE_SIZE, IMAGE_SIZE)
 
     def svm_rows(self, score_maps: Tensor) -> Tensor:
         """What the one-class SVM sees of each pixel: [3 + n, 224, 224] -> [50176, 1 or n]."""

