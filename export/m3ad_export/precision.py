@@ -28,7 +28,7 @@ class Keep:
 # The pattern is searched in `<stage>:<node name>`.
 KEEP_FP32: tuple[Keep, ...] = (
     Keep(
-        r"^vm:",
+        r"^(vm|head_vote):",
         "scores lie near 1 - cos = 0, where fp16 steps are as large as the signal; voting multiplies them",
     ),
     Keep(r"^head_rows:/(?!gelu)", "the scores themselves, and the rows they compare"),

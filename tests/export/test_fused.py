@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from conftest import make_input, make_tiny_detector, randomise
+from m3ad_export.fused import HeadRows, HeadTokens, merged_linear, split_columns
+from m3ad_export.heads import HeadConfig, Mfm, Mgm, heads_from_config
+from m3ad_export.voting import score
+from m3ad_plugins import ops
+from torch import Tensor
+
+MENTOR, RGB, XYZ = 16, 24, 36
+
+
+def random_heads(config: HeadConfig) -> tuple[Mfm, Mgm]:
+    mfm, mgm = heads_from_config(config)
+    randomise(mfm, 1)
+    randomise(mgm, 2)
+    return mfm.eval(), mgm.eval()
+
+
+def plain_scores(mfm: Mfm, mgm: Mgm, rgb: Tensor, xyz: Tensor) -> Tensor:
+    """The chain as the paper has it, in float64."""
+    mfm, mgm, rgb, xyz = mfm.double(), mgm.double(), rgb.double(), xyz.double()
+    mentor = mfm(rgb, xyz)
+    rgb_rec, xyz_rec = mgm(rgb, xyz, mentor)
+    cosines = [
+        torch.cosine_similarity(a, b, dim=1)
+        for a, b in ((rgb, rgb_rec), (xyz, xyz_rec), (mentor, mfm(rgb_rec, xyz_rec)))
+    ]
+    return 1 - torch.stack(cosines)
+
+
+def test_merged_linear_is_one_layer_after_the_other() -> None:
+    last, first = torch.nn.Linear(7, 11), torch.nn.Linear(11, 5)
+    x = torch.randn(13, 7)
+    torch.testing.assert_close(merged_linear(last, first)(x), first(last(x)), atol=1e-6, rtol=1e-5)
+
+
+def test_split_columns_adds_up_to_the_layer() -> None:
+    layer = torch.nn.Linear(9, 4)
+    a, b = torch.randn(6, 3), torch.randn(6, 6)
+    left, right = split_columns(layer, 3)
+    torch.testing.assert_close(a @ left.T + b @ right.T + layer.bias, layer(torch.cat([a, b], dim=1)))
+
+
+@pytest.mark.parametrize("join", ["concat", "sum"])
+@pytest.mark.parametrize("unit_branches", [True, False])
+def test_first_layers_on_tokens_commute_with_interpolation_and_pooling(
+    join: str, unit_branches: bool
+) -> None:
+    """The geometric operator's rows do not sum to one at the foreground's border: a bias in the wrong place shows."""
+    config = HeadConfig(
+        rgb_width=RGB, xyz_width=XYZ, mentor_width=MENTOR, join=join, unit_branches=unit_branches
+    )  # type: ignore[arg-type]
+    mfm, mgm = random_heads(config)
+    frame = make_input(2500)
+    idx = ops.farthest_point_sample(frame.points, 64)
+    operator = ops.interpolation_operator(frame.points, frame.point_pixel, frame.points[idx])
+    assert operator.apply(np.ones((64, 1), np.float32)).min() < 0.5
+
+    def project(tokens: Tensor) -> Tensor:
+        return torch.from_numpy(operator.apply(tokens.detach().numpy()))
+
+    rgb_tokens, xyz_tokens = torch.randn(64, RGB), torch.randn(64, XYZ)
+    with torch.no_grad():
+        rgb_table, xyz_table = HeadTokens(mfm, mgm)(rgb_tokens, xyz_tokens)
+        found = HeadRows(mfm, mgm)(project(rgb_table), project(xyz_table))
+        expected = plain_scores(mfm, mgm, project(rgb_tokens), project(xyz_tokens))
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_small_scores_keep_their_digits_in_fp32() -> None:
+    a = torch.randn(5, 64)
+    b = a + 1e-4 * torch.randn(5, 64)
+    exact = 1 - torch.cosine_similarity(a.double(), b.double(), dim=1)
+    torch.testing.assert_close(score(a, b).double(), exact, rtol=1e-2, atol=0)
+
+
+def test_head_graph_equals_the_chain_of_the_same_detector() -> None:
+    detector = make_tiny_detector()
+    width = detector.dims.mentor_width
+    assert HeadTokens(detector.mfm, detector.mgm).rgb_weight.shape[0] == (
+        detector.mfm.rgb_branch.first.out_features + detector.mgm.to_xyz.input.out_features
+    )
+    assert width == 16
