@@ -4,6 +4,8 @@ CFM, M3DM and BTF fit it with Open3D (4 mm, unseeded: another plane at each call
 Same constants and border here; samples are of 3 points, the best is refined by least squares on its inliers.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,34 +14,24 @@ from m3ad.errors import FrameError
 BORDER_PX = 10
 INLIER_M = 0.004
 MIN_BORDER_POINTS = 50
-MAX_BORDER_POINTS = 2048
-CANDIDATES = 256  # with half of the border off the plane, all of them fail with probability 0.875^256 < 1e-14
+MAX_BORDER_POINTS = 1024
+CANDIDATES = 128  # with half of the border off the plane, all of them fail with probability 0.875^128 < 1e-7
 
 Plane = tuple[float, float, float, float]
 
 
-def border_points(xyz: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Take the points within 10 px of the frame's edges, evenly thinned to at most 2048.
-
-    Args:
-        xyz: [H, W, 3] metres.
-        foreground: [H, W], False at holes.
-
-    Returns:
-        [M, 3] metres, row-major order.
-    """
-    border = np.ones(foreground.shape, np.bool_)
-    border[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
-    points = xyz[border & foreground]
-    thinned = points[:: -(-len(points) // MAX_BORDER_POINTS)] if len(points) else points
-    return thinned.astype(np.float64)
+def border_points(xyz: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Take all points, holes included, within 10 px of the edges of a cloud [H, W, 3]; returns [M, 3] metres."""
+    middle = xyz[BORDER_PX:-BORDER_PX]
+    strips = (xyz[:BORDER_PX], xyz[-BORDER_PX:], middle[:, :BORDER_PX], middle[:, -BORDER_PX:])
+    return np.concatenate([strip.reshape(-1, 3) for strip in strips])
 
 
-def fit_plane(points: npt.NDArray[np.float64], seed: int = 0) -> Plane:
+def fit_plane(points: npt.NDArray[np.floating[Any]], seed: int = 0) -> Plane:
     """Fit ax + by + cz + d = 0, |(a, b, c)| = 1, by RANSAC (4 mm), then least squares on the inliers.
 
     Args:
-        points: [M, 3] metres, most of them on the plane.
+        points: [M, 3] metres, no holes, most of them on the plane; of many, 1024 evenly spread ones are used.
         seed: of the sampling; the same seed and points give the same plane.
 
     Raises:
@@ -50,6 +42,7 @@ def fit_plane(points: npt.NDArray[np.float64], seed: int = 0) -> Plane:
             f"no plane can be fitted: the frame's border holds {len(points)} points, expected at least "
             f"{MIN_BORDER_POINTS}; use plane removal `fixed`, or `none` for a part seen without its support"
         )
+    points = points[:: -(-len(points) // MAX_BORDER_POINTS)].astype(np.float64)
     origin = points.mean(axis=0)  # centred, so that d does not cost precision
     centred = points - origin
     picks = np.random.default_rng(seed).integers(len(points), size=(CANDIDATES, 3))

@@ -198,7 +198,8 @@ def _off_plane(
     plane = preprocessing.plane_coefficients
     if plane is None:
         try:
-            plane = fit_plane(border_points(frame.xyz, _foreground(frame.xyz)), preprocessing.seed)
+            border = border_points(frame.xyz)
+            plane = fit_plane(border[_foreground(border)], preprocessing.seed)
         except FrameError as error:
             raise FrameError(f"frame {frame.name}: {error}") from error
     return distance_m(xyz, plane) >= preprocessing.plane_distance_m
