@@ -16,6 +16,7 @@ INLIER_M = 0.004
 MIN_BORDER_POINTS = 50
 MAX_BORDER_POINTS = 1024
 CANDIDATES = 128  # with half of the border off the plane, all of them fail with probability 0.875^128 < 1e-7
+MAX_REFITS = 20  # the inliers settle after a few
 
 Plane = tuple[float, float, float, float]
 
@@ -60,20 +61,17 @@ def fit_plane(points: npt.NDArray[np.floating[Any]], seed: int = 0) -> Plane:
     counts = np.count_nonzero(np.abs(centred @ normals.T - offsets) < INLIER_M, axis=0)
     best = int(counts.argmax())
     normal, offset = normals[best], offsets[best]
-    for _ in range(3):  # inliers and least-squares plane settle after two or three rounds
-        inliers = centred[np.abs(centred @ normal - offset) < INLIER_M]
-        mean = inliers.mean(axis=0)
-        normal = np.linalg.eigh(np.cov(inliers.T))[1][:, 0]  # direction of least variance
+    near = np.zeros(len(points), np.bool_)
+    for _ in range(MAX_REFITS):
+        before, near = near, np.abs(centred @ normal - offset) < INLIER_M
+        if np.array_equal(near, before):
+            break
+        mean = centred[near].mean(axis=0)
+        normal = np.linalg.eigh(np.cov(centred[near].T))[1][:, 0]  # direction of least variance
         offset = normal @ mean
-    normal = (
-        normal if normal[np.abs(normal).argmax()] > 0 else -normal
-    )  # eigenvectors have no sign of their own
-    return (
-        float(normal[0]),
-        float(normal[1]),
-        float(normal[2]),
-        float(-normal @ (origin + (mean @ normal) * normal)),
-    )
+    sign = np.sign(normal[np.abs(normal).argmax()])  # eigenvectors have no sign of their own
+    x, y, z = (sign * normal).tolist()
+    return x, y, z, float(-sign * (normal @ origin + offset))
 
 
 def distance_m(points: npt.NDArray[np.float32], plane: Plane) -> npt.NDArray[np.float64]:
