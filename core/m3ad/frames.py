@@ -81,7 +81,8 @@ def find_samples(root: Path, split: str) -> list[Sample]:
         split: train, validation or test.
 
     Raises:
-        FrameError: the folder is missing, has neither layout, holds no frames, or a file lacks its partner.
+        FrameError: the folder is missing, has neither layout, holds no frames, a file lacks its partner, or a
+            part to train on has a defect.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
@@ -95,7 +96,7 @@ def find_samples(root: Path, split: str) -> list[Sample]:
         expected = f"NNN{RGB_ENDING} and NNN{DEPTH_ENDING}"
     elif (root / split).is_dir():
         folders = [folder for folder in sorted((root / split).iterdir()) if folder.is_dir()]
-        samples = [s for folder in folders for s in _find_mvtec(folder, split) if any(folder.iterdir())]
+        samples = [s for folder in folders for s in _find_mvtec(folder, split)]
         expected = "<good or a defect's name>/rgb/NNN.png and .../xyz/NNN.tiff"
     else:
         categories = [p.name for p in sorted(root.iterdir()) if any((p / s).is_dir() for s in SPLITS)]
@@ -110,6 +111,11 @@ def find_samples(root: Path, split: str) -> list[Sample]:
         raise FrameError(f"{root} has no split {split!r}; {hint}")
     if not samples:
         raise FrameError(f"{root} holds no frames of the split {split!r}; expected {expected}")
+    if bad := [s for s in samples if split != "test" and not s.is_good]:
+        raise FrameError(
+            f"{bad[0].rgb_path} has the defect {bad[0].defect!r}, but the split {split!r} is for good parts only; "
+            "move it to test"
+        )
     return samples
 
 

@@ -59,6 +59,15 @@ def test_mvtec_layout_is_listed_sorted_and_paired_by_name(tmp_path, rng):
         read_sample_mask(samples[2], (20, 31))
 
 
+def test_defective_parts_are_refused_outside_of_test(tmp_path, rng):
+    write_pair(tmp_path / "train" / "good", "000", rng)
+    write_pair(tmp_path / "train" / "hole", "000", rng)
+    with pytest.raises(
+        FrameError, match="has the defect 'hole', but the split 'train' is for good parts only"
+    ):
+        find_samples(tmp_path, "train")
+
+
 def test_a_missing_partner_is_named_even_when_the_counts_agree(tmp_path, rng):
     write_pair(tmp_path / "train" / "good", "000", rng)
     _, _, _, xyz_path = write_pair(tmp_path / "train" / "good", "001", rng)
