@@ -16,6 +16,8 @@ from m3ad_export.vit import RgbEncoderConfig, VisionTransformer
 from m3ad_export.voting import Vm, VotingConfig
 from m3ad_plugins import ops
 
+pytest_plugins = ["serving"]
+
 TINY_RGB = RgbEncoderConfig(
     name="tiny", patch_size=28, width=24, depth=2, heads=2, blocks=(0, 1), final_norm=True
 )

@@ -14,6 +14,8 @@ CONTRACT_VERSION = 1
 IMAGE_SIZE = 224
 MIN_POINTS = 1024
 MAX_POINTS = IMAGE_SIZE * IMAGE_SIZE
+# The dynamic dimensions: N foreground points, R scored pixels.
+LETTERS = {"N": range(MIN_POINTS, MAX_POINTS + 1), "R": range(1, MAX_POINTS + 1)}
 
 Layout = Literal["chain", "fused"]
 LAYOUTS: tuple[Layout, ...] = ("chain", "fused")
@@ -36,12 +38,16 @@ class Tensor:
     def mismatch(self, array: np.ndarray[Any, Any]) -> str | None:
         """Say in a few words how `array` differs from this tensor, or None when it fits."""
         fits = array.ndim == len(self.dims) and all(
-            isinstance(want, str) or want == got for want, got in zip(self.dims, array.shape, strict=True)
+            got in LETTERS[want] if isinstance(want, str) else want == got
+            for want, got in zip(self.dims, array.shape, strict=True)
         )
         if fits and array.dtype == self.dtype:
             return None
         dims = ", ".join(str(d) for d in self.dims)
-        return f"`{self.name}` is {array.dtype} {list(array.shape)}, expected {self.dtype} [{dims}]"
+        sizes = "".join(
+            f", {d} in {LETTERS[d].start}..{LETTERS[d][-1]}" for d in self.dims if isinstance(d, str)
+        )
+        return f"`{self.name}` is {array.dtype} {list(array.shape)}, expected {self.dtype} [{dims}]{sizes}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,99 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from m3ad.bundle import Bundle
+from m3ad.contract import Dims, pipeline_tensors, stages
+from m3ad.pipeline import ServingRecord
+from m3ad_triton import config
+from tritonclient.grpc import model_config_pb2 as pb
+
+TRITON = {"float32": pb.TYPE_FP32, "int32": pb.TYPE_INT32}
+
+
+def parse(path: Path) -> pb.ModelConfig:
+    return text_format.Parse(path.read_text(), pb.ModelConfig())
+
+
+def tensors(entries) -> list[tuple[str, int, tuple[int, ...]]]:
+    return [(e.name, e.data_type, tuple(e.dims)) for e in entries]
+
+
+@pytest.mark.parametrize("layout", ["chain", "fused"])
+def test_configurations_have_the_contract_s_tensors(layout, request, tiny_bundle: Bundle) -> None:
+    repository = request.getfixturevalue(f"{layout}_repository")
+    category = {"chain": "tiny", "fused": "other"}[layout]
+    table = stages(tiny_bundle.dims)
+    used = {"chain": ("project", "mfm", "mgm", "vm"), "fused": ("head",)}[layout]
+    for name in ("rgb_extractor", "xyz_extractor", *used):
+        model = parse(repository / f"{category}_{name}" / "config.pbtxt")
+        assert tensors(model.input) == [(t.name, TRITON[t.dtype], t.shape) for t in table[name].inputs]
+        assert tensors(model.output) == [(t.name, TRITON[t.dtype], t.shape) for t in table[name].outputs]
+        assert model.backend == "python"
+        assert [(g.count, g.kind) for g in model.instance_group] == [(1, pb.ModelInstanceGroup.KIND_CPU)]
+    ensemble = parse(repository / category / "config.pbtxt")
+    inputs, outputs = pipeline_tensors(tiny_bundle.dims)
+    assert [t[0] for t in tensors(ensemble.input)] == [t.name for t in inputs]
+    assert [t[0] for t in tensors(ensemble.output)] == [t.name for t in outputs]
+    assert {p.name for p in repository.iterdir() if p.is_dir()} == {
+        category,
+        *(step.model_name for step in ensemble.ensemble_scheduling.step),
+    }
+
+
+def test_every_configuration_says_that_there_is_no_batching(chain_repository: Path) -> None:
+    paths = list(chain_repository.glob("*/config.pbtxt"))
+    assert len(paths) == 7
+    assert all(path.read_text().endswith("\nmax_batch_size: 0\n") for path in paths)
+
+
+def test_mfm_is_used_twice_the_second_time_on_the_reconstruction(chain_repository: Path) -> None:
+    steps = parse(chain_repository / "tiny" / "config.pbtxt").ensemble_scheduling.step
+    first, second = (step for step in steps if step.model_name == "tiny_mfm")
+    assert dict(first.input_map) == {"rgb_features": "rgb_features", "xyz_features": "xyz_features"}
+    assert dict(second.input_map) == {
+        "rgb_features": "rgb_reconstructed",
+        "xyz_features": "xyz_reconstructed",
+    }
+    assert dict(second.output_map) == {"mentor": "mentor_reconstructed"}
+
+
+def test_the_ensemble_carries_what_a_client_must_know(chain_repository: Path, tiny_bundle: Bundle) -> None:
+    ensemble = parse(chain_repository / "tiny" / "config.pbtxt")
+    record = json.loads(ensemble.parameters["m3ad"].string_value)
+    assert record == asdict(ServingRecord.of(tiny_bundle, "chain"))
+    serving = json.loads(ensemble.parameters["m3ad_serving"].string_value)
+    files = ("rgb_extractor.onnx", "xyz_encoder.onnx", "mfm.onnx", "mgm.onnx", "vm.onnx")
+    assert serving["model_bytes"] >= sum((tiny_bundle.path / "onnx" / f).stat().st_size for f in files)
+    assert serving["runtime"] == "onnxruntime"
+
+
+def test_warm_up_is_the_golden_frame(chain_repository: Path, tiny_bundle: Bundle) -> None:
+    model = parse(chain_repository / "tiny_vm" / "config.pbtxt")
+    (sample,) = model.model_warmup
+    assert len(sample.inputs) == 7
+    for name, entry in sample.inputs.items():
+        golden = np.load(tiny_bundle.file(f"golden/{name}.npy"))
+        file = chain_repository / "tiny_vm" / "warmup" / entry.input_data_file
+        written = np.frombuffer(file.read_bytes(), golden.dtype).reshape(list(entry.dims))
+        np.testing.assert_array_equal(written, golden)
+
+
+def test_device_memory_pool_holds_every_tensor_between_the_stages() -> None:
+    # Full size, by hand: image and group tokens, centres, then rows of 768, 1152 and 256 twice and scored_pixel.
+    rows = 50176 * (2 * (768 + 1152 + 256) + 1)
+    outputs = 224 * 224 + 1 + 7 * 224 * 224
+    size = 4 * (784 * 768 + 1024 * (3 + 1152) + rows + outputs)
+    pool = config.intermediate_bytes(Dims(), "chain")
+    assert size <= pool < size + 2**20
+    assert config.intermediate_bytes(Dims(), "fused") < 2**24
+
+
+def test_a_misspelt_field_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.pbtxt"
+    path.write_text('name: "x"\nmax_batchsize: 0\n')
+    with pytest.raises(ValueError, match=r"2:1.*max_batchsize"):
+        config.read_config(path)

@@ -1,0 +1,180 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from m3ad.bundle import Bundle, file_entries, write_json
+from m3ad.errors import ArtifactError
+from m3ad_triton import config
+from m3ad_triton.docker import docker_line
+from m3ad_triton.repository import Repository, server_arguments, write_repository
+from serving import renamed
+
+STAGES = ("rgb_extractor", "xyz_extractor", "project", "mfm", "mgm", "vm")
+
+
+def add_engines(
+    bundle: Path, target: str, capability: str, runtime: str = "tensorrt", **changes: Any
+) -> Path:
+    """Engines as `m3ad-export build-engine` lays them out; what is in a plan does not matter to the writer."""
+    folder = bundle / "engines" / target
+    folder.mkdir(parents=True)
+    for stage in changes.pop("stages", STAGES):
+        (folder / f"{stage}.plan").write_bytes(f"{stage} {target}".encode())
+    manifest = {
+        "format": "m3ad-engines",
+        "target": target,
+        "runtime": runtime,
+        "compute_capability": capability,
+        "precision": "fp16",
+        "files": file_entries(folder),
+    }
+    write_json(folder / "manifest.json", {**manifest, **changes})
+    return folder
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
+    return renamed(tiny_bundle, "tiny", tmp_path / "bundles")
+
+
+def test_the_manifest_lists_every_file_with_its_hash(chain_repository: Path, tiny_bundle: Bundle) -> None:
+    manifest = json.loads((chain_repository / "manifest.json").read_text())
+    files = {p.relative_to(chain_repository).as_posix() for p in chain_repository.rglob("*") if p.is_file()}
+    assert manifest["files"].keys() == files - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert hashlib.sha256((chain_repository / name).read_bytes()).hexdigest() == entry["sha256"]
+    assert manifest["format"] == "m3ad-repository"
+    assert (manifest["layout"], manifest["runtime"], manifest["category"]) == ("chain", "onnxruntime", "tiny")
+    source = hashlib.sha256((tiny_bundle.path / "manifest.json").read_bytes()).hexdigest()
+    assert manifest["bundle_sha256"] == source
+
+
+def test_writing_again_replaces_only_a_repository(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "repository"
+    write_repository(bundle, target, "onnxruntime", "chain")
+    write_repository(bundle, target, "onnxruntime", "fused")
+    assert Repository.open(target).manifest["layout"] == "fused"
+    with pytest.raises(ArtifactError, match="describes 'm3ad-bundle', expected 'm3ad-repository'"):
+        write_repository(bundle, bundle, "onnxruntime", "fused")
+    assert Bundle.open(bundle).name == "tiny"
+
+
+def test_nothing_half_written_is_left(bundle: Path, tmp_path: Path) -> None:
+    wrong = np.zeros((1, 3, 8, 8), np.float32)
+    np.save(bundle / "golden" / "image.npy", wrong)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    write_json(bundle / "manifest.json", {**manifest, "files": file_entries(bundle)})
+    target = tmp_path / "out" / "repository"
+    with pytest.raises(
+        ArtifactError,
+        match=r"image\.npy: `image` is float32 \[1, 3, 8, 8\], expected float32 \[1, 3, 224, 224\]; export",
+    ):
+        write_repository(bundle, target, "onnxruntime", "chain")
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_category_that_cannot_name_a_model_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = renamed(tiny_bundle, "two words", tmp_path)
+    with pytest.raises(ArtifactError, match="'two words' cannot name a Triton model"):
+        write_repository(path, tmp_path / "repository", "onnxruntime", "chain")
+
+
+def test_tampered_repository_is_refused(chain_repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "repository"
+    shutil.copytree(chain_repository, path)
+    with (path / "tiny_mfm" / "1" / "mfm.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ArtifactError, match=r"mfm\.onnx was changed after it was written.*m3ad-triton write"):
+        Repository.open(path)
+
+
+def test_one_engine_is_the_default_plan(bundle: Path, tmp_path: Path) -> None:
+    add_engines(bundle, "native", "8.9")
+    repository = write_repository(bundle, tmp_path / "repository", "tensorrt", "chain")
+    model = config.read_config(repository.path / "tiny_mfm" / "config.pbtxt")
+    assert model.platform == "tensorrt_plan"
+    assert model.default_model_filename == "native.plan"
+    assert not model.cc_model_filenames
+    assert (repository.path / "tiny_mfm" / "1" / "native.plan").read_bytes() == b"mfm native"
+    assert model.instance_group[0].kind == config.pb.ModelInstanceGroup.KIND_GPU
+    assert repository.manifest["precision"] == "fp16"
+
+
+def test_several_engines_are_chosen_by_compute_capability(bundle: Path, tmp_path: Path) -> None:
+    add_engines(bundle, "orin", "8.7")
+    add_engines(bundle, "sm89", "8.9")
+    repository = write_repository(bundle, tmp_path / "repository", "tensorrt", "chain")
+    for stage in STAGES:
+        model = config.read_config(repository.path / f"tiny_{stage}" / "config.pbtxt")
+        assert dict(model.cc_model_filenames) == {"8.7": "orin.plan", "8.9": "sm89.plan"}
+        for name in model.cc_model_filenames.values():
+            plan = repository.path / f"tiny_{stage}" / "1" / name
+            assert plan.read_bytes() == f"{stage} {name.removesuffix('.plan')}".encode()
+    one = write_repository(bundle, tmp_path / "one", "tensorrt", "chain", ["sm89"])
+    assert [e["target"] for e in one.manifest["engines"]] == ["sm89"]
+
+
+def test_rtx_plans_are_refused_with_the_reason(bundle: Path, tmp_path: Path) -> None:
+    add_engines(bundle, "sm89", "8.9", runtime="tensorrt_rtx")
+    for targets in ([], ["sm89"]):
+        with pytest.raises(
+            ArtifactError, match="those of sm89 are TensorRT-RTX plans, for which Triton has no backend"
+        ):
+            write_repository(bundle, tmp_path / "repository", "tensorrt", "chain", targets)
+
+
+def test_engines_that_do_not_serve_are_refused(bundle: Path, tmp_path: Path) -> None:
+    def write(*targets: str) -> None:
+        write_repository(bundle, tmp_path / "repository", "tensorrt", "chain", targets)
+
+    with pytest.raises(ArtifactError, match="has no TensorRT engines for Triton"):
+        write()
+    add_engines(bundle, "a", "8.9", stages=STAGES[:-1])
+    with pytest.raises(
+        ArtifactError, match=r"engines/a has no plan of vm\. Build them: m3ad-export build-engine"
+    ):
+        write()
+    with pytest.raises(ArtifactError, match="has no engines for sm120, only: a"):
+        write("sm120")
+    shutil.rmtree(bundle / "engines" / "a")
+    add_engines(bundle, "a", "8.9")
+    add_engines(bundle, "b", "8.9")
+    with pytest.raises(
+        ArtifactError, match=r"a and b are both for compute capability 8\.9; choose with --target"
+    ):
+        write()
+    (bundle / "engines" / "a" / "vm.plan").write_bytes(b"other")
+    with pytest.raises(ArtifactError, match=r"vm\.plan was changed after it was written"):
+        write("a")
+
+
+def test_server_arguments_for_several_repositories(chain_repository: Path, fused_repository: Path) -> None:
+    chain, fused = map(Repository.open, (chain_repository, fused_repository))
+    chain.manifest["plugins"] = {
+        "library": "libp.so",
+        "shims": ["libp_trt10.so", "libp_trt11.so"],
+        "missing": None,
+    }
+    arguments = server_arguments([chain, fused], ["/models/a", "/models/b"])
+    assert arguments[:2] == ["--model-repository=/models/a", "--model-repository=/models/b"]
+    assert "--disable-auto-complete-config" in arguments
+    assert f"--cuda-memory-pool-byte-size=0:{chain.manifest['cuda_pool_bytes']}" in arguments
+    assert chain.manifest["cuda_pool_bytes"] > fused.manifest["cuda_pool_bytes"]
+    assert "--backend-config=tensorrt,plugins=/models/a/libp_trt10.so;/models/a/libp_trt11.so" in arguments
+
+
+def test_docker_line(bundle: Path, chain_repository: Path, tmp_path: Path) -> None:
+    on_cpu = docker_line([Repository.open(chain_repository)], "image:1")
+    shm = int(on_cpu.split("--shm-size=")[1].split("m ")[0])
+    assert shm * 2**20 >= Repository.open(chain_repository).manifest["shared_memory_bytes"] > 0
+    assert f"-v {chain_repository}:/models/tiny:ro" in on_cpu
+    assert "--gpus" not in on_cpu
+    assert "[cpu]" in on_cpu
+    add_engines(bundle, "native", "8.9")
+    on_gpu = docker_line([write_repository(bundle, tmp_path / "gpu", "tensorrt", "chain")], "image:1")
+    assert "--gpus=all" in on_gpu
+    assert on_gpu.split("image:1 ")[1].startswith("tritonserver --model-repository=/models/gpu ")
