@@ -48,7 +48,7 @@ def write_frame(folder: Path, name: str, frame: Frame) -> tuple[Path, Path]:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(frame.rgb).save(paths[0])
-    tifffile.imwrite(paths[1], frame.xyz)
+    tifffile.imwrite(paths[1], frame.xyz, photometric="minisblack")
     return paths
 
 

@@ -1,0 +1,229 @@
+"""The command as a user runs it: exit code, one JSON document on stdout, one sentence on stderr."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from m3ad.bundle import Bundle
+from m3ad.frames import Frame, find_samples, read_frame, read_sample, read_sample_mask
+from m3ad.metrics import evaluate
+from m3ad.pipeline import Inspector
+from m3ad.preprocess import prepare_mask
+from m3ad_plugins import ops
+from m3ad_triton.server import LocalServer
+from PIL import Image
+from serving import make_frame, write_frame
+
+COMMAND = str(Path(sys.executable).parent / "m3ad-client")
+
+
+def client(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def document(*arguments: object) -> dict[str, Any]:
+    """stdout of a command, which must be one JSON document."""
+    done = client(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refusal(*arguments: object) -> str:
+    """The one line on stderr of a command that must fail."""
+    done = client(*arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_infer_in_process_writes_overlay_and_map(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
+    rgb, xyz = category / "test/bump/rgb/000.png", category / "test/bump/xyz/000.tiff"
+    told = document("infer", rgb, xyz, "--bundle", tiny_bundle.path, "--out", tmp_path / "out")
+    want = Inspector(tiny_bundle, ops).inspect(read_frame(rgb, xyz))
+    (frame,) = told["frames"]
+    assert frame["score"] == pytest.approx(want.score, abs=1e-6)
+    assert frame["is_anomalous"] is (want.score > tiny_bundle.manifest["threshold"]["value"])
+    assert told["threshold"] == tiny_bundle.manifest["threshold"]["value"]
+    assert "random weights" in told["weights"]
+    np.testing.assert_allclose(np.load(frame["anomaly_map"]), want.anomaly_map, atol=1e-6)
+    with Image.open(frame["overlay"]) as picture:
+        assert picture.format == "PNG"
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"000.overlay.png", "000.map.npy"}
+
+
+def test_a_bad_frame_does_not_stop_the_next(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    empty = make_frame(1)
+    write_frame(tmp_path, "0", Frame(empty.rgb, np.zeros_like(empty.xyz), "empty"))
+    rgb, _ = write_frame(tmp_path, "1", make_frame(2))
+    rgb.write_bytes(rgb.read_bytes()[:200])
+    write_frame(tmp_path, "2", make_frame(3, part=0.1))
+    write_frame(tmp_path, "3", make_frame(4))
+    done = client("infer", tmp_path, "--bundle", tiny_bundle.path, "--layout", "fused", "--json")
+    assert done.returncode == 1
+    frames = json.loads(done.stdout)["frames"]
+    assert "is all background" in frames[0]["error"]
+    assert "1.png" in frames[1]["error"]
+    assert "expected at least 1024" in frames[2]["error"]
+    assert "error" not in frames[3]
+    assert frames[3]["score"] > 0
+    assert "3 of 4 frames could not be inspected: " in done.stderr
+
+
+def test_eval_equals_the_metrics_computed_here(tiny_bundle: Bundle, category: Path) -> None:
+    told = document("eval", category, "--bundle", tiny_bundle.path, "--maps")
+    inspector, samples = Inspector(tiny_bundle, ops), find_samples(category, "test")
+    results = [inspector.inspect(read_sample(s), with_maps=True) for s in samples]
+    masks = np.stack([prepare_mask(read_sample_mask(s, (120, 120))) for s in samples])
+    bad = np.array([not s.is_good for s in samples])
+    maps, scores = np.stack([r.anomaly_map for r in results]), np.array([r.score for r in results])
+    assert told["metrics"] == pytest.approx(evaluate(maps, scores, masks, bad), abs=1e-6)
+    assert told["per_defect"].keys() == {"bump"}
+    assert told["per_defect"]["bump"]["frames"] == 2
+    flagged = scores > inspector.record.threshold
+    assert told["verdicts"]["found"] == (flagged & bad).sum()
+    assert sum(told["verdicts"].values()) == told["frames"] == 5
+    assert list(told["score_maps"]) == tiny_bundle.manifest["score_maps"]
+    (first, *_) = told["score_maps"].values()
+    tops = np.array([r.score_maps[0].max() for r in results])
+    assert first["image_auroc"] == np.mean([b > g for b in tops[bad] for g in tops[~bad]])
+
+
+def test_bench_in_process_names_its_conditions(tiny_bundle: Bundle, category: Path) -> None:
+    told = document("bench", category, "--bundle", tiny_bundle.path, "--frames", 3, "--warmup", 1)
+    assert [row["region"][0] for row in told["rows"]] == ["A", "B"]
+    for row in told["rows"]:
+        assert row["frames"] == 3
+        assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert {
+            "hardware",
+            "threads",
+            "runtime",
+            "precision",
+            "layout",
+            "warmup_frames",
+            "weights",
+        } <= row.keys()
+    assert [s["stage"] for s in told["stages"]] == [
+        "rgb_extractor",
+        "xyz_extractor",
+        "project",
+        "mfm",
+        "mgm",
+        "vm",
+    ]
+    assert [s["uses"] for s in told["stages"]] == [1, 1, 1, 2, 1, 1]
+    paper = {row[0]: row for row in told["paper"]["rows"]}
+    assert paper["Mentor3AD"][1:3] == [18.371, 1613.3]
+    assert told["memory"]["client"]["rss_bytes"] > told["memory"]["model_bytes"] > 0
+
+
+def test_tables_are_printed_for_people_and_documents(tiny_bundle: Bundle, category: Path) -> None:
+    done = client("bench", category, "--bundle", tiny_bundle.path, "--frames", 2, "--warmup", 0, "--markdown")
+    assert done.returncode == 0, done.stderr
+    assert "| A: tensors ready -> map | " in done.stdout
+    assert "| CFM | 21.755 | 437.9 |" in done.stdout
+    assert "in process, " in done.stdout
+    assert "- Not one machine: " in done.stdout
+    done = client("eval", category, "--bundle", tiny_bundle.path)
+    assert "image auroc" in done.stdout
+    assert "false alarms" in done.stdout
+
+
+def test_no_server_is_one_sentence(category: Path) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{reserved.getsockname()[1]}"
+        told = refusal("infer", category, "--url", url)
+    assert told.startswith(f"error: no Triton answers at {url} (")
+    assert "m3ad-triton serve REPO" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["empty"], "holds no frames"),
+        (["absent"], "absent is not a folder"),
+        (["rgb.png"], "rgb.png is one file; name its partner, too"),
+        (["a", "b", "c"], "expected RGB and XYZ of one frame or one folder, got 3 paths"),
+    ],
+)
+def test_wrong_inputs_are_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rgb.png").touch()
+    assert message in refusal("infer", *(tmp_path / a for a in arguments))
+
+
+def test_a_tampered_bundle_is_one_sentence(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.path, path)
+    (path / "onnx" / "mfm.onnx").write_bytes(b"")
+    assert "mfm.onnx was changed after it was written" in refusal("infer", category, "--bundle", path)
+
+
+def test_tls_files_without_tls_are_a_usage_error(category: Path) -> None:
+    done = client("infer", category, "--ca", category / "test/good/rgb/000.png")
+    assert done.returncode == 2
+    assert "--ca, --key and --cert need --tls" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "layout"), [("tiny", "chain"), ("other", "fused")])
+def test_served_evaluation_equals_the_in_process_one(
+    server: LocalServer, tiny_bundle: Bundle, category: Path, model: str, layout: str
+) -> None:
+    served = document("eval", category, "--url", server.grpc_url, "--model", model, "--maps")
+    here = document("eval", category, "--bundle", tiny_bundle.path, "--layout", layout, "--maps")
+    assert served["metrics"] == pytest.approx(here["metrics"], abs=1e-5)
+    assert served["verdicts"] == here["verdicts"]
+    for name, found in here["score_maps"].items():
+        assert served["score_maps"][name] == pytest.approx(found, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_served_bench_sees_stages_and_server_memory(server: LocalServer, category: Path) -> None:
+    arguments = ("bench", category, "--url", server.grpc_url, "--model", "tiny", "--frames", 4, "--warmup", 2)
+    told = document(*arguments)
+    assert {s["stage"]: s["uses"] for s in told["stages"]} == {
+        "rgb_extractor": 1,
+        "xyz_extractor": 1,
+        "project": 1,
+        "mfm": 2,
+        "mgm": 1,
+        "vm": 1,
+    }
+    assert all(s["infer_ms"] > 0 for s in told["stages"])
+    assert told["memory"]["server"]["pss_bytes"] > 0
+    assert told["rows"][0]["runtime"] == "onnxruntime"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            ["--model", "absent"],
+            "cannot serve model `absent`, it does not have it; m3ad categories it serves:",
+        ),
+        (
+            ["--model", "tiny_mfm"],
+            "model `tiny_mfm` of Triton at .* was not written by m3ad|name a category's",
+        ),
+        (
+            ["--model", "stale"],
+            "written for contract version 999, this client speaks 1; install the same m3ad",
+        ),
+        ([], "choose a category with --model; Triton at .* serves: .*tiny"),
+    ],
+)
+def test_models_that_cannot_be_used(
+    server: LocalServer, category: Path, model: list[str], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(refusal("infer", category, "--url", server.grpc_url, *model))

@@ -1,0 +1,76 @@
+"""Imports point one way, and the rooms of a line engineer's box need neither torch nor TensorRT nor onnx."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = {
+    "m3ad": "core",
+    "m3ad_plugins": "trt_plugins",
+    "m3ad_export": "export",
+    "m3ad_triton": "triton_repo",
+    "m3ad_calibrate": "calibrate",
+    "m3ad_client": "client",
+}
+MAY_IMPORT = {
+    "m3ad": set(),
+    "m3ad_plugins": {"m3ad"},
+    "m3ad_export": {"m3ad", "m3ad_plugins"},
+    "m3ad_triton": {"m3ad", "m3ad_plugins"},
+    "m3ad_calibrate": {"m3ad", "m3ad_plugins", "m3ad_export"},
+    "m3ad_client": {"m3ad", "m3ad_plugins"},
+}
+HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "onnx")
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / ROOMS[package] / package).glob("**/*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            names.add(str(node.module).split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_imports_point_one_way(package: str) -> None:
+    assert modules(package)
+    wrong = {
+        f"{package}/{path.name}": sorted(others)
+        for path in modules(package)
+        if (others := (imported(path) & ROOMS.keys()) - MAY_IMPORT[package] - {package})
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("package", ["m3ad_triton", "m3ad_client"])
+def test_serving_rooms_never_name_a_heavy_package(package: str) -> None:
+    assert {p.name: imported(p) & {*HEAVY} for p in modules(package) if imported(p) & {*HEAVY}} == {}
+
+
+def test_core_client_and_triton_import_without_heavy_packages() -> None:
+    names = [
+        ".".join(path.relative_to(ROOT / ROOMS[package]).with_suffix("").parts).removesuffix(".__init__")
+        for package in ("m3ad", "m3ad_plugins", "m3ad_client", "m3ad_triton")
+        for path in modules(package)
+    ]
+    names = [name for name in names if name != "m3ad_plugins.onnx_functions"]  # writes ONNX for the exporter
+    absent = "".join(f"sys.modules[{name!r}] = None\n" for name in HEAVY)
+    program = f"import sys\n{absent}" + "".join(f"import {name}\n" for name in names)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tritonclient_is_known_to_one_file_of_the_client() -> None:
+    assert [p.name for p in modules("m3ad_client") if "tritonclient" in imported(p)] == ["triton.py"]
