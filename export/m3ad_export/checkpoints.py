@@ -15,6 +15,18 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
+# What torch's unpickler raises on bytes that are not a checkpoint, depending on where they stop making sense.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+)
+
 
 def require_file(path: Path) -> None:
     """Raise an ArtifactError when there is no such file."""
@@ -31,7 +43,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     require_file(path)
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ArtifactError(
             f"{path} cannot be read as a PyTorch checkpoint of plain tensors "
             f"({type(error).__name__}); download it again, or convert it offline to a flat state dict"

@@ -200,7 +200,7 @@ def fit_one_class_svm(svm: OneClassSvm, x: Tensor, nu: float = 0.5) -> None:
         unit = x.mean(dim=0)  # the terms' sizes differ by orders; the solver's tolerance does not
         picked = x[torch.linspace(0, len(x) - 1, min(len(x), SVM_ROWS)).long()]
         solver = OneClassSVM(kernel="linear", nu=nu, tol=1e-6).fit((picked / unit).double().numpy())
-        w = torch.from_numpy(solver.coef_[0]).float() / unit
+        w = torch.tensor(solver.coef_[0]).float() / unit
         rho = torch.tensor(-float(solver.intercept_[0])) / w.sum()
         w = w / w.sum()
     svm.support_vectors, svm.coefficients, svm.rho = w[None], torch.ones(1), rho.float().reshape(1)

@@ -241,7 +241,11 @@ def load_xyz_encoder(
     encoder = {k.removeprefix("MAE_encoder."): v for k, v in state.items() if k.startswith("MAE_encoder.")}
     # the decoder and the masking of the pretext task: known, not needed
     pretext = ("mask_token", "decoder_pos_embed.", "MAE_decoder.", "increase_dim.")
-    foreign = {k: v for k, v in state.items() if not k.startswith(("MAE_encoder.", *pretext))}
+    foreign = {
+        f"outside MAE_encoder: {k}": v
+        for k, v in state.items()
+        if not k.startswith(("MAE_encoder.", *pretext))
+    }
     load_strictly(network, encoder | foreign, path)
     return network.eval(), _pretrained(config.name, path)
 
