@@ -47,12 +47,21 @@ class FrameFeatures:
         """[R] row-major pixels of the rows."""
         return self.xyz_operator.scored_pixel
 
-    def chunks(self, size: int = ROWS_AT_ONCE) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows in order, at most `size` at a time: rgb_features [r, D], xyz_features [r, D]."""
-        for start in range(0, len(self.scored_pixel), size):
-            stop = min(start + size, len(self.scored_pixel))
-            rgb = self.rgb_operator.apply(self.rgb_tokens, start, stop)
-            xyz = self.xyz_operator.apply(self.xyz_tokens, start, stop)
+    def chunks(
+        self, rgb_table: FloatArray | None = None, xyz_table: FloatArray | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows in order, some thousand at a time: rgb_features [r, D], xyz_features [r, D].
+
+        Args:
+            rgb_table: [P, D] to spread over the pixels instead of the tokens themselves.
+            xyz_table: [G, D], likewise.
+        """
+        rgb_table = self.rgb_tokens if rgb_table is None else rgb_table
+        xyz_table = self.xyz_tokens if xyz_table is None else xyz_table
+        for start in range(0, len(self.scored_pixel), ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, len(self.scored_pixel))
+            rgb = self.rgb_operator.apply(rgb_table, start, stop)
+            xyz = self.xyz_operator.apply(xyz_table, start, stop)
             yield torch.from_numpy(rgb), torch.from_numpy(xyz)
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:

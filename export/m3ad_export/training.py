@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from m3ad_export.checkpoints import load_strictly, read_checkpoint
 from m3ad_export.detector import Detector
 from m3ad_export.features import FeatureExtractor, FrameFeatures
+from m3ad_export.fused import HeadRows, HeadTokens
 from m3ad_export.heads import HeadConfig, Mfm, Mgm
 from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
 from m3ad_export.vit import RgbEncoderConfig, VisionTransformer
@@ -133,10 +134,11 @@ def train(
 
     spread = torch.linspace(0, len(train_samples) - 1, min(config.svm_frames, len(train_samples))).long()
     fitted = track([train_samples[int(i)] for i in spread], "one-class SVM", len(spread))
-    x = torch.cat([vm.svm_rows(frame_maps(extract(s), mfm, mgm, vm)) for s in fitted])
+    tokens, rows = HeadTokens(mfm, mgm), HeadRows(mfm, mgm)
+    x = torch.cat([vm.svm_rows(frame_maps(extract(s), tokens, rows, vm)) for s in fitted])
     fit_one_class_svm(vm.svm, x, config.svm_nu)
     checked = track(validation_samples, "threshold", len(validation_samples))
-    scores = [float(vm.vote(frame_maps(extract(s), mfm, mgm, vm)).max()) for s in checked]
+    scores = [float(vm.vote(frame_maps(extract(s), tokens, rows, vm)).max()) for s in checked]
 
     record = {
         "category": category,
@@ -191,15 +193,10 @@ def guide_loss(mfm: Mfm, mgm: Mgm, rgb: Tensor, xyz: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def frame_maps(frame: FrameFeatures, mfm: Mfm, mgm: Mgm, vm: Vm) -> Tensor:
-    """The score maps of one frame, a few thousand rows at a time: [3 + n, 224, 224]."""
-    scores = []
-    for rgb, xyz in frame.chunks():
-        mentor = mfm(rgb, xyz)
-        rgb_reconstructed, xyz_reconstructed = mgm(rgb, xyz, mentor)
-        mentor_reconstructed = mfm(rgb_reconstructed, xyz_reconstructed)
-        pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
-        scores.append(torch.stack([score(a, b) for a, b in pairs]))
+def frame_maps(frame: FrameFeatures, tokens: HeadTokens, rows: HeadRows, vm: Vm) -> Tensor:
+    """The score maps of one frame through the fused head, a few thousand rows at a time: [3 + n, 224, 224]."""
+    tables = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
+    scores = [rows(rgb, xyz) for rgb, xyz in frame.chunks(*(t.numpy() for t in tables))]
     return vm.score_maps(torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel))
 
 
