@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The main job, from good parts to a measured, served detector. `make demo` runs it inside .venv.
+# usage: demo.sh [DATA]   a category in MVTec 3D-AD or Eyecandies layout; a procedural one is made without it
+set -euo pipefail
+cd "$(dirname "$0")"
+out=demo
+data=${1:-$out/data}
+server=
+trap '[ -z "$server" ] || kill "$server" 2>/dev/null; wait' EXIT
+
+step() { printf '\n== %s (%d s so far)\n' "$*" "$SECONDS"; }
+
+mkdir -p $out
+if [ $# -eq 0 ]; then
+    step "a procedural category"
+    m3ad-export sample-data "$data"
+fi
+
+step "train the heads on good parts"
+m3ad-export train "$data" $out/detector
+
+step "export to ONNX and prove parity with PyTorch"
+m3ad-export bundle $out/detector $out/bundle --data "$data"
+
+step "set the verdict threshold from the validation parts"
+m3ad-calibrate threshold $out/bundle --data "$data"
+
+step "engines for RTX cards, ahead of time, without a GPU"
+m3ad-export build-engine $out/bundle --target sm86 --target sm89 --target sm120 --precision fp16
+
+step "a Triton repository of the chain: write, check, serve"
+m3ad-triton write $out/bundle $out/repository --runtime onnxruntime --layout chain
+m3ad-triton check $out/repository
+m3ad-triton serve $out/repository --http-port 0 --grpc-port 0 --metrics-port 0 --json >$out/server.json &
+server=$!
+until [ -s $out/server.json ]; do
+    kill -0 $server 2>/dev/null || { echo "error: Triton did not start" >&2; exit 1; }
+    sleep 1
+done
+url=$(python -c 'import json; print(json.load(open("demo/server.json"))["grpc_url"])')
+
+step "evaluate the test parts through the ensemble, every score map of it"
+m3ad-client eval "$data" --maps --url "$url" | tee $out/eval.txt
+
+step "inspect the test parts"
+m3ad-client infer "$data" --url "$url" --out $out/inspected | tail -5
+
+step "measure the served chain"
+m3ad-client bench "$data" --url "$url" --frames 5 --warmup 1
+kill $server
+wait $server || true
+server=
+
+step "measure the fused layout in this process"
+m3ad-client bench "$data" --bundle $out/bundle --layout fused --frames 5 --warmup 1 | tee $out/bench.txt
+
+step "done: look at $out/inspected, $out/detector/losses.png, $out/threshold.png"
