@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from m3ad.bundle import Bundle, file_entries, write_json
-from m3ad.errors import ArtifactError
+from m3ad.errors import ArtifactError, ServerError
 from m3ad_triton import config
+from m3ad_triton.binary import Binary
 from m3ad_triton.docker import docker_line
 from m3ad_triton.repository import Repository, server_arguments, write_repository
+from m3ad_triton.server import LocalServer
 from serving import renamed
 
 STAGES = ("rgb_extractor", "xyz_extractor", "project", "mfm", "mgm", "vm")
@@ -118,6 +120,27 @@ def test_several_engines_are_chosen_by_compute_capability(bundle: Path, tmp_path
     assert [e["target"] for e in one.manifest["engines"]] == ["sm89"]
 
 
+def test_plugin_library_and_shim_are_placed_beside_the_models(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = tmp_path / "built"
+    built.mkdir()
+    names = ("libm3ad_plugins.so", "libm3ad_plugins_trt11.so", "libm3ad_plugins_trt10.so")
+    for name in names:
+        (built / name).write_text(name)
+    monkeypatch.setenv("M3AD_PLUGINS_DIR", str(built))
+    add_engines(bundle, "native", "8.9", runtime_version="10.3.0.26")
+    target = tmp_path / "repository"
+    plugins = write_repository(bundle, target, "tensorrt", "chain").manifest["plugins"]
+    assert plugins == {"library": names[0], "shims": [names[2]], "missing": None}
+    assert (target / names[2]).read_text() == names[2]
+    assert not (target / names[1]).exists()
+    (built / names[2]).unlink()
+    plugins = write_repository(bundle, target, "tensorrt", "chain").manifest["plugins"]
+    assert plugins["library"] is None
+    assert "libm3ad_plugins_trt10.so is in none of" in plugins["missing"]
+
+
 def test_rtx_plans_are_refused_with_the_reason(bundle: Path, tmp_path: Path) -> None:
     add_engines(bundle, "sm89", "8.9", runtime="tensorrt_rtx")
     for targets in ([], ["sm89"]):
@@ -165,6 +188,16 @@ def test_server_arguments_for_several_repositories(chain_repository: Path, fused
     assert f"--cuda-memory-pool-byte-size=0:{chain.manifest['cuda_pool_bytes']}" in arguments
     assert chain.manifest["cuda_pool_bytes"] > fused.manifest["cuda_pool_bytes"]
     assert "--backend-config=tensorrt,plugins=/models/a/libp_trt10.so;/models/a/libp_trt11.so" in arguments
+
+
+def test_plans_are_not_given_to_a_server_for_cpus(bundle: Path, tmp_path: Path) -> None:
+    add_engines(bundle, "native", "8.9")
+    write_repository(bundle, tmp_path / "repository", "tensorrt", "chain")
+    wheel = Binary(tmp_path / "tritonserver", wheel=tmp_path)
+    with pytest.raises(
+        ServerError, match=r"holds TensorRT plans .* use the official image: m3ad-triton docker"
+    ):
+        LocalServer([tmp_path / "repository"], binary=wheel)
 
 
 def test_docker_line(bundle: Path, chain_repository: Path, tmp_path: Path) -> None:

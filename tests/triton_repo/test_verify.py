@@ -177,7 +177,9 @@ def test_plans_without_a_loadable_plugin_library_are_told(repository: Path, libr
     plugins = {"library": library, "shims": [], "missing": None}
     write_json(repository / "manifest.json", {**manifest, "runtime": "tensorrt", "plugins": plugins})
     (problem,) = find_problems(repository)
-    assert ("cannot be loaded here" if library else "need the plugin library and none lies in") in problem
+    assert (
+        "cannot be loaded here" if library else "the engines need the plugin library and none lies in"
+    ) in problem
 
 
 def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from types import TracebackType
 from m3ad.errors import ServerError
 
 from m3ad_triton.binary import Binary, find_binary
+from m3ad_triton.engines import RUNTIME
 from m3ad_triton.repository import Repository, server_arguments
 
 EXIT_TIMEOUT_S = 10
@@ -92,7 +93,7 @@ class LocalServer:
         binary: the tritonserver to run.
 
     Raises:
-        ServerError: a port is in use, the server stops while starting, or is not ready in time.
+        ServerError: the server cannot run plans, a port is in use, it stops while starting, or is not ready in time.
         ArtifactError: a repository is none or was changed.
     """
 
@@ -108,6 +109,12 @@ class LocalServer:
     ) -> None:
         self.repositories = [Repository.open(path) for path in repositories]
         self.binary = binary or find_binary()
+        for repository in self.repositories:
+            if repository.manifest["runtime"] == RUNTIME and self.binary.wheel:
+                raise ServerError(
+                    f"{repository.path} holds TensorRT plans and the server of the wheel nvidia-pytriton runs on the "
+                    f"CPU alone; use the official image: m3ad-triton docker {repository.path}"
+                )
         self.host, self.tls, self.ready_timeout_s = host, tls, ready_timeout_s
         self.asked = ports or Ports()
         self.process: subprocess.Popen[bytes] | None = None

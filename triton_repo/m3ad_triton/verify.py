@@ -235,10 +235,12 @@ def _contract_problems(ensemble: Any, manifest: dict[str, Any]) -> list[str]:
 def _plugin_problems(path: Path, manifest: dict[str, Any]) -> list[str]:
     if manifest["runtime"] != RUNTIME:
         return []
-    plugins, build = manifest["plugins"], "build it (trt_plugins/README.md), then write the repository again"
+    plugins = manifest["plugins"]
     if plugins["library"] is None:
-        why = plugins["missing"] or "the engines' manifest records no TensorRT version"
-        return [f"the engines need the plugin library and none lies in {path} ({why}); {build}"]
+        why = plugins["missing"] or "the engines' manifest records no TensorRT version to choose a shim by"
+        return [
+            f"the engines need the plugin library and none lies in {path}: {why}; then: m3ad-triton write"
+        ]
     try:
         ctypes.CDLL(str((path / plugins["library"]).absolute()))
     except OSError as error:
