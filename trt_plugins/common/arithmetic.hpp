@@ -1,5 +1,6 @@
 //! The arithmetic of the ops, one definition for CPU and GPU: every step rounded to fp32, nothing fused.
-//! On the GPU the intrinsics forbid contraction; on the CPU -ffp-contract=off does. reference.py is the specification.
+//! On the GPU the intrinsics forbid contraction; on the CPU -ffp-contract=off does. reference.py is the
+//! specification.
 #pragma once
 
 #include <cstdint>
@@ -13,32 +14,56 @@
 namespace m3ad {
 
 #ifdef __CUDA_ARCH__
-M3AD_HOST_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
-M3AD_HOST_DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
-M3AD_HOST_DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
-M3AD_HOST_DEVICE float quotient(float a, float b) { return __fdiv_rn(a, b); }
+M3AD_HOST_DEVICE float add(float a, float b) {
+    return __fadd_rn(a, b);
+}
+M3AD_HOST_DEVICE float sub(float a, float b) {
+    return __fsub_rn(a, b);
+}
+M3AD_HOST_DEVICE float mul(float a, float b) {
+    return __fmul_rn(a, b);
+}
+M3AD_HOST_DEVICE float quotient(float a, float b) {
+    return __fdiv_rn(a, b);
+}
 #else
-M3AD_HOST_DEVICE float add(float a, float b) { return a + b; }
-M3AD_HOST_DEVICE float sub(float a, float b) { return a - b; }
-M3AD_HOST_DEVICE float mul(float a, float b) { return a * b; }
-M3AD_HOST_DEVICE float quotient(float a, float b) { return a / b; }
+M3AD_HOST_DEVICE float add(float a, float b) {
+    return a + b;
+}
+M3AD_HOST_DEVICE float sub(float a, float b) {
+    return a - b;
+}
+M3AD_HOST_DEVICE float mul(float a, float b) {
+    return a * b;
+}
+M3AD_HOST_DEVICE float quotient(float a, float b) {
+    return a / b;
+}
 #endif
 
-M3AD_HOST_DEVICE float larger(float a, float b) { return a > b ? a : b; }
+M3AD_HOST_DEVICE float larger(float a, float b) {
+    return a > b ? a : b;
+}
 
-M3AD_HOST_DEVICE float normSq(float x, float y, float z) { return add(add(mul(x, x), mul(y, y)), mul(z, z)); }
+M3AD_HOST_DEVICE float normSq(float x, float y, float z) {
+    return add(add(mul(x, x), mul(y, y)), mul(z, z));
+}
 
 //! |a - b|^2 as (dx*dx + dy*dy) + dz*dz.
 M3AD_HOST_DEVICE float distanceSq(float ax, float ay, float az, float bx, float by, float bz) {
     return normSq(sub(ax, bx), sub(ay, by), sub(az, bz));
 }
 
-//! From a point to the interval [lo, hi]: at most the rounded distance to any point of it (rounding is monotone),
-//! so a box distance built from three of these never exceeds distanceSq of a point in the box.
-M3AD_HOST_DEVICE float gap(float p, float lo, float hi) { return larger(larger(sub(lo, p), sub(p, hi)), 0.0F); }
+//! From a point to the interval [lo, hi]: at most the rounded distance to any point of it (rounding is
+//! monotone), so a box distance built from three of these never exceeds distanceSq of a point in the box.
+M3AD_HOST_DEVICE float gap(float p, float lo, float hi) {
+    return larger(larger(sub(lo, p), sub(p, hi)), 0.0F);
+}
 
 //! From a point to the farther end of [lo, hi]: at least the rounded distance to any point of it.
-M3AD_HOST_DEVICE float reach(float p, float lo, float hi) { return larger(sub(hi, p), sub(p, lo)); }
+M3AD_HOST_DEVICE float reach(float p, float lo, float hi) {
+    return larger(sub(hi, p), sub(p, lo));
+}
 
 constexpr int32_t kNEIGHBORS = 3;
 constexpr float kDISTANCE_EPS = 1e-8F;
@@ -54,8 +79,9 @@ M3AD_HOST_DEVICE void interpolationWeights(float const distance[kNEIGHBORS], flo
     }
 }
 
-//! One output row of the pooling P = AdaptiveAvgPool(size) AvgPool(3, stride 1): inputs first .. first + count - 1.
-//! The adaptive window holds one or two averages, so there are 3 or 4 taps: (1,1,1)/3 or (1,2,2,1)/6.
+//! One output row of the pooling P = AdaptiveAvgPool(size) AvgPool(3, stride 1): inputs first .. first +
+//! count - 1. The adaptive window holds one or two averages, so there are 3 or 4 taps: (1,1,1)/3 or
+//! (1,2,2,1)/6.
 struct PoolTaps {
     int32_t first;
     int32_t count;

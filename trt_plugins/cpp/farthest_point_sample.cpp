@@ -9,8 +9,8 @@
 namespace m3ad {
 namespace {
 
-// Squared distances are never negative, so their bits compare as integers do; the mark of a barred or unused lane is
-// -1, below them all. Integer maxima vectorise without leave to reorder floats.
+// Squared distances are never negative, so their bits compare as integers do; the mark of a barred or unused
+// lane is -1, below them all. Integer maxima vectorise without leave to reorder floats.
 constexpr float kBARRED = -1.0F;
 
 int32_t bitsOf(float value) {
@@ -19,21 +19,24 @@ int32_t bitsOf(float value) {
     return bits;
 }
 
-//! What FPS keeps per tile: the running distance of each lane, their largest, and the lowest index that has it.
+//! What FPS keeps per tile: the running distance of each lane, their largest, and the lowest index that has
+//! it.
 struct Progress {
     std::vector<int32_t> closest; //!< [tiles, kTILE] bits
     std::vector<int32_t> farthest;
     std::vector<int32_t> farthestIndex;
 };
 
-M3AD_HOST_DEVICE void summarise(Tile const& tile, int32_t const* closest, int32_t& farthest, int32_t& farthestIndex) {
+M3AD_HOST_DEVICE void summarise(Tile const& tile, int32_t const* closest, int32_t& farthest,
+                                int32_t& farthestIndex) {
     int32_t most = std::numeric_limits<int32_t>::min();
     for (int32_t lane = 0; lane < kTILE; ++lane) {
         most = closest[lane] > most ? closest[lane] : most;
     }
     int32_t lowest = std::numeric_limits<int32_t>::max();
     for (int32_t lane = 0; lane < kTILE; ++lane) {
-        int32_t const candidate = closest[lane] == most ? tile.index[lane] : std::numeric_limits<int32_t>::max();
+        int32_t const candidate =
+            closest[lane] == most ? tile.index[lane] : std::numeric_limits<int32_t>::max();
         lowest = candidate < lowest ? candidate : lowest;
     }
     farthest = most;
@@ -68,7 +71,8 @@ M3AD_CLONES void addSample(Tiles const& tiles, float px, float py, float pz, Pro
         int32_t any = 0;
         for (int32_t i = 0; i < kBLOCK; ++i) {
             int32_t const t = block + i;
-            float const box = normSq(gap(px, loX[t], hiX[t]), gap(py, loY[t], hiY[t]), gap(pz, loZ[t], hiZ[t]));
+            float const box =
+                normSq(gap(px, loX[t], hiX[t]), gap(py, loY[t], hiY[t]), gap(pz, loZ[t], hiZ[t]));
             float far;
             std::memcpy(&far, &farthest[t], sizeof far);
             near[i] = box < far;
@@ -117,7 +121,8 @@ M3AD_CLONES int32_t farthestPoint(Progress const& progress) {
 
 } // namespace
 
-void farthestPointSample(Tiles const& tiles, float const* points, int32_t numSamples, float minNormSq, int32_t* idx) {
+void farthestPointSample(Tiles const& tiles, float const* points, int32_t numSamples, float minNormSq,
+                         int32_t* idx) {
     Progress progress = start(tiles, minNormSq);
     idx[0] = 0;
     for (int32_t k = 1; k < numSamples; ++k) {

@@ -26,7 +26,7 @@ M3AD_CLONES void tileDistances(Tile const& tile, float px, float py, float pz, f
 
 //! Visits tiles nearest first and stops when the next box is farther than the groupSize-th point found.
 class NearestPoints {
-  public:
+public:
     NearestPoints(Tiles const& tiles, int32_t groupSize)
         : mTiles(tiles), mGroupSize(groupSize), mBox(tiles.paddedSize()) {}
 
@@ -66,7 +66,7 @@ class NearestPoints {
         }
     }
 
-  private:
+private:
     Tiles const& mTiles;
     int32_t mGroupSize;
     std::vector<float> mBox;

@@ -32,8 +32,8 @@ M3AD_HOST_DEVICE float expNegative(float x) {
 }
 
 //! Decisions of up to kROWS rows; `lanes` holds them as [width, kROWS].
-M3AD_CLONES void rbfRows(float const* lanes, int32_t width, float const* supportVectors, float const* coefficients,
-                         int32_t vectors, float gamma, double* __restrict sum) {
+M3AD_CLONES void rbfRows(float const* lanes, int32_t width, float const* supportVectors,
+                         float const* coefficients, int32_t vectors, float gamma, double* __restrict sum) {
     for (int32_t k = 0; k < vectors; ++k) {
         float distance[kROWS] = {};
         for (int32_t d = 0; d < width; ++d) {
@@ -51,8 +51,9 @@ M3AD_CLONES void rbfRows(float const* lanes, int32_t width, float const* support
 
 } // namespace
 
-void oneClassSvm(float const* x, int32_t rows, int32_t width, float const* supportVectors, float const* coefficients,
-                 int32_t vectors, float rho, bool rbf, float gamma, float* decision, int32_t threads) {
+void oneClassSvm(float const* x, int32_t rows, int32_t width, float const* supportVectors,
+                 float const* coefficients, int32_t vectors, float rho, bool rbf, float gamma,
+                 float* decision, int32_t threads) {
     std::vector<double> normal(width); // linear: sum_k c_k v_k
     for (int32_t k = 0; k < (rbf ? 0 : vectors); ++k) {
         for (int32_t d = 0; d < width; ++d) {

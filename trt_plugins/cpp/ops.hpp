@@ -1,5 +1,5 @@
-//! The portable ops on plain pointers: what native.py calls through ops_c.cpp and the C++ and GPU tests compare with.
-//! Inputs are already checked (ops.py, the plugins); reference.py is the specification.
+//! The portable ops on plain pointers: what native.py calls through ops_c.cpp and the C++ and GPU tests
+//! compare with. Inputs are already checked (ops.py, the plugins); reference.py is the specification.
 #pragma once
 
 #include "tiles.hpp"
@@ -10,10 +10,11 @@ namespace m3ad {
 
 constexpr int32_t kROW_CAPACITY = 48; //!< 4 x 4 pooling taps with 3 centres each
 
-//! s_0 = 0, s_k = argmax_n min_{j<k} |p_n - p_{s_j}|^2, ties to the lowest n. Exact: a tile is skipped only when its
-//! box is at least as far from the new sample as every point in it is from the samples so far.
-//! idx [numSamples]; minNormSq > 0 bars points with |p|^2 <= minNormSq.
-void farthestPointSample(Tiles const& tiles, float const* points, int32_t numSamples, float minNormSq, int32_t* idx);
+//! s_0 = 0, s_k = argmax_n min_{j<k} |p_n - p_{s_j}|^2, ties to the lowest n. Exact: a tile is skipped only
+//! when its box is at least as far from the new sample as every point in it is from the samples so far. idx
+//! [numSamples]; minNormSq > 0 bars points with |p|^2 <= minNormSq.
+void farthestPointSample(Tiles const& tiles, float const* points, int32_t numSamples, float minNormSq,
+                         int32_t* idx);
 
 //! The groupSize nearest points of each centre by (distance, index): knnIdx [groups, groupSize] and
 //! neighborhood [groups, groupSize, 3] = points[knnIdx] - points[idx].
@@ -22,16 +23,17 @@ void knnGroup(Tiles const& tiles, float const* points, int32_t const* idx, int32
 
 //! The interpolation operator as sparse rows. indices and weights hold kROW_CAPACITY entries a row and
 //! imageSize^2 rows; indptr [imageSize^2 + 1], scoredPixel [imageSize^2]. Returns the number of rows R.
-int32_t interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count, float const* centers,
-                              int32_t groups, int32_t imageSize, int32_t* indptr, int32_t* indices, float* weights,
-                              int32_t* scoredPixel, int32_t threads);
+int32_t interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
+                              float const* centers, int32_t groups, int32_t imageSize, int32_t* indptr,
+                              int32_t* indices, float* weights, int32_t* scoredPixel, int32_t threads);
 
 //! out [rows, width] = the sparse rows indptr [rows + 1] times tokens [groups, width].
 void applyRows(int32_t const* indptr, int32_t const* indices, float const* weights, int32_t rows,
                float const* tokens, int32_t width, float* out, int32_t threads);
 
 //! decision [rows] = sum_k c_k k(v_k, x) - rho, k = v.x or, with rbf, exp(-gamma |v - x|^2).
-void oneClassSvm(float const* x, int32_t rows, int32_t width, float const* supportVectors, float const* coefficients,
-                 int32_t vectors, float rho, bool rbf, float gamma, float* decision, int32_t threads);
+void oneClassSvm(float const* x, int32_t rows, int32_t width, float const* supportVectors,
+                 float const* coefficients, int32_t vectors, float rho, bool rbf, float gamma,
+                 float* decision, int32_t threads);
 
 } // namespace m3ad

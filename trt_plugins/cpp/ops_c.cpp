@@ -1,4 +1,5 @@
-//! The C face of the ops that native.py loads: arrays as pointers, 0 for success, 1 when memory or threads ran out.
+//! The C face of the ops that native.py loads: arrays as pointers, 0 for success, 1 when memory or threads
+//! ran out.
 
 #include "ops.hpp"
 
@@ -20,10 +21,12 @@ template <typename Work> int32_t guarded(Work const& work) noexcept {
 #define M3AD_API extern "C" __attribute__((visibility("default"))) int32_t
 
 // The hash of these sources when the library was built: native.py refuses a library of other sources.
-extern "C" __attribute__((visibility("default"))) char const* m3ad_source_hash() { return M3AD_SOURCE_HASH; }
+extern "C" __attribute__((visibility("default"))) char const* m3ad_source_hash() {
+    return M3AD_SOURCE_HASH;
+}
 
-M3AD_API m3ad_farthest_point_sample(float const* points, int32_t const* pointPixel, int32_t count, int32_t imageSize,
-                                    int32_t numSamples, float minNormSq, int32_t* idx) {
+M3AD_API m3ad_farthest_point_sample(float const* points, int32_t const* pointPixel, int32_t count,
+                                    int32_t imageSize, int32_t numSamples, float minNormSq, int32_t* idx) {
     return guarded([&] {
         m3ad::Tiles const tiles = m3ad::makeTiles(points, pointPixel, count, imageSize);
         m3ad::farthestPointSample(tiles, points, numSamples, minNormSq, idx);
@@ -31,8 +34,8 @@ M3AD_API m3ad_farthest_point_sample(float const* points, int32_t const* pointPix
 }
 
 M3AD_API m3ad_knn_group(float const* points, int32_t const* pointPixel, int32_t count, int32_t imageSize,
-                        int32_t const* idx, int32_t groups, int32_t groupSize, float* neighborhood, int32_t* knnIdx,
-                        int32_t threads) {
+                        int32_t const* idx, int32_t groups, int32_t groupSize, float* neighborhood,
+                        int32_t* knnIdx, int32_t threads) {
     return guarded([&] {
         m3ad::Tiles const tiles = m3ad::makeTiles(points, pointPixel, count, imageSize);
         m3ad::knnGroup(tiles, points, idx, groups, groupSize, neighborhood, knnIdx, threads);
@@ -41,8 +44,8 @@ M3AD_API m3ad_knn_group(float const* points, int32_t const* pointPixel, int32_t 
 
 //! FPS and KNN over the same tiles.
 M3AD_API m3ad_point_group(float const* points, int32_t const* pointPixel, int32_t count, int32_t imageSize,
-                          int32_t numSamples, float minNormSq, int32_t groupSize, int32_t* idx, float* neighborhood,
-                          int32_t* knnIdx, int32_t threads) {
+                          int32_t numSamples, float minNormSq, int32_t groupSize, int32_t* idx,
+                          float* neighborhood, int32_t* knnIdx, int32_t threads) {
     return guarded([&] {
         m3ad::Tiles const tiles = m3ad::makeTiles(points, pointPixel, count, imageSize);
         m3ad::farthestPointSample(tiles, points, numSamples, minNormSq, idx);
@@ -55,8 +58,8 @@ M3AD_API m3ad_interpolation_operator(float const* points, int32_t const* pointPi
                                      int32_t* indices, float* weights, int32_t* scoredPixel, int32_t* rows,
                                      int32_t threads) {
     return guarded([&] {
-        *rows = m3ad::interpolationOperator(points, pointPixel, count, centers, groups, imageSize, indptr, indices,
-                                            weights, scoredPixel, threads);
+        *rows = m3ad::interpolationOperator(points, pointPixel, count, centers, groups, imageSize, indptr,
+                                            indices, weights, scoredPixel, threads);
     });
 }
 
@@ -69,7 +72,7 @@ M3AD_API m3ad_one_class_svm(float const* x, int32_t rows, int32_t width, float c
                             float const* coefficients, int32_t vectors, float rho, int32_t rbf, float gamma,
                             float* decision, int32_t threads) {
     return guarded([&] {
-        m3ad::oneClassSvm(x, rows, width, supportVectors, coefficients, vectors, rho, rbf != 0, gamma, decision,
-                          threads);
+        m3ad::oneClassSvm(x, rows, width, supportVectors, coefficients, vectors, rho, rbf != 0, gamma,
+                          decision, threads);
     });
 }

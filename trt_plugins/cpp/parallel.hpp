@@ -7,7 +7,8 @@
 #include <thread>
 #include <vector>
 
-// One binary for every x86-64: the hot loops are compiled for AVX-512, AVX2 and the base set, chosen at load time.
+// One binary for every x86-64: the hot loops are compiled for AVX-512, AVX2 and the base set, chosen at load
+// time.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define M3AD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else

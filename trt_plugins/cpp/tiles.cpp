@@ -12,8 +12,8 @@
 namespace m3ad {
 namespace {
 
-constexpr int32_t kSIDE = 8;           //!< pixels along a tile
-constexpr int32_t kMORTON_BITS = 10;   //!< per axis
+constexpr int32_t kSIDE = 8;         //!< pixels along a tile
+constexpr int32_t kMORTON_BITS = 10; //!< per axis
 constexpr int32_t kRADIX_BITS = 10;
 
 //! Spreads the low 10 bits of v two apart: the x of a 3-D Morton code.
@@ -96,10 +96,11 @@ std::vector<int32_t> pixelOrder(int32_t const* pixel, int32_t count, int32_t ima
 
 Tiles makeTiles(float const* points, int32_t const* pointPixel, int32_t count, int32_t imageSize) {
     std::vector<int32_t> starts;
-    std::vector<int32_t> order = pointPixel ? pixelOrder(pointPixel, count, imageSize, starts)
-                                            : mortonOrder(points, count, starts);
+    std::vector<int32_t> order =
+        pointPixel ? pixelOrder(pointPixel, count, imageSize, starts) : mortonOrder(points, count, starts);
     starts.push_back(count);
-    float constexpr kNAN = std::numeric_limits<float>::quiet_NaN(), kINF = std::numeric_limits<float>::infinity();
+    float constexpr kNAN = std::numeric_limits<float>::quiet_NaN(),
+                    kINF = std::numeric_limits<float>::infinity();
     Tiles tiles;
     tiles.tile.resize(starts.size() - 1);
     size_t const padded = (tiles.tile.size() + kBLOCK - 1) / kBLOCK * kBLOCK;
@@ -122,13 +123,15 @@ Tiles makeTiles(float const* points, int32_t const* pointPixel, int32_t count, i
             (*highs[axis])[t] = *std::max_element(lanes[axis], lanes[axis] + tile.count);
         }
         for (int32_t lane = 0; lane < kTILE; ++lane) {
-            tile.index[lane] = lane < tile.count ? order[starts[t] + lane] : std::numeric_limits<int32_t>::max();
+            tile.index[lane] =
+                lane < tile.count ? order[starts[t] + lane] : std::numeric_limits<int32_t>::max();
         }
     }
     return tiles;
 }
 
-M3AD_CLONES void boxDistanceLoop(Tiles const& tiles, float px, float py, float pz, float* __restrict distance) {
+M3AD_CLONES void boxDistanceLoop(Tiles const& tiles, float px, float py, float pz,
+                                 float* __restrict distance) {
     float const *loX = tiles.loX.data(), *hiX = tiles.hiX.data(), *loY = tiles.loY.data();
     float const *hiY = tiles.hiY.data(), *loZ = tiles.loZ.data(), *hiZ = tiles.hiZ.data();
     for (int32_t t = 0, count = tiles.paddedSize(); t < count; ++t) {

@@ -1,5 +1,6 @@
-//! Points in tiles of at most 64 that lie close together, with their bounding boxes: what lets FPS, KNN and 3-NN skip
-//! most points and stay exact. Organised clouds are cut into 8 x 8 pixels, others into runs along a Morton curve.
+//! Points in tiles of at most 64 that lie close together, with their bounding boxes: what lets FPS, KNN and
+//! 3-NN skip most points and stay exact. Organised clouds are cut into 8 x 8 pixels, others into runs along a
+//! Morton curve.
 #pragma once
 
 #include <cstdint>

@@ -23,8 +23,8 @@ struct Centers {
 };
 
 //! Least and greatest distance from the box of tile t to every centre: [groups] each.
-M3AD_CLONES void boundDistances(Tiles const& tiles, int32_t t, Centers const& centers, float* __restrict least,
-                                float* __restrict most) {
+M3AD_CLONES void boundDistances(Tiles const& tiles, int32_t t, Centers const& centers,
+                                float* __restrict least, float* __restrict most) {
     float const loX = tiles.loX[t], hiX = tiles.hiX[t], loY = tiles.loY[t], hiY = tiles.hiY[t];
     float const loZ = tiles.loZ[t], hiZ = tiles.hiZ[t];
     float const *x = centers.x.data(), *y = centers.y.data(), *z = centers.z.data();
@@ -34,9 +34,11 @@ M3AD_CLONES void boundDistances(Tiles const& tiles, int32_t t, Centers const& ce
     }
 }
 
-//! Keeps the 3 nearest centres of each lane; centres come in ascending order, so a tie leaves the lower index.
-M3AD_CLONES void nearestThree(Tile const& tile, Centers const& centers, std::vector<int32_t> const& candidates,
-                              float (&distance)[kNEIGHBORS][kTILE], int32_t (&index)[kNEIGHBORS][kTILE]) {
+//! Keeps the 3 nearest centres of each lane; centres come in ascending order, so a tie leaves the lower
+//! index.
+M3AD_CLONES void nearestThree(Tile const& tile, Centers const& centers,
+                              std::vector<int32_t> const& candidates, float (&distance)[kNEIGHBORS][kTILE],
+                              int32_t (&index)[kNEIGHBORS][kTILE]) {
     std::fill(&distance[0][0], &distance[0][0] + kNEIGHBORS * kTILE, std::numeric_limits<float>::infinity());
     std::fill(&index[0][0], &index[0][0] + kNEIGHBORS * kTILE, 0);
     for (int32_t const g : candidates) {
@@ -63,7 +65,8 @@ void findTokens(Tiles const& tiles, Centers const& centers, int32_t const* point
         std::vector<int32_t> candidates;
         for (int32_t t = begin; t < end; ++t) {
             boundDistances(tiles, t, centers, least.data(), most.data());
-            float bound[kNEIGHBORS]; // the three smallest: no point of the tile is farther from its third centre
+            float bound[kNEIGHBORS]; // the three smallest: no point of the tile is farther from its third
+                                     // centre
             std::partial_sort_copy(most.begin(), most.end(), bound, bound + kNEIGHBORS);
             candidates.clear();
             for (size_t g = 0; g < groups; ++g) {
@@ -87,7 +90,8 @@ void findTokens(Tiles const& tiles, Centers const& centers, int32_t const* point
     });
 }
 
-//! Sums the taps of one output pixel per centre: ascending centres into indices and weights, their number returned.
+//! Sums the taps of one output pixel per centre: ascending centres into indices and weights, their number
+//! returned.
 int32_t poolRow(std::vector<PixelTokens> const& pixels, PoolTaps rows, PoolTaps columns, int32_t imageSize,
                 std::vector<float>& sum, int32_t* indices, float* weights) {
     int32_t count = 0;
@@ -116,8 +120,9 @@ int32_t poolRow(std::vector<PixelTokens> const& pixels, PoolTaps rows, PoolTaps 
     return count;
 }
 
-M3AD_CLONES void applyRange(int32_t const* indptr, int32_t const* indices, float const* weights, int32_t begin,
-                            int32_t end, float const* tokens, int32_t width, float* __restrict out) {
+M3AD_CLONES void applyRange(int32_t const* indptr, int32_t const* indices, float const* weights,
+                            int32_t begin, int32_t end, float const* tokens, int32_t width,
+                            float* __restrict out) {
     for (int32_t row = begin; row < end; ++row) {
         float* __restrict target = out + int64_t{row} * width;
         std::fill(target, target + width, 0.0F);
@@ -133,16 +138,17 @@ M3AD_CLONES void applyRange(int32_t const* indptr, int32_t const* indices, float
 
 } // namespace
 
-int32_t interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count, float const* centers,
-                              int32_t groups, int32_t imageSize, int32_t* indptr, int32_t* indices, float* weights,
-                              int32_t* scoredPixel, int32_t threads) {
+int32_t interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
+                              float const* centers, int32_t groups, int32_t imageSize, int32_t* indptr,
+                              int32_t* indices, float* weights, int32_t* scoredPixel, int32_t threads) {
     Centers lanes{std::vector<float>(groups), std::vector<float>(groups), std::vector<float>(groups)};
     for (int32_t g = 0; g < groups; ++g) {
         lanes.x[g] = centers[3 * g];
         lanes.y[g] = centers[3 * g + 1];
         lanes.z[g] = centers[3 * g + 2];
     }
-    std::vector<PixelTokens> pixels(static_cast<size_t>(imageSize) * imageSize, PixelTokens{{-1, -1, -1}, {}});
+    std::vector<PixelTokens> pixels(static_cast<size_t>(imageSize) * imageSize,
+                                    PixelTokens{{-1, -1, -1}, {}});
     findTokens(makeTiles(points, pointPixel, count, imageSize), lanes, pointPixel, pixels, threads);
 
     // Each image row fills its own stretch of indices and weights; the stretches are then moved together.
@@ -152,8 +158,8 @@ int32_t interpolationOperator(float const* points, int32_t const* pointPixel, in
         for (int32_t y = begin; y < end; ++y) {
             int64_t at = int64_t{y} * imageSize * kROW_CAPACITY;
             for (int32_t x = 0; x < imageSize; ++x) {
-                int32_t const size = poolRow(pixels, poolTaps(y, imageSize), poolTaps(x, imageSize), imageSize, sum,
-                                             indices + at, weights + at);
+                int32_t const size = poolRow(pixels, poolTaps(y, imageSize), poolTaps(x, imageSize),
+                                             imageSize, sum, indices + at, weights + at);
                 sizes[y * imageSize + x] = size;
                 at += size;
             }

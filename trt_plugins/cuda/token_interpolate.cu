@@ -1,0 +1,358 @@
+//! TokenInterpolate: rows = select (P x P) scatter(W) tokens, straight from tokens to rows (reference.py).
+//! 1. 3-NN of each point: a warp takes 32 consecutive points and only the centres that can be near their box.
+//! 2. The scored pixels, in order: flags and counts per block, then their places. R is known on the device
+//! only.
+//! 3. Rows: a block merges the taps of 32 rows into short lists in shared memory, then streams over the
+//! channels,
+//!    so that neighbouring rows find their common tokens in L1 and the result is written once.
+
+#include "ops.cuh"
+
+#include "../common/arithmetic.hpp"
+
+#include <cfloat>
+
+namespace m3ad {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------
+// kernels
+
+constexpr int32_t kWARP = 32;
+constexpr uint32_t kFULL = 0xFFFFFFFFU;
+constexpr int32_t kPIXELS_PER_BLOCK = 256;
+constexpr int32_t kROWS_PER_BLOCK = 32;
+constexpr int32_t kROW_THREADS = 128;
+constexpr int32_t kTAPS = kMAX_TAPS * kMAX_TAPS * kNEIGHBORS; //!< entries of a row before merging
+constexpr int32_t kCHANNELS = 4;                              //!< a lane handles at a time
+
+//! The 3 nearest centres of a pixel and their weights; index[0] < 0 marks a pixel without a point.
+struct PixelTokens {
+    int32_t index[kNEIGHBORS];
+    float weight[kNEIGHBORS];
+};
+
+__device__ float warpMin(float value) {
+    for (int32_t offset = kWARP / 2; offset > 0; offset /= 2) {
+        value = fminf(value, __shfl_xor_sync(kFULL, value, offset));
+    }
+    return value;
+}
+
+//! The third smallest of the lanes' values, equal ones counted apart.
+__device__ float thirdSmallest(float value) {
+    float smallest = FLT_MAX;
+    for (int32_t k = 0; k < kNEIGHBORS; ++k) {
+        smallest = warpMin(value);
+        uint32_t const holders = __ballot_sync(kFULL, value == smallest);
+        if (static_cast<int32_t>(threadIdx.x) % kWARP == __ffs(holders) - 1) {
+            value = __int_as_float(0x7F800000); // infinity
+        }
+    }
+    return smallest;
+}
+
+//! pixels [imageSize^2], points [count, 3], pointPixel [count], centers [groups, 3]; shared [warps, groups]
+__global__ void nearestThreeKernel(PixelTokens* pixels, float const* points, int32_t const* pointPixel,
+                                   float const* centers, int32_t count, int32_t groups) {
+    extern __shared__ int32_t lists[];
+    int32_t const lane = threadIdx.x % kWARP, warp = threadIdx.x / kWARP;
+    int32_t const first = (blockIdx.x * (blockDim.x / kWARP) + warp) * kWARP;
+    if (first >= count) {
+        return; // guard: whole warps only
+    }
+    int32_t* candidates = lists + warp * groups;
+    int32_t const i = min(first + lane, count - 1); // a short last warp repeats its last point
+    float const x = points[3 * i], y = points[3 * i + 1], z = points[3 * i + 2];
+    float const loX = warpMin(x), hiX = -warpMin(-x), loY = warpMin(y), hiY = -warpMin(-y);
+    float const loZ = warpMin(z), hiZ = -warpMin(-z);
+
+    // Three different centres lie within the third smallest of the lanes' least reaches, so the third nearest
+    // does.
+    float least = __int_as_float(0x7F800000); // infinity
+    for (int32_t g = lane; g < groups; g += kWARP) {
+        float const most = normSq(reach(centers[3 * g], loX, hiX), reach(centers[3 * g + 1], loY, hiY),
+                                  reach(centers[3 * g + 2], loZ, hiZ));
+        least = fminf(least, most);
+    }
+    float const bound = thirdSmallest(least);
+    int32_t candidateCount = 0;
+    for (int32_t start = 0; start < groups; start += kWARP) {
+        int32_t const g = start + lane;
+        bool const near =
+            g < groups && normSq(gap(centers[3 * g], loX, hiX), gap(centers[3 * g + 1], loY, hiY),
+                                 gap(centers[3 * g + 2], loZ, hiZ)) <= bound;
+        uint32_t const votes = __ballot_sync(kFULL, near);
+        if (near) {
+            candidates[candidateCount + __popc(votes & ((1U << lane) - 1))] = g; // ascending
+        }
+        candidateCount += __popc(votes);
+    }
+    __syncwarp();
+
+    float distance[kNEIGHBORS] = {__int_as_float(0x7F800000), __int_as_float(0x7F800000),
+                                  __int_as_float(0x7F800000)};
+    int32_t index[kNEIGHBORS] = {0, 0, 0};
+    for (int32_t n = 0; n < candidateCount; ++n) {
+        int32_t const g = candidates[n];
+        float const d = distanceSq(x, y, z, centers[3 * g], centers[3 * g + 1], centers[3 * g + 2]);
+        // Strictly nearer only: centres come in ascending order, so a tie leaves the lower index.
+        if (d < distance[0]) {
+            distance[2] = distance[1], index[2] = index[1];
+            distance[1] = distance[0], index[1] = index[0];
+            distance[0] = d, index[0] = g;
+        } else if (d < distance[1]) {
+            distance[2] = distance[1], index[2] = index[1];
+            distance[1] = d, index[1] = g;
+        } else if (d < distance[2]) {
+            distance[2] = d, index[2] = g;
+        }
+    }
+    PixelTokens found;
+    interpolationWeights(distance, found.weight);
+    for (int32_t k = 0; k < kNEIGHBORS; ++k) {
+        found.index[k] = index[k];
+    }
+    if (first + lane < count) {
+        pixels[pointPixel[i]] = found;
+    }
+}
+
+//! Whether a foreground pixel lies under the taps of an output pixel.
+__device__ bool isScored(PixelTokens const* pixels, int32_t pixel, int32_t imageSize) {
+    PoolTaps const rows = poolTaps(pixel / imageSize, imageSize),
+                   columns = poolTaps(pixel % imageSize, imageSize);
+    bool any = false;
+    for (int32_t i = 0; i < rows.count; ++i) {
+        for (int32_t j = 0; j < columns.count; ++j) {
+            any = any || pixels[(rows.first + i) * imageSize + columns.first + j].index[0] >= 0;
+        }
+    }
+    return any;
+}
+
+//! blockCount [gridDim.x]: scored pixels among the block's
+__global__ void __launch_bounds__(kPIXELS_PER_BLOCK)
+    countScoredKernel(int32_t* blockCount, PixelTokens const* pixels, int32_t imageSize) {
+    int32_t const pixel = blockIdx.x * kPIXELS_PER_BLOCK + threadIdx.x;
+    bool const scored = pixel < imageSize * imageSize && isScored(pixels, pixel, imageSize);
+    int32_t const count = __syncthreads_count(scored);
+    if (threadIdx.x == 0) {
+        blockCount[blockIdx.x] = count;
+    }
+}
+
+//! scoredPixel [R] ascending, *rowCount = R
+__global__ void __launch_bounds__(kPIXELS_PER_BLOCK)
+    placeScoredKernel(int32_t* scoredPixel, int32_t* rowCount, int32_t const* blockCount,
+                      PixelTokens const* pixels, int32_t imageSize) {
+    __shared__ int32_t warpCount[kPIXELS_PER_BLOCK / kWARP];
+    __shared__ int32_t before;
+    int32_t const pixel = blockIdx.x * kPIXELS_PER_BLOCK + threadIdx.x;
+    int32_t const lane = threadIdx.x % kWARP, warp = threadIdx.x / kWARP;
+    bool const scored = pixel < imageSize * imageSize && isScored(pixels, pixel, imageSize);
+    uint32_t const votes = __ballot_sync(kFULL, scored);
+    if (threadIdx.x == 0) {
+        before = 0;
+    }
+    if (lane == 0) {
+        warpCount[warp] = __popc(votes);
+    }
+    __syncthreads();
+    int32_t sum = 0; // of the blocks before this one
+    for (int32_t b = threadIdx.x; b < static_cast<int32_t>(blockIdx.x); b += kPIXELS_PER_BLOCK) {
+        sum += blockCount[b];
+    }
+    atomicAdd(&before, sum);
+    __syncthreads();
+    int32_t row = before + __popc(votes & ((1U << lane) - 1));
+    for (int32_t w = 0; w < warp; ++w) {
+        row += warpCount[w];
+    }
+    if (scored) {
+        scoredPixel[row] = pixel;
+    }
+    if (blockIdx.x == gridDim.x - 1 && threadIdx.x == kPIXELS_PER_BLOCK - 1) {
+        *rowCount = row + (scored ? 1 : 0);
+    }
+}
+
+//! The merged taps of a block's rows.
+struct RowLists {
+    int32_t index[kROWS_PER_BLOCK][kTAPS];
+    float weight[kROWS_PER_BLOCK][kTAPS];
+    int32_t count[kROWS_PER_BLOCK];
+};
+
+//! A warp merges the taps of one output pixel: entries of the same centre are summed, in tap order.
+__device__ void mergeTaps(RowLists& lists, int32_t slot, PixelTokens const* pixels, int32_t pixel,
+                          int32_t imageSize) {
+    int32_t const lane = threadIdx.x % kWARP;
+    PoolTaps const rows = poolTaps(pixel / imageSize, imageSize),
+                   columns = poolTaps(pixel % imageSize, imageSize);
+    int32_t* index = lists.index[slot];
+    float* weight = lists.weight[slot];
+    for (int32_t entry = lane; entry < kTAPS; entry += kWARP) {
+        int32_t const tap = entry / kNEIGHBORS, k = entry % kNEIGHBORS, i = tap / kMAX_TAPS,
+                      j = tap % kMAX_TAPS;
+        bool const inside = i < rows.count && j < columns.count;
+        PixelTokens const* source =
+            inside ? &pixels[(rows.first + i) * imageSize + columns.first + j] : nullptr;
+        bool const used = inside && source->index[0] >= 0;
+        index[entry] = used ? source->index[k] : -1;
+        weight[entry] = used ? mul(mul(rows.weight(i), columns.weight(j)), source->weight[k]) : 0.0F;
+    }
+    __syncwarp();
+    int32_t mergedIndex[2] = {-1,
+                              -1}; // of entries lane and lane + 32, when they are the first of their centre
+    float mergedWeight[2] = {0.0F, 0.0F};
+    for (int32_t half = 0; half < 2; ++half) {
+        int32_t const entry = lane + half * kWARP;
+        if (entry >= kTAPS || index[entry] < 0) {
+            continue;
+        }
+        int32_t first = 0;
+        while (index[first] != index[entry]) {
+            ++first;
+        }
+        if (first != entry) {
+            continue;
+        }
+        mergedIndex[half] = index[entry];
+        for (int32_t other = entry; other < kTAPS; ++other) {
+            mergedWeight[half] = add(mergedWeight[half], index[other] == index[entry] ? weight[other] : 0.0F);
+        }
+    }
+    __syncwarp();
+    int32_t count = 0;
+    for (int32_t half = 0; half < 2; ++half) {
+        uint32_t const votes = __ballot_sync(kFULL, mergedIndex[half] >= 0);
+        if (mergedIndex[half] >= 0) {
+            int32_t const at = count + __popc(votes & ((1U << lane) - 1));
+            index[at] = mergedIndex[half];
+            weight[at] = mergedWeight[half];
+        }
+        count += __popc(votes);
+    }
+    if (lane == 0) {
+        lists.count[slot] = count;
+    }
+}
+
+__device__ float4 load(float const* from) {
+    return *reinterpret_cast<float4 const*>(from);
+}
+__device__ float4 load(__half const* from) {
+    auto const* pair = reinterpret_cast<__half2 const*>(from);
+    float2 const low = __half22float2(pair[0]), high = __half22float2(pair[1]);
+    return make_float4(low.x, low.y, high.x, high.y);
+}
+__device__ void store(float* to, float4 value) {
+    *reinterpret_cast<float4*>(to) = value;
+}
+__device__ void store(__half* to, float4 value) {
+    auto* pair = reinterpret_cast<__half2*>(to);
+    pair[0] = __floats2half2_rn(value.x, value.y);
+    pair[1] = __floats2half2_rn(value.z, value.w);
+}
+__device__ float toFloat(float value) {
+    return value;
+}
+__device__ float toFloat(__half value) {
+    return __half2float(value);
+}
+__device__ void assign(float& to, float value) {
+    to = value;
+}
+__device__ void assign(__half& to, float value) {
+    to = __float2half_rn(value);
+}
+
+//! rows [R, width], tokens [groups, width]; kALIGNED: width is a multiple of kCHANNELS
+template <typename T, bool kALIGNED>
+__global__ void __launch_bounds__(kROW_THREADS)
+    rowsKernel(T* rows, int32_t const* scoredPixel, int32_t const* rowCount, PixelTokens const* pixels,
+               T const* tokens, int32_t width, int32_t imageSize) {
+    __shared__ RowLists lists;
+    int32_t const first = blockIdx.x * kROWS_PER_BLOCK;
+    int32_t const used = min(*rowCount - first, kROWS_PER_BLOCK);
+    if (used <= 0) {
+        return; // guard: the grid covers imageSize^2 rows, R is known here only
+    }
+    int32_t const warp = threadIdx.x / kWARP;
+    for (int32_t slot = warp; slot < used; slot += kROW_THREADS / kWARP) {
+        mergeTaps(lists, slot, pixels, scoredPixel[first + slot], imageSize);
+    }
+    __syncthreads();
+    int32_t constexpr kSTEP = kALIGNED ? kCHANNELS : 1;
+    for (int32_t d = threadIdx.x * kSTEP; d < width; d += kROW_THREADS * kSTEP) {
+        for (int32_t slot = 0; slot < used; ++slot) {
+            T* out = rows + static_cast<int64_t>(first + slot) * width + d;
+            float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+            for (int32_t n = 0; n < lists.count[slot]; ++n) {
+                float const weight = lists.weight[slot][n];
+                T const* token = tokens + static_cast<int64_t>(lists.index[slot][n]) * width + d;
+                if constexpr (kALIGNED) {
+                    float4 const value = load(token);
+                    sum.x = fmaf(weight, value.x, sum.x);
+                    sum.y = fmaf(weight, value.y, sum.y);
+                    sum.z = fmaf(weight, value.z, sum.z);
+                    sum.w = fmaf(weight, value.w, sum.w);
+                } else {
+                    sum.x = fmaf(weight, toFloat(*token), sum.x);
+                }
+            }
+            if constexpr (kALIGNED) {
+                store(out, sum);
+            } else {
+                assign(*out, sum.x);
+            }
+        }
+    }
+}
+
+int32_t ceilDiv(int32_t a, int32_t b) {
+    return (a + b - 1) / b;
+}
+
+} // namespace
+
+// --------------------------------------------------------------------------------------------------------
+// launcher
+
+size_t interpolateWorkspaceBytes(int32_t imageSize) {
+    size_t const pixels = static_cast<size_t>(imageSize) * imageSize;
+    return pixels * sizeof(PixelTokens) + (pixels / kPIXELS_PER_BLOCK + 1) * sizeof(int32_t);
+}
+
+template <typename T>
+cudaError_t tokenInterpolate(T* rows, int32_t* scoredPixel, int32_t* rowCount, float const* points,
+                             int32_t const* pointPixel, float const* centers, T const* tokens, int32_t count,
+                             int32_t groups, int32_t width, int32_t imageSize, void* workspace,
+                             cudaStream_t stream) {
+    int32_t const numPixels = imageSize * imageSize;
+    auto* pixels = static_cast<PixelTokens*>(workspace);
+    auto* blockCount = reinterpret_cast<int32_t*>(pixels + numPixels);
+    cudaMemsetAsync(pixels, 0xFF, numPixels * sizeof(PixelTokens), stream); // index -1: no point
+
+    int32_t const warps = groups <= kMAX_CENTERS / 4 ? 4 : 1; // candidate lists of 48 KiB at most
+    nearestThreeKernel<<<ceilDiv(count, warps * kWARP), warps * kWARP, warps * groups * sizeof(int32_t),
+                         stream>>>(pixels, points, pointPixel, centers, count, groups);
+    int32_t const blocks = ceilDiv(numPixels, kPIXELS_PER_BLOCK);
+    countScoredKernel<<<blocks, kPIXELS_PER_BLOCK, 0, stream>>>(blockCount, pixels, imageSize);
+    placeScoredKernel<<<blocks, kPIXELS_PER_BLOCK, 0, stream>>>(scoredPixel, rowCount, blockCount, pixels,
+                                                                imageSize);
+    auto const kernel = width % kCHANNELS == 0 ? rowsKernel<T, true> : rowsKernel<T, false>;
+    kernel<<<ceilDiv(numPixels, kROWS_PER_BLOCK), kROW_THREADS, 0, stream>>>(
+        rows, scoredPixel, rowCount, pixels, tokens, width, imageSize);
+    return cudaGetLastError();
+}
+
+template cudaError_t tokenInterpolate<float>(float*, int32_t*, int32_t*, float const*, int32_t const*,
+                                             float const*, float const*, int32_t, int32_t, int32_t, int32_t,
+                                             void*, cudaStream_t);
+template cudaError_t tokenInterpolate<__half>(__half*, int32_t*, int32_t*, float const*, int32_t const*,
+                                              float const*, __half const*, int32_t, int32_t, int32_t, int32_t,
+                                              void*, cudaStream_t);
+
+} // namespace m3ad
