@@ -1,5 +1,6 @@
 """Command `m3ad-client`: inspect parts, evaluate a test split, measure speed and memory."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from m3ad import cli as shared
 from m3ad.contract import Layout
-from m3ad.errors import FrameError
+from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
 from m3ad.pipeline import Inspector
 from rich.console import Console
@@ -144,7 +145,21 @@ def bench(
     samples = find_inputs(paths, split)
     with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
         result = run_bench(inspector, samples, frames, warmup, say=shared.talk.print)
-    _print(result, report.bench_tables(result), as_json, markdown)
+    _print(result, report.bench_tables([result]), as_json, markdown)
+
+
+@app.command(name="report")
+def show(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="JSON...", help="what `eval --json` and `bench --json` wrote")
+    ],
+    markdown: Markdown = False,
+) -> None:
+    """Show saved results again, several benchmarks in one table: the same rows, side by side."""
+    results = [_read_result(path) for path in files]
+    benches = [result for result in results if "rows" in result]
+    tables = [table for result in results if "metrics" in result for table in report.eval_tables(result)]
+    _print({}, [*tables, *(report.bench_tables(benches) if benches else [])], False, markdown)
 
 
 @contextmanager
@@ -168,6 +183,18 @@ def _tls(use: bool, ca: Path | None, key: Path | None, cert: Path | None) -> Tls
     return Tls(ca=ca, key=key, cert=cert) if use else None
 
 
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read as JSON ({error}); write it with --json > {path}"
+        ) from error
+    if not isinstance(result, dict) or not {"rows", "metrics"} & result.keys():
+        raise ArtifactError(f"{path} is no result of `m3ad-client eval --json` or `bench --json`")
+    return result
+
+
 def _print_result(result: FrameResult) -> None:
     if result.error:
         shared.print_text(f"{result.frame}: not inspected: {result.error}")
@@ -187,7 +214,7 @@ def _print(result: dict[str, Any], tables: list[report.Table], as_json: bool, ma
     else:
         console = Console()
         for table in tables:
-            console.print(table.to_rich())
+            console.print(table.to_rich(), "")
 
 
 def main() -> None:

@@ -38,8 +38,8 @@ class Table:
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
 
 
-def bench_tables(result: Mapping[str, Any]) -> list[Table]:
-    """The tables of a benchmark, the paper's beside them."""
+def bench_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The tables of one or several benchmarks, the paper's beside them."""
     speed = Table(
         "Speed, one frame at a time",
         ["region", "frames/s", "p50 ms", "p90 ms", "p99 ms", "frames", "measured"],
@@ -51,36 +51,50 @@ def bench_tables(result: Mapping[str, Any]) -> list[Table]:
                 f"{row['frames']} after {row['warmup_frames']}",
                 conditions(row),
             ]
+            for result in results
             for row in result["rows"]
         ],
     )
     stages = Table(
-        "Time per stage and frame",
-        ["stage", "uses", "infer ms", "queue ms", "copy ms"],
+        "Time per stage and frame (region A)",
+        ["run", "stage", "uses", "infer ms", "queue ms", "copy ms"],
         [
             [
+                _run(result),
                 stage["stage"],
                 f"{stage['uses']:g}",
                 *(f"{stage[key]:.2f}" for key in ("infer_ms", "queue_ms", "transfer_ms")),
             ]
+            for result in results
             for stage in result["stages"]
         ],
     )
+    memory = Table(
+        "Memory",
+        ["run", "what", "MiB"],
+        [[_run(result), what, f"{size / MIB:.1f}"] for result in results for what, size in _sizes(result)],
+        [
+            f"{_run(result)}: the server runs elsewhere, its memory is not seen"
+            for result in results
+            if "server" in result["memory"] and not result["memory"]["server"]
+        ],
+    )
+    return [speed, stages, memory, paper_table(results[0]["paper"])]
+
+
+def _run(result: Mapping[str, Any]) -> str:
+    row = result["rows"][0]
+    return f"{row['how']}, {row['layout']}"
+
+
+def _sizes(result: Mapping[str, Any]) -> list[tuple[str, int]]:
     memory = result["memory"]
     peaks = [(who, memory[who]) for who in ("server", "client") if memory.get(who)]
-    used = Table(
-        "Memory",
-        ["what", "MiB"],
-        [
-            ["model files (nearly all weights)", f"{memory['model_bytes'] / MIB:.1f}"],
-            *([f"{who} peak, pages counted once (PSS)", f"{m['pss_bytes'] / MIB:.1f}"] for who, m in peaks),
-            *([f"{who} peak, sum over processes (RSS)", f"{m['rss_bytes'] / MIB:.1f}"] for who, m in peaks),
-        ],
-        []
-        if "server" not in memory or memory["server"]
-        else ["the server runs elsewhere: its memory is not seen"],
-    )
-    return [speed, stages, used, paper_table(result["paper"])]
+    return [
+        ("model files (nearly all weights)", memory["model_bytes"]),
+        *((f"{who} peak, shared pages once (PSS)", peak["pss_bytes"]) for who, peak in peaks),
+        *((f"{who} peak, shared pages per process (RSS)", peak["rss_bytes"]) for who, peak in peaks),
+    ]
 
 
 def conditions(row: Mapping[str, Any]) -> str:

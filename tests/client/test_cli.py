@@ -136,6 +136,22 @@ def test_tables_are_printed_for_people_and_documents(tiny_bundle: Bundle, catego
     assert "false alarms" in done.stdout
 
 
+def test_saved_results_are_shown_side_by_side(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
+    files = []
+    for layout in ("chain", "fused"):
+        arguments = ("bench", category, "--bundle", tiny_bundle.path, "--layout", layout, "--frames", 1)
+        files.append(tmp_path / f"{layout}.json")
+        files[-1].write_text(json.dumps(document(*arguments, "--warmup", 0)))
+    done = client("report", *files, "--markdown")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| A: tensors ready -> map | ") == 2
+    assert "| in process, chain | mgm | 1 | " in done.stdout
+    assert "| in process, fused | head | 1 | " in done.stdout
+    assert done.stdout.count("| CFM | 21.755 |") == 1
+    files[0].write_text("[]")
+    assert "is no result of `m3ad-client eval --json`" in refusal("report", files[0])
+
+
 def test_no_server_is_one_sentence(category: Path) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
