@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 out=demo
-data=${1:-$out/data}
+data=${1:-$out/sample}
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null; wait' EXIT
 

@@ -200,7 +200,7 @@ def bundle(
         print_json(Bundle.open(out).manifest)
         return
     for deviation in deviations:
-        if deviation.scope == "end to end":
+        if deviation.value == "anomaly_map":
             print_text(str(deviation))
     print_text(f"{out}: written")
 

@@ -1,17 +1,16 @@
-"""The same inputs through PyTorch and through ONNX Runtime: stage by stage, end to end, for several sizes of cloud.
+"""The same inputs through PyTorch and ONNX Runtime, compared at every stage wall, for several sizes of cloud.
 
 Two ONNX forms are held against PyTorch: the graphs with the custom ops' function bodies, which any ONNX runtime can
 run, and the CPU stages, in which the ops are called between plugin-free graphs.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from m3ad.contract import IMAGE_SIZE, PIPELINE_INPUTS, Layout, Step, stages, steps
+from m3ad.contract import IMAGE_SIZE, Layout, stages, steps
 from m3ad.errors import ArtifactError
 from m3ad.metrics import rank_correlation
 from m3ad.pipeline import Pipeline
@@ -24,7 +23,6 @@ PARITY_POINTS = (1024, 1025, 17000, 50176)
 STAGE_TOLERANCE = 1e-4
 MAP_TOLERANCE = 1e-4
 RANK_TOLERANCE = 0.9999
-
 Values = dict[str, npt.NDArray[Any]]
 
 
@@ -34,7 +32,7 @@ class Deviation:
 
     form: str
     points: int
-    scope: str  # the stage fed with PyTorch's inputs, or "end to end"
+    stage: str  # whose output it is; its inputs are the form's own, so errors add up from stage to stage
     value: str
     max_error: float
     relative_error: float
@@ -49,7 +47,7 @@ class Deviation:
         rank = "" if self.rank_correlation is None else f", rank correlation {self.rank_correlation:.6f}"
         verdict = "" if self.passed else "  FAILS"
         return (
-            f"N={self.points:<6} {self.form:<10} {self.scope:<14} {self.value:<22} "
+            f"N={self.points:<6} {self.form:<10} {self.stage:<14} {self.value:<22} "
             f"max error {self.max_error:.1e}{rank}{verdict}"
         )
 
@@ -84,10 +82,10 @@ def check_parity(
     points: tuple[int, ...] = PARITY_POINTS,
     threads: int = 2,
 ) -> list[Deviation]:
-    """Compare every stage and the whole pipeline for every number of points.
+    """Compare the value at every stage wall, for every number of points.
 
     Returns:
-        One entry per form, size, scope and value; see `verify_parity`.
+        One entry per form, size and value; see `verify_parity`.
     """
     dims = detector.dims
     reference = Pipeline(steps(dims, "chain"), detector.stage_functions(ops))
@@ -103,16 +101,11 @@ def check_parity(
             }
             between = {n: cpu_stage(n, onnx_folder, dims, ops, threads) for n in names}
             for form, functions in (("onnx", graphs), ("cpu stages", between)):
-                label = f"{layout} {form}"
-                for step in wiring:
-                    # A dense stage is one and the same graph in both forms.
-                    if form == "cpu stages" and _is_graph(between[step.stage]):
-                        continue
-                    deviations += _stage_deviations(label, count, step, functions[step.stage], expected)
-                found, _ = Pipeline(wiring, functions).run(inputs)
+                found, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
                 deviations += [
-                    _deviation(label, count, "end to end", name, found[name], expected[name])
-                    for name in found
+                    _deviation(f"{layout} {form}", count, step.stage, value, found[value], expected[value])
+                    for step in wiring
+                    for value in step.outputs.values()
                 ]
     return deviations
 
@@ -135,7 +128,7 @@ def verify_parity(deviations: list[Deviation]) -> None:
 
 def summary(deviations: list[Deviation]) -> dict[str, Any]:
     """The figures that go into the manifest."""
-    maps = [d for d in deviations if d.scope == "end to end" and d.value == "anomaly_map"]
+    maps = [d for d in deviations if d.value == "anomaly_map"]
     return {
         "points": sorted({d.points for d in deviations}),
         "anomaly_map_max_error": max(d.max_error for d in maps),
@@ -144,26 +137,11 @@ def summary(deviations: list[Deviation]) -> dict[str, Any]:
     }
 
 
-def _is_graph(stage: StageFunction) -> bool:
-    return isinstance(stage, CheckedStage) and isinstance(stage.function, OnnxGraph)
-
-
-def _stage_deviations(
-    form: str, points: int, step: Step, function: StageFunction, expected: Mapping[str, npt.NDArray[Any]]
-) -> list[Deviation]:
-    outputs = function({name: expected[value] for name, value in step.inputs.items()})
-    return [
-        _deviation(form, points, step.stage, value, outputs[name], expected[value])
-        for name, value in step.outputs.items()
-        if value not in PIPELINE_INPUTS
-    ]
-
-
 def _deviation(
-    form: str, points: int, scope: str, value: str, found: npt.NDArray[Any], expected: npt.NDArray[Any]
+    form: str, points: int, stage: str, value: str, found: npt.NDArray[Any], expected: npt.NDArray[Any]
 ) -> Deviation:
     if found.shape != expected.shape:
-        return Deviation(form, points, scope, value, float("inf"), float("inf"), None, False)
+        return Deviation(form, points, stage, value, float("inf"), float("inf"), None, False)
     error = float(np.abs(found.astype(np.float64) - expected).max())
     scale = float(np.abs(expected).max())
     relative = error / scale if scale else error
@@ -174,4 +152,4 @@ def _deviation(
         passed = error <= MAP_TOLERANCE and (rank or 0.0) >= RANK_TOLERANCE
     else:
         passed = relative <= STAGE_TOLERANCE
-    return Deviation(form, points, scope, value, error, relative, rank, passed)
+    return Deviation(form, points, stage, value, error, relative, rank, passed)
