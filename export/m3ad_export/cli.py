@@ -1,6 +1,7 @@
 """Command `m3ad-export`: from good parts to a bundle and its engines. Options and messages; the work is elsewhere."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -244,6 +245,21 @@ def build_engine(
     else:
         for folder in written:
             print_text(f"{folder}: written")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say in one line each what this machine has and lacks; exit code 1 when something is missing."""
+    from m3ad_export.doctor import findings
+
+    found = findings()
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    else:
+        for finding in found:
+            print_text(f"{'ok  ' if finding.is_well else 'MISS'} {finding}")
+    if not all(finding.is_well for finding in found):
+        raise typer.Exit(1)
 
 
 def _golden_image(bundle: Bundle) -> Any:
