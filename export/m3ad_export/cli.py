@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from m3ad.bundle import Bundle
 from m3ad.cli import print_json, print_text, run, talk
-from m3ad.contract import LAYOUTS, Layout
+from m3ad.contract import LAYOUTS, MAX_POINTS, MIN_POINTS, Layout
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import PlaneRemoval, Preprocessing, prepare
@@ -18,6 +18,7 @@ from rich.progress import Progress
 from m3ad_export import weights as known
 from m3ad_export.point_mae import BnMode, XyzEncoderConfig
 from m3ad_export.precision import Precision
+from m3ad_export.training import TrainConfig
 from m3ad_export.vit import RGB_ENCODERS
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -25,6 +26,8 @@ weights_app = typer.Typer(
     no_args_is_help=True, help="Known weights: where they come from, what they may be used for."
 )
 app.add_typer(weights_app, name="weights")
+
+DEFAULTS = TrainConfig()
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-export bundle` wrote")]
@@ -130,10 +133,12 @@ def train(
     plane: Annotated[
         PlaneRemoval, typer.Option(help="background plane: none, fixed (calibrated) or ransac")
     ] = "none",
+    align_steps: Annotated[int, typer.Option(min=1, help="of stage 1, MFM")] = DEFAULTS.align_steps,
+    guide_steps: Annotated[int, typer.Option(min=1, help="of stage 2, MGM")] = DEFAULTS.guide_steps,
     seed: Annotated[int, typer.Option(min=0, help="of training and of random weights")] = 0,
 ) -> None:
     """Train the heads of a category on its good parts; the encoders stay frozen."""
-    from m3ad_export.training import Encoders, TrainConfig
+    from m3ad_export.training import Encoders
     from m3ad_export.training import train as train_detector
 
     if rgb_encoder not in RGB_ENCODERS:
@@ -155,7 +160,7 @@ def train(
             ops,
             category=category or data.resolve().name,
             preprocessing=Preprocessing(plane=plane),
-            config=TrainConfig(seed=seed),
+            config=TrainConfig(seed=seed, align_steps=align_steps, guide_steps=guide_steps),
             track=track,
         )
     print_text(f"{out}: {detector.record['category']}, losses in {out / 'losses.png'}")
@@ -185,17 +190,27 @@ def bundle(
     ],
     data: DataOpt,
     layout: LayoutOpt = None,
+    points: Annotated[
+        list[int] | None, typer.Option(min=MIN_POINTS, max=MAX_POINTS, help="cloud sizes to prove parity for")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export to ONNX, prove parity with PyTorch, and write the bundle; a failing parity writes nothing."""
     from m3ad_export.bundle_writer import write_bundle
+    from m3ad_export.parity import PARITY_POINTS
     from m3ad_export.training import load_detector
 
     trained = load_detector(detector)
     sample = find_samples(data, "validation")[0]
     golden = prepare(read_sample(sample), Preprocessing.from_json(trained.record["preprocessing"]))
     deviations = write_bundle(
-        trained, golden, out, ops, layouts=(layout,) if layout else LAYOUTS, say=talk.print
+        trained,
+        golden,
+        out,
+        ops,
+        layouts=(layout,) if layout else LAYOUTS,
+        parity_points=tuple(points or PARITY_POINTS),
+        say=talk.print,
     )
     if as_json:
         print_json(Bundle.open(out).manifest)

@@ -1,0 +1,50 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# The README's commands on the real networks; fewer parts, steps and sizes are what keeps this test short.
+SHORTER = {
+    "m3ad-export sample-data": "--train 3 --validation 2 --test-per-kind 1",
+    "m3ad-export train": "--align-steps 4 --guide-steps 4",
+    "m3ad-export bundle": "--points 1025",
+}
+
+
+def quick_start() -> list[str]:
+    (block,) = re.findall(r"executed by tests/test_readme.py -->\n```bash\n(.*?)```", README, re.S)
+    return [line for line in block.splitlines() if line]
+
+
+@pytest.mark.slow
+def test_quick_start_runs_as_written(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for command in quick_start():
+        shorter = next((flags for start, flags in SHORTER.items() if command.startswith(start)), "")
+        done = subprocess.run(
+            f"{command} {shorter}",
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    assert list((tmp_path / "demo" / "inspected").rglob("*.overlay.png"))
+    assert len(list((tmp_path / "demo/bundle/engines/sm89").glob("*.plan"))) == 9
+
+
+def test_every_path_of_the_tree_exists() -> None:
+    (tree,) = re.findall(r"## Where things are\n\n```\n(.*?)```", README, re.S)
+    rooms: list[str] = []
+    for line in tree.splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        rooms = [*rooms[: indent // 2], name]
+        assert (ROOT / "".join(rooms)).exists(), line
