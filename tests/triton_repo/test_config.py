@@ -71,15 +71,17 @@ def test_the_ensemble_carries_what_a_client_must_know(chain_repository: Path, ti
     assert serving["runtime"] == "onnxruntime"
 
 
-def test_warm_up_is_the_golden_frame(chain_repository: Path, tiny_bundle: Bundle) -> None:
-    model = parse(chain_repository / "tiny_vm" / "config.pbtxt")
-    (sample,) = model.model_warmup
-    assert len(sample.inputs) == 7
+@pytest.mark.parametrize(("stage", "inputs"), [("mfm", 2), ("vm", 7), ("project", 5)])
+def test_warm_up_is_the_golden_frame_s_first_use(
+    stage: str, inputs: int, chain_repository: Path, tiny_bundle: Bundle
+) -> None:
+    folder = chain_repository / f"tiny_{stage}"
+    (sample,) = parse(folder / "config.pbtxt").model_warmup
+    assert len(sample.inputs) == inputs
     for name, entry in sample.inputs.items():
         golden = np.load(tiny_bundle.file(f"golden/{name}.npy"))
-        file = chain_repository / "tiny_vm" / "warmup" / entry.input_data_file
-        written = np.frombuffer(file.read_bytes(), golden.dtype).reshape(list(entry.dims))
-        np.testing.assert_array_equal(written, golden)
+        data = (folder / "warmup" / entry.input_data_file).read_bytes()
+        np.testing.assert_array_equal(np.frombuffer(data, golden.dtype).reshape(list(entry.dims)), golden)
 
 
 def test_device_memory_pool_holds_every_tensor_between_the_stages() -> None:
