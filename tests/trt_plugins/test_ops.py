@@ -226,6 +226,14 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
             "rows: expected 0 <= start <= stop <= .*, got 5..4",
         ),
         (
+            lambda: ops.SparseRows(np.int32([0, 1]), np.int32([8]), np.ones(1, np.float32), np.int32([0]), 8),
+            "indices: expected 0..7, got 8..8",
+        ),
+        (
+            lambda: ops.SparseRows(np.int32([0, 2]), np.int32([3]), np.ones(1, np.float32), np.int32([0]), 8),
+            "indptr: expected 0 rising to the 1 entries, got",
+        ),
+        (
             lambda: ops.one_class_svm(POINTS, CENTERS, CENTERS[:, 0], 0.0, "poly"),
             "kernel: expected one of linear, rbf, got 'poly'",
         ),

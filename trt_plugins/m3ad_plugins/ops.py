@@ -19,14 +19,18 @@ def _form() -> ModuleType:
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """The interpolation operator A [R, G]; row r is indices and weights [indptr[r]:indptr[r + 1]].
+    """A sparse operator A [R, G]; row r is indices and weights [indptr[r]:indptr[r + 1]].
 
     Attributes:
-        indptr: [R + 1] int32.
-        indices: [nnz] int32 into G, ascending within a row.
-        weights: [nnz] float32, positive; a row sums to 1 inside the foreground, to less at its border.
+        indptr: [R + 1] int32, from 0 to nnz, never falling.
+        indices: [nnz] int32, 0..G-1; of `interpolation_operator` ascending within a row.
+        weights: [nnz] float32; of `interpolation_operator` positive, and a row sums to 1 inside the foreground, to
+            less at its border.
         scored_pixel: [R] int32, ascending; the row-major pixel each row belongs to.
         groups: G.
+
+    Raises:
+        ValueError: the arrays do not describe such an operator.
     """
 
     indptr: Int32
@@ -34,6 +38,17 @@ class SparseRows:
     weights: Float32
     scored_pixel: Int32
     groups: int
+
+    def __post_init__(self) -> None:
+        rows, entries = len(self.scored_pixel), len(self.indices)
+        checked("indptr", self.indptr, "int32", (rows + 1,))
+        checked("weights", self.weights, "float32", (entries,))
+        checked("indices", self.indices, "int32", (entries,))
+        if self.indptr[0] != 0 or self.indptr[-1] != entries or (np.diff(self.indptr) < 0).any():
+            raise ValueError(f"indptr: expected 0 rising to the {entries} entries, got {self.indptr}")
+        if entries and not 0 <= self.indices.min() <= self.indices.max() < self.groups:
+            found = f"{self.indices.min()}..{self.indices.max()}"
+            raise ValueError(f"indices: expected 0..{self.groups - 1}, got {found}")
 
     def apply(self, tokens: Float32, start: int = 0, stop: int | None = None) -> Float32:
         """Rows start..stop of A @ tokens.
