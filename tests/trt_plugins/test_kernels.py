@@ -67,9 +67,10 @@ def compile_emulated(folder: Path, arch: int) -> Path:
     return library
 
 
-@pytest.fixture(
-    scope="module", params=["emulated sm_75", "emulated sm_80", pytest.param("gpu", marks=pytest.mark.gpu)]
-)
+GPU = pytest.param("gpu", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(scope="module", params=["emulated sm_80", GPU])
 def call(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     folder = tmp_path_factory.mktemp("kernels")
     if request.param == "gpu":
@@ -177,6 +178,7 @@ def test_svm_kernels_equal_reference(
     np.testing.assert_allclose(decision, expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("call", ["emulated sm_75", "emulated sm_80", GPU], indirect=True)
 def test_grouping_and_interpolation_kernels_on_one_case(call: Callable[..., None]) -> None:
     case = SMALL[1]  # ties everywhere
     check_grouping(call, case)
