@@ -4,6 +4,7 @@ Networks, ONNX files, engines, `config.pbtxt`, golden files, the runner and the 
 checked against it; no other file spells a tensor's shape or dtype. It knows nothing of files or runtimes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -85,7 +86,7 @@ class Dims:
     min_norm_sq: float = 0.0
 
     def __post_init__(self) -> None:
-        side = round(self.rgb_tokens**0.5)
+        side = math.isqrt(self.rgb_tokens)
         if side * side != self.rgb_tokens:
             raise ValueError(f"rgb_tokens must be a square number, got {self.rgb_tokens}")
         if not 1 <= self.group_size <= MIN_POINTS or not 1 <= self.groups <= MIN_POINTS:
@@ -96,7 +97,7 @@ class Dims:
     @property
     def rgb_side(self) -> int:
         """Tokens along one side of the image."""
-        return round(self.rgb_tokens**0.5)
+        return math.isqrt(self.rgb_tokens)
 
     def to_json(self) -> dict[str, float]:
         """The sizes as they stand in a bundle's manifest."""
