@@ -1,6 +1,7 @@
-//! Runs CUDA kernels on a CPU, thread by thread, so that their logic is tested where there is no GPU: every CUDA thread
-//! is a fiber, barriers and warp collectives are where fibers wait for each other. The order in which fibers get their
-//! turn is shuffled, so a missing barrier shows. Rounding is the host's: the kernels fuse nothing where it matters.
+//! Runs CUDA kernels on a CPU, thread by thread, so that their logic is tested where there is no GPU: every
+//! CUDA thread is a fiber, barriers and warp collectives are where fibers wait for each other. The order in
+//! which fibers get their turn is shuffled, so a missing barrier shows. Rounding is the host's: the kernels
+//! fuse nothing where it matters.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +23,7 @@
 #undef __global__
 #define __shared__ static
 #define __launch_bounds__(...)
-#define __global__ static
+#define __global__
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -66,7 +67,9 @@ inline std::vector<Warp> gWarps;
 inline std::vector<char> gShared;
 inline std::mt19937 gRandom{1};
 
-inline Warp& warp() { return gWarps[gFiber->thread / kWARP]; }
+inline Warp& warp() {
+    return gWarps[gFiber->thread / kWARP];
+}
 
 inline void wait(Barrier& barrier) {
     gFiber->waits = &barrier;
@@ -128,7 +131,8 @@ inline void runBlock(std::vector<Fiber>& fibers) {
             }
         }
         if (!moved) {
-            std::fprintf(stderr, "emulator: every thread of block %u waits: a barrier in a branch?\n", blockIdx.x);
+            std::fprintf(stderr, "emulator: every thread of block %u waits: a barrier in a branch?\n",
+                         blockIdx.x);
             std::abort();
         }
     }
@@ -153,11 +157,14 @@ template <typename... Params> struct Launch {
 };
 
 template <typename... Params>
-Launch<Params...> launch(void (*kernel)(Params...), unsigned grid, unsigned block, size_t shared, cudaStream_t) {
+Launch<Params...> launch(void (*kernel)(Params...), unsigned grid, unsigned block, size_t shared,
+                         cudaStream_t) {
     return {kernel, grid, block, shared};
 }
 
-template <typename T> T* dynamicShared() { return reinterpret_cast<T*>(gShared.data()); }
+template <typename T> T* dynamicShared() {
+    return reinterpret_cast<T*>(gShared.data());
+}
 
 //! Hands every lane's value to `combine(slots, used lanes)`.
 template <typename T, typename Combine> auto collective(T value, Combine const& combine) {
@@ -175,8 +182,12 @@ template <typename T, typename Combine> auto collective(T value, Combine const& 
 
 } // namespace emulator
 
-inline void __syncthreads() { emulator::wait(emulator::gBlock); }
-inline void __syncwarp() { emulator::wait(emulator::warp().barrier); }
+inline void __syncthreads() {
+    emulator::wait(emulator::gBlock);
+}
+inline void __syncwarp() {
+    emulator::wait(emulator::warp().barrier);
+}
 inline int __syncthreads_count(int holds) {
     emulator::gVotes += holds != 0;
     __syncthreads();
@@ -212,8 +223,12 @@ inline int __reduce_max_sync(unsigned, int value) {
         return most;
     });
 }
-inline int __reduce_min_sync(unsigned mask, int value) { return ~__reduce_max_sync(mask, ~value); }
-inline int atomicAdd(int* to, int value) { return std::exchange(*to, *to + value); }
+inline int __reduce_min_sync(unsigned mask, int value) {
+    return ~__reduce_max_sync(mask, ~value);
+}
+inline int atomicAdd(int* to, int value) {
+    return std::exchange(*to, *to + value);
+}
 
 template <typename To, typename From> To bitsAs(From from) {
     To to;
@@ -221,25 +236,53 @@ template <typename To, typename From> To bitsAs(From from) {
     std::memcpy(&to, &from, sizeof to);
     return to;
 }
-inline int __float_as_int(float value) { return bitsAs<int>(value); }
-inline unsigned __float_as_uint(float value) { return bitsAs<unsigned>(value); }
-inline float __int_as_float(int value) { return bitsAs<float>(value); }
-inline int __popc(unsigned value) { return __builtin_popcount(value); }
-inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
+inline int __float_as_int(float value) {
+    return bitsAs<int>(value);
+}
+inline unsigned __float_as_uint(float value) {
+    return bitsAs<unsigned>(value);
+}
+inline float __int_as_float(int value) {
+    return bitsAs<float>(value);
+}
+inline int __popc(unsigned value) {
+    return __builtin_popcount(value);
+}
+inline int __ffs(unsigned value) {
+    return __builtin_ffs(static_cast<int>(value));
+}
+inline float __fadd_rn(float a, float b) {
+    return a + b;
+}
+inline float __fsub_rn(float a, float b) {
+    return a - b;
+}
+inline float __fmul_rn(float a, float b) {
+    return a * b;
+}
+inline float __fdiv_rn(float a, float b) {
+    return a / b;
+}
 using std::max;
 using std::min;
 
 // Device memory is the host's.
-inline cudaError_t cudaEmulated(bool done) { return done ? cudaSuccess : cudaErrorMemoryAllocation; }
+inline cudaError_t cudaEmulated(bool done) {
+    return done ? cudaSuccess : cudaErrorMemoryAllocation;
+}
 extern "C" {
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-inline cudaError_t cudaMalloc(void** to, size_t bytes) { return cudaEmulated((*to = std::malloc(bytes)) != nullptr); }
-inline cudaError_t cudaFree(void* from) { return std::free(from), cudaSuccess; }
+inline cudaError_t cudaGetLastError() {
+    return cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() {
+    return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void** to, size_t bytes) {
+    return cudaEmulated((*to = std::malloc(bytes)) != nullptr);
+}
+inline cudaError_t cudaFree(void* from) {
+    return std::free(from), cudaSuccess;
+}
 inline cudaError_t cudaMemcpy(void* to, void const* from, size_t bytes, cudaMemcpyKind) {
     return std::memcpy(to, from, bytes), cudaSuccess;
 }

@@ -3,6 +3,7 @@
 //! exists.
 
 #include "ops.cuh"
+#include "warp.cuh"
 
 namespace m3ad {
 namespace {
@@ -86,10 +87,6 @@ __global__ void __launch_bounds__(kTHREADS)
         sum += partial;
     }
     decision[row] = sum - *rho;
-}
-
-int32_t ceilDiv(int32_t a, int32_t b) {
-    return (a + b - 1) / b;
 }
 
 } // namespace

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../common/arithmetic.hpp"
+#include "warp.cuh"
 
 #include <cfloat>
 #include <cstddef>
@@ -13,10 +14,8 @@
 namespace m3ad {
 
 constexpr int32_t kTHREADS = 1024; //!< of the one block: a thread owns at most one tile
-constexpr int32_t kWARP = 32;
 constexpr int32_t kCELL_BITS = 13;
 constexpr int32_t kCELLS = 1 << kCELL_BITS;
-constexpr uint32_t kFULL = 0xFFFFFFFFU;
 
 //! Points per tile: 64 up to 65536 points, then as many as keep one tile to a thread.
 __host__ __device__ inline int32_t tileSize(int32_t count) {
@@ -61,17 +60,6 @@ struct TileView {
                static_cast<size_t>(tileCount(count)) * sizeof(Box);
     }
 };
-
-__device__ inline float warpMin(float value) {
-    for (int32_t offset = kWARP / 2; offset > 0; offset /= 2) {
-        value = fminf(value, __shfl_xor_sync(kFULL, value, offset));
-    }
-    return value;
-}
-
-__device__ inline float warpMax(float value) {
-    return -warpMin(-value);
-}
 
 //! The axes along which the box is halved, one per bit, and the cell of a point.
 struct Cells {

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from m3ad.contract import OP_DOMAIN, OPS
 
+from m3ad_plugins.onnx_interpolate import TOKEN_INTERPOLATE
+
 if TYPE_CHECKING:
     import onnx
 
@@ -117,161 +119,6 @@ _KNN_GROUP = """
     knn_idx = Cast <to = 6> (knn64)
 }"""
 
-# Points go 512 at a time through the 3-NN search, channels 64 at a time through P X P^T; both are filled up with 0.
-_TOKEN_INTERPOLATE = """
-<image_size> (points, point_pixel, centers, tokens) => (rows, scored_pixel) {
-    axis0 = Constant <value_int = 0> ()
-    axis1 = Constant <value_int = 1> ()
-    axis2 = Constant <value_int = 2> ()
-    first = Constant <value_ints = [0]> ()
-    second = Constant <value_ints = [1]> ()
-    third = Constant <value_ints = [2]> ()
-    any = Constant <value_ints = [-1]> ()
-    three = Constant <value_ints = [3]> ()
-    chunk = Constant <value_ints = [512]> ()
-    chunked = Constant <value_ints = [-1, 512, 3]> ()
-    threes = Constant <value_ints = [-1, 3]> ()
-    eps = Constant <value_float = 1.0e-8> ()
-
-    points_shape = Shape (points)
-    count = Slice (points_shape, first, second)
-    over = Mod (count, chunk)
-    short = Sub (chunk, over)
-    fill_points = Concat <axis = 0> (first, first, short, first)
-    filled_points = Pad (points, fill_points)
-    chunks = Reshape (filled_points, chunked)
-    cx = Gather <axis = 1> (centers, axis0)
-    cy = Gather <axis = 1> (centers, axis1)
-    cz = Gather <axis = 1> (centers, axis2)
-    unused = Constant <value_float = 0.0> ()
-    unused_last, nearest_chunks, weight_chunks = Scan <num_scan_inputs = 1, body = three_nearest (
-        float unused_in, float[512, 3] part
-    ) => (float unused_out, int64[512, 3] nearest, float[512, 3] weight) {
-        unused_out = Identity (unused_in)
-        x = Slice (part, first, second, second)
-        y = Slice (part, second, third, second)
-        z = Slice (part, third, three, second)
-        dx = Sub (x, cx)
-        dy = Sub (y, cy)
-        dz = Sub (z, cz)
-        dxx = Mul (dx, dx)
-        dyy = Mul (dy, dy)
-        dzz = Mul (dz, dz)
-        dxy = Add (dxx, dyy)
-        distance = Add (dxy, dzz)
-        near, nearest = TopK <axis = 1, largest = 0, sorted = 1> (distance, three)
-        damped = Add (near, eps)
-        inverse = Reciprocal (damped)
-        total = ReduceSum <keepdims = 1> (inverse, second)
-        weight = Div (inverse, total)
-    }> (unused, chunks)
-    nearest_rows = Reshape (nearest_chunks, threes)
-    weight_rows = Reshape (weight_chunks, threes)
-    point_nearest = Slice (nearest_rows, first, count, first)
-    point_weight = Slice (weight_rows, first, count, first)
-
-    size = Constant <value_int: int = @image_size> ()
-    size_dim = Unsqueeze (size, first)
-    pixels = Mul (size_dim, size_dim)
-    per_pixel = Concat <axis = 0> (pixels, three)
-    no_token = ConstantOfShape <value = int64[1] {0}> (per_pixel)
-    no_weight = ConstantOfShape <value = float[1] {0.0}> (per_pixel)
-    empty = ConstantOfShape <value = float[1] {0.0}> (pixels)
-    full = ConstantOfShape <value = float[1] {1.0}> (count)
-    pixel64 = Cast <to = 7> (point_pixel)
-    where = Unsqueeze (pixel64, second)
-    pixel_nearest = ScatterND (no_token, where, point_nearest)
-    pixel_weight = ScatterND (no_weight, where, point_weight)
-    foreground_row = ScatterND (empty, where, full)
-
-    inner = Sub (size, axis2)
-    one = Constant <value_int = 1> ()
-    out1 = Range (axis0, size, one)
-    out = Unsqueeze (out1, second)
-    mid = Range (axis0, inner, one)
-    out_next = Add (out, one)
-    start_scaled = Mul (out, inner)
-    start = Div (start_scaled, size)
-    stop_scaled = Mul (out_next, inner)
-    almost = Sub (size, one)
-    stop_raised = Add (stop_scaled, almost)
-    stop = Div (stop_raised, size)
-    from_start = GreaterOrEqual (mid, start)
-    to_stop = Less (mid, stop)
-    in_window = And (from_start, to_stop)
-    window = Cast <to = 1> (in_window)
-    width = ReduceSum <keepdims = 1> (window, second)
-    adaptive = Div (window, width)
-    mid_row = Unsqueeze (mid, second)
-    offset = Sub (out1, mid_row)
-    not_left = GreaterOrEqual (offset, axis0)
-    not_right = LessOrEqual (offset, axis2)
-    in_kernel = And (not_left, not_right)
-    kernel = Cast <to = 1> (in_kernel)
-    three_wide = Constant <value_float = 3.0> ()
-    average = Div (kernel, three_wide)
-    pool = MatMul (adaptive, average)
-    zero = Constant <value_float = 0.0> ()
-    is_tap = Greater (pool, zero)
-    taps = Cast <to = 1> (is_tap)
-    taps_across = Transpose <perm = [1, 0]> (taps)
-    square = Concat <axis = 0> (size_dim, size_dim)
-    foreground = Reshape (foreground_row, square)
-    reached_down = MatMul (taps, foreground)
-    reached = MatMul (reached_down, taps_across)
-    reached_row = Reshape (reached, any)
-    is_scored = Greater (reached_row, zero)
-    scored_2d = NonZero (is_scored)
-    scored64 = Squeeze (scored_2d, first)
-
-    tokens32 = Cast <to = 1> (tokens)
-    tokens_shape = Shape (tokens)
-    group_dim = Slice (tokens_shape, first, second)
-    channels = Slice (tokens_shape, second, third)
-    block = Constant <value_ints = [64]> ()
-    channels_over = Mod (channels, block)
-    channels_short = Sub (block, channels_over)
-    fill_channels = Concat <axis = 0> (first, first, first, channels_short)
-    filled_tokens = Pad (tokens32, fill_channels)
-    in_blocks = Concat <axis = 0> (group_dim, any, block)
-    blocked_tokens = Reshape (filled_tokens, in_blocks)
-    token_blocks = Transpose <perm = [1, 0, 2]> (blocked_tokens)
-    near0 = Gather <axis = 1> (pixel_nearest, axis0)
-    near1 = Gather <axis = 1> (pixel_nearest, axis1)
-    near2 = Gather <axis = 1> (pixel_nearest, axis2)
-    weight0 = Slice (pixel_weight, first, second, second)
-    weight1 = Slice (pixel_weight, second, third, second)
-    weight2 = Slice (pixel_weight, third, three, second)
-    image_rows = Concat <axis = 0> (size_dim, any)
-    image_pixels = Concat <axis = 0> (size_dim, size_dim, block)
-    flat_pixels = Concat <axis = 0> (any, block)
-    unused_final, row_blocks = Scan <num_scan_inputs = 1, body = pool_block (
-        float unused_before, float[G, 64] token_block
-    ) => (float unused_after, float[R, 64] pooled_rows) {
-        unused_after = Identity (unused_before)
-        token0 = Gather <axis = 0> (token_block, near0)
-        token1 = Gather <axis = 0> (token_block, near1)
-        token2 = Gather <axis = 0> (token_block, near2)
-        part0 = Mul (token0, weight0)
-        part1 = Mul (token1, weight1)
-        part2 = Mul (token2, weight2)
-        part01 = Add (part0, part1)
-        feature = Add (part01, part2)
-        feature_rows = Reshape (feature, image_rows)
-        pooled_down = MatMul (pool, feature_rows)
-        pooled_pixels = Reshape (pooled_down, image_pixels)
-        pooled = MatMul (pool, pooled_pixels)
-        pooled_flat = Reshape (pooled, flat_pixels)
-        pooled_rows = Gather <axis = 0> (pooled_flat, scored64)
-    }> (unused, token_blocks)
-    rows_blocked = Transpose <perm = [1, 0, 2]> (row_blocks)
-    keep_rows = Constant <value_ints = [0, -1]> ()
-    rows_filled = Reshape (rows_blocked, keep_rows)
-    rows32 = Slice (rows_filled, first, channels, second)
-    rows = CastLike (rows32, tokens)
-    scored_pixel = Cast <to = 6> (scored64)
-}"""
-
 _LINEAR_SVM = """
 <kernel, gamma> (x, support_vectors, coefficients, rho) => (decision) {
     weighted = MatMul (coefficients, support_vectors)
@@ -304,7 +151,7 @@ _RBF_SVM = """
 _BODIES = {
     "FarthestPointSample": _FARTHEST_POINT_SAMPLE,
     "KnnGroup": _KNN_GROUP,
-    "TokenInterpolate": _TOKEN_INTERPOLATE,
+    "TokenInterpolate": TOKEN_INTERPOLATE,
 }
 _SVM_BODIES = {"linear": _LINEAR_SVM, "rbf": _RBF_SVM}
 
