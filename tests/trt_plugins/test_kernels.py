@@ -42,28 +42,24 @@ def compile_emulated(folder: Path, arch: int) -> Path:
         ["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False
     ).stderr
     includes = re.findall(r'"(-I[^"]+)"', dry)
-    sources = []
-    for path in (*(ROOM / "cuda").glob("*.cu"), HERE / "kernels_c.cu"):
+    here = folder / str(arch)
+    here.mkdir()
+    for path in (*(ROOM / "cuda").iterdir(), HERE / "kernels_c.cu"):
         text = path.read_text()
         text = re.sub(r"(\w+)<<<(.*?)>>>\(", r"emulator::launch(\1, \2)(", text, flags=re.DOTALL)
         text = re.sub(
             r"extern __shared__ ([\w ]+) (\w+)\[\];", r"auto* \2 = emulator::dynamicShared<\1>();", text
         )
         text = text.replace('"../common/', f'"{ROOM / "common"}/')
-        sources.append(folder / f"{path.stem}_{arch}.cpp")
-        sources[-1].write_text(f'#include "cuda_emulator.hpp"\n#define __CUDA_ARCH__ {arch}\n{text}')
+        target = here / path.name
+        if path.suffix == ".cu":
+            target = target.with_suffix(".cpp")
+            text = f'#include "cuda_emulator.hpp"\n#define __CUDA_ARCH__ {arch}\n{text}'
+        target.write_text(text)
     library = folder / f"libemulated_{arch}.so"
-    options = [
-        "-std=c++17",
-        "-O2",
-        "-fPIC",
-        "-shared",
-        "-ffp-contract=off",
-        "-w",
-        f"-I{HERE}",
-        f"-I{ROOM / 'cuda'}",
-    ]
-    subprocess.run(["c++", *options, *includes, *map(str, sources), "-o", str(library)], check=True)
+    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-w", f"-I{HERE}", *includes]
+    sources = [str(path) for path in here.glob("*.cpp")]
+    subprocess.run(["c++", *options, *sources, "-o", str(library)], check=True)
     return library
 
 
