@@ -46,6 +46,11 @@ class Operator(Protocol):
 class Ops(Protocol):
     """The custom ops a CPU stage calls: `m3ad_plugins.ops`, handed in because core imports no other room."""
 
+    def point_group(
+        self, points: FloatArray, num_samples: int, group_size: int, min_norm_sq: float = 0.0
+    ) -> tuple[IntArray, FloatArray, IntArray]:
+        """Both in one pass: points [N, 3] -> idx [G], neighborhood [G, S, 3], knn_idx [G, S]."""
+
     def farthest_point_sample(
         self,
         points: FloatArray,
@@ -127,8 +132,8 @@ class XyzExtractor:
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Group the cloud and encode the groups."""
         points = arrays["points"]
-        idx = self.ops.farthest_point_sample(points, self.dims.groups, self.dims.min_norm_sq)
-        neighborhood, _ = self.ops.knn_group(points, idx, self.dims.group_size)
+        dims = self.dims
+        idx, neighborhood, _ = self.ops.point_group(points, dims.groups, dims.group_size, dims.min_norm_sq)
         centers = points[idx]
         tokens = self.encoder({"neighborhood": neighborhood, "centers": centers})
         return {"centers": centers, **tokens}

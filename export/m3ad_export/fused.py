@@ -104,7 +104,9 @@ class HeadRows(nn.Module):
     def forward(self, rgb_rows: Tensor, xyz_rows: Tensor) -> Tensor:
         rgb, rgb_mfm, rgb_mgm = torch.split(rgb_rows, self.rgb_split, dim=1)
         xyz, xyz_mfm, xyz_mgm = torch.split(xyz_rows, self.xyz_split, dim=1)
-        mentor = self.mentor(rgb_mfm + self.mfm.rgb_branch.first.bias, xyz_mfm + self.mfm.xyz_branch.first.bias)
+        mentor = self.mentor(
+            rgb_mfm + self.mfm.rgb_branch.first.bias, xyz_mfm + self.mfm.xyz_branch.first.bias
+        )
         rgb_last = self.to_rgb(mentor, xyz_mgm)
         xyz_last = self.to_xyz(mentor, rgb_mgm)
         again = self.mentor(self.rgb_again(rgb_last), self.xyz_again(xyz_last))
