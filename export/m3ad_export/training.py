@@ -1,6 +1,6 @@
 """Good frames -> a trained detector, in three stages; the encoders stay frozen.
 
-    1. align  MFM: InfoNCE between its two branches, and between the mentor and each of them; then MFM is frozen
+    1. align  MFM: InfoNCE between its two branches (Eq. 2); then MFM is frozen
     2. guide  MGM: L_cos = (1 - cos(F_RGB, F~_RGB)) + (1 - cos(F_XYZ, F~_XYZ))   (Mentor3AD Eq. 4)
     3. vote   VM: one-class SVM on voted maps of training frames (Alg. 1), threshold from the validation frames
 
@@ -14,10 +14,9 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from m3ad.bundle import write_json
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample
@@ -30,9 +29,10 @@ from m3ad_export.detector import Detector
 from m3ad_export.features import FeatureExtractor, FrameFeatures
 from m3ad_export.fused import HeadRows, HeadTokens
 from m3ad_export.heads import HeadConfig, Mfm, Mgm
+from m3ad_export.losses import Fusion, align_loss, guide_loss
 from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
 from m3ad_export.vit import RgbEncoderConfig, VisionTransformer
-from m3ad_export.voting import Vm, VotingConfig, fit_one_class_svm, score
+from m3ad_export.voting import Vm, VotingConfig, fit_one_class_svm
 from m3ad_export.weights import WeightsInfo
 
 # Wraps an iterable of known length to show progress under a description; the command line hands in rich's.
@@ -47,6 +47,9 @@ class TrainConfig:
     Args:
         pool_rows: feature rows drawn once from all training frames; the steps draw their batches from them.
         temperature: of InfoNCE.
+        fusion: what becomes of MFM's outer MLP, which Eq. 2 does not reach. `frozen` keeps its seeded random weights;
+            `aligned` adds InfoNCE of the mentor with both branches. An aligned mentor is the same whichever branch it
+            comes from, and MGM rebuilds each modality from the other: it is blind where the two disagree.
         svm_frames: training frames whose whole maps fit the one-class SVM.
         svm_nu: share of their pixels below its boundary.
     """
@@ -57,12 +60,17 @@ class TrainConfig:
     align_rows: int = 768
     align_lr: float = 3e-3
     temperature: float = 0.1
+    fusion: Fusion = "frozen"
     guide_steps: int = 250
     guide_rows: int = 512
     guide_lr: float = 1e-3
     svm_frames: int = 4
     svm_nu: float = 0.5
     checkpoint_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.fusion not in get_args(Fusion):
+            raise ValueError(f"fusion must be frozen or aligned, got {self.fusion!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,9 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         mfm, mgm, vm = Mfm(heads), Mgm(heads), Vm(voting)
-    align = run.optimise("align", mfm, pool, lambda rgb, xyz: align_loss(mfm, rgb, xyz, config.temperature))
+    align = run.optimise(
+        "align", mfm, pool, lambda rgb, xyz: align_loss(mfm, rgb, xyz, config.temperature, config.fusion)
+    )
     mfm.requires_grad_(False).eval()
     guide = run.optimise("guide", mgm, pool, lambda rgb, xyz: guide_loss(mfm, mgm, rgb, xyz))
     mgm.requires_grad_(False).eval()
@@ -162,34 +172,6 @@ def train(
     detector = Detector(encoders.rgb, encoders.xyz, mfm, mgm, vm.eval(), record)
     save_detector(detector, folder)
     return detector
-
-
-def info_nce(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Mean cross entropy of row i of `a` finding row i of `b` among all rows, both ways: [r, D], [r, D] -> [].
-
-    logits = cos(a_i, b_j) / temperature   (M3DM's contrast; the paper's Eq. 2 prints it without exp and log)
-    """
-    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
-    target = torch.arange(len(a))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def align_loss(mfm: Mfm, rgb: Tensor, xyz: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of the branches plus that of the mentor with each of them, which is what trains the outer MLP: -> []."""
-    a, b = mfm.branches(rgb, xyz)
-    mentor = mfm.fuse(a, b)
-    return (
-        info_nce(a, b, temperature)
-        + (info_nce(mentor, a, temperature) + info_nce(mentor, b, temperature)) / 2
-    )
-
-
-def guide_loss(mfm: Mfm, mgm: Mgm, rgb: Tensor, xyz: Tensor) -> Tensor:
-    """L_cos of both reconstructions, mean over the rows (Eq. 4); no gradient passes the frozen MFM: -> []."""
-    with torch.no_grad():
-        mentor = mfm(rgb, xyz)
-    rgb_reconstructed, xyz_reconstructed = mgm(rgb, xyz, mentor)
-    return score(rgb, rgb_reconstructed).mean() + score(xyz, xyz_reconstructed).mean()
 
 
 @torch.inference_mode()
