@@ -3,6 +3,7 @@
 Reads with weights_only, names what is missing or foreign, and guesses nothing.
 """
 
+import hashlib
 import pickle
 import zipfile
 from collections.abc import Iterable
@@ -146,3 +147,13 @@ def dinov2_from_onnx(path: Path) -> State:
         parts = [out.pop(name.replace("query", part)) for part in ("query", "key", "value")]
         out[name.replace("attention.query", "attn.qkv")] = torch.cat(parts)
     return out
+
+
+def state_sha256(*networks: nn.Module) -> str:
+    """Digest of names and bytes of all tensors: the identity of what computes a feature."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()

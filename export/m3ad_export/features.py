@@ -22,10 +22,10 @@ from m3ad.preprocess import Preprocessing, prepare
 from m3ad.stages import FloatArray, IntArray, Operator, Ops, bilinear_operator
 from torch import Tensor
 
+from m3ad_export.checkpoints import state_sha256
 from m3ad_export.detector import call
 from m3ad_export.point_mae import PointMaeEncoder
 from m3ad_export.vit import VisionTransformer
-from m3ad_export.weights import state_sha256
 
 FORMAT = 1  # raise it when an entry's content changes its meaning
 ROWS_AT_ONCE = 8192

@@ -4,7 +4,6 @@ Knows every published file by licence, tensor count and, where it is known, sha2
 index, and only when asked to (`fetch`).
 """
 
-import hashlib
 import importlib.util
 import os
 import subprocess
@@ -26,6 +25,7 @@ from m3ad_export.checkpoints import (
     load_strictly,
     read_checkpoint,
     require_file,
+    state_sha256,
     strip_prefixes,
     tensors_of,
 )
@@ -267,16 +267,6 @@ def load_cfm_heads(folder: Path, category: str) -> tuple[Mapping, Mapping]:
         load_strictly(network, tensors_of(read_checkpoint(found[0]), found[0]), found[0])
         heads.append(network.eval())
     return heads[0], heads[1]
-
-
-def state_sha256(*networks: nn.Module) -> str:
-    """Digest of names and bytes of all tensors: the identity of what computes a feature."""
-    digest = hashlib.sha256()
-    for network in networks:
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _pretrained(encoder: str, path: Path) -> WeightsInfo:
