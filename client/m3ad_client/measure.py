@@ -43,6 +43,8 @@ def run_bench(
     Returns:
         `rows` (one a region, each with its conditions), `stages`, `memory`, `paper`.
     """
+    samples = samples[: max(frames, warmup)]
+    load = os.getloadavg()[0]
     say("reading and preparing the frames ...")
     prepared = [prepare(read_sample(sample), inspector.preprocessing) for sample in samples]
     readings: list[dict[str, float]] = []
@@ -69,6 +71,7 @@ def run_bench(
     memory = _memory(inspector, region_b)
     conditions = {
         **_conditions(inspector),
+        "load_before": round(load, 1),
         "warmup_frames": warmup,
         "mean_points": round(sum(len(p.points) for p in prepared) / len(prepared)),
         "weights": inspector.record.weights,

@@ -101,8 +101,8 @@ def conditions(row: Mapping[str, Any]) -> str:
     """In a few words, what a measured row stands on."""
     threads = f"{row['threads']} threads" if row["threads"] else "threads unknown"
     return (
-        f"{row['how']}, {row['hardware']}, {threads}, {row['runtime']} {row['precision']}, {row['layout']} layout, "
-        f"{row['mean_points']} points, {row['weights']}"
+        f"{row['how']}, {row['hardware']}, {threads}, load {row['load_before']:g} before, {row['runtime']} "
+        f"{row['precision']}, {row['layout']} layout, {row['mean_points']} points, {row['weights']}"
     )
 
 
