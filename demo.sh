@@ -42,16 +42,19 @@ url=$(python -c 'import json; print(json.load(open("demo/server.json"))["grpc_ur
 step "evaluate the test parts through the ensemble, every score map of it"
 m3ad-client eval "$data" --maps --url "$url" | tee $out/eval.txt
 
-step "inspect the test parts"
-m3ad-client infer "$data" --url "$url" --out $out/inspected | tail -5
-
 step "measure the served chain"
-m3ad-client bench "$data" --url "$url" --frames 5 --warmup 1
+m3ad-client bench "$data" --url "$url" --frames 3 --warmup 1 --json >$out/served_chain.json
 kill $server
 wait $server || true
 server=
 
-step "measure the fused layout in this process"
-m3ad-client bench "$data" --bundle $out/bundle --layout fused --frames 5 --warmup 1 | tee $out/bench.txt
+step "inspect the test parts with the fused layout in this process: overlays and raw maps"
+m3ad-client infer "$data" --bundle $out/bundle --layout fused --out $out/inspected
 
-step "done: look at $out/inspected, $out/detector/losses.png, $out/threshold.png"
+step "measure both layouts in this process, beside the paper's table"
+m3ad-client bench "$data" --bundle $out/bundle --layout chain --frames 3 --warmup 1 --json >$out/chain.json
+m3ad-client bench "$data" --bundle $out/bundle --layout fused --frames 5 --warmup 1 --json >$out/fused.json
+m3ad-client report $out/served_chain.json $out/chain.json $out/fused.json | tee $out/report.txt
+
+picture=$(find $out/inspected -name '*.overlay.png' | grep -v /good/ | sort | head -1)
+step "done: look at $picture, $out/eval.txt, $out/detector/losses.png and $out/threshold.png"
