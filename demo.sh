@@ -47,7 +47,7 @@ m3ad-client eval "$data" --maps --url "$url" | tee $out/eval.txt
 step "measure the served chain"
 m3ad-client bench "$data" --url "$url" --frames 3 --warmup 1 --json >$out/served_chain.json
 kill $server
-wait $server || true
+wait $server || [ $? -eq 130 ] # it was told to stop
 server=
 
 step "inspect the test parts with the fused layout in this process: overlays and raw maps"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_input, make_tiny_detector, randomise
+from conftest import make_input, randomise
 from m3ad_export.fused import HeadRows, HeadTokens, merged_linear, split_columns
 from m3ad_export.heads import HeadConfig, Mfm, Mgm, heads_from_config
 from m3ad_export.voting import score
@@ -74,12 +74,3 @@ def test_small_scores_keep_their_digits_in_fp32() -> None:
     b = a + 1e-4 * torch.randn(5, 64)
     exact = 1 - torch.cosine_similarity(a.double(), b.double(), dim=1)
     torch.testing.assert_close(score(a, b).double(), exact, rtol=1e-2, atol=0)
-
-
-def test_head_graph_equals_the_chain_of_the_same_detector() -> None:
-    detector = make_tiny_detector()
-    width = detector.dims.mentor_width
-    assert HeadTokens(detector.mfm, detector.mgm).rgb_weight.shape[0] == (
-        detector.mfm.rgb_branch.first.out_features + detector.mgm.to_xyz.input.out_features
-    )
-    assert width == 16
