@@ -124,7 +124,9 @@ def stages(dims: Dims) -> dict[str, Stage]:
     score = Tensor("score", (1,), unit="largest value of anomaly_map")
     tokens = (rgb_tokens, centers, xyz_tokens, points, point_pixel)
     score_maps = Tensor(
-        "score_maps", (dims.score_maps, size, size), unit="1 - cos, smoothed; named in the manifest"
+        "score_maps",
+        (dims.score_maps, size, size),
+        unit="1 - cos in multiples of the expected, smoothed; named in the manifest",
     )
     verdict = (anomaly_map, score, score_maps)
     table = (

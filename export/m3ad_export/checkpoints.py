@@ -4,6 +4,7 @@ Reads with weights_only, names what is missing or foreign, and guesses nothing.
 """
 
 import hashlib
+import os
 import pickle
 import zipfile
 from collections.abc import Iterable
@@ -157,3 +158,10 @@ def state_sha256(*networks: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def save_checkpoint(document: dict[str, Any], path: Path) -> None:
+    """Write a document of tensors and plain values under a temporary name and rename it."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    torch.save(document, temporary)
+    os.replace(temporary, path)

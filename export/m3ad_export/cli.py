@@ -197,8 +197,8 @@ def bundle(
 ) -> None:
     """Export to ONNX, prove parity with PyTorch, and write the bundle; a failing parity writes nothing."""
     from m3ad_export.bundle_writer import write_bundle
+    from m3ad_export.detector import load_detector
     from m3ad_export.parity import PARITY_POINTS
-    from m3ad_export.training import load_detector
 
     trained = load_detector(detector)
     sample = find_samples(data, "validation")[0]
@@ -224,8 +224,8 @@ def bundle(
 @app.command()
 def parity(detector: DetectorArg, bundle: BundleArg, as_json: Json = False) -> None:
     """Run the same inputs through PyTorch and ONNX Runtime, stage by stage and end to end."""
+    from m3ad_export.detector import load_detector
     from m3ad_export.parity import check_parity, summary, verify_parity
-    from m3ad_export.training import load_detector
 
     opened = Bundle.open(bundle)
     image = _golden_image(opened)

@@ -4,21 +4,26 @@ The functions run in `m3ad.pipeline.Pipeline` like any runtime's; with the ops' 
 are the form every other one is held against.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from m3ad.bundle import write_json
 from m3ad.contract import IMAGE_SIZE, Dims, stages
+from m3ad.errors import ArtifactError
 from m3ad.stages import Ops, Project, StageFunction, bilinear_taps
 from torch import Tensor, nn
 
-from m3ad_export.heads import Mfm, Mgm
-from m3ad_export.point_mae import PointMaeEncoder
-from m3ad_export.vit import VisionTransformer
-from m3ad_export.voting import Vm, map_names
+from m3ad_export.checkpoints import load_strictly, read_checkpoint, save_checkpoint
+from m3ad_export.heads import HeadConfig, Mfm, Mgm
+from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
+from m3ad_export.vit import RgbEncoderConfig, VisionTransformer
+from m3ad_export.voting import Vm, VotingConfig, map_names
 
 
 class RgbRows(nn.Module):
@@ -128,3 +133,44 @@ def call(module: nn.Module, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[np.f
         outputs = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
     many = outputs if isinstance(outputs, tuple) else (outputs,)
     return tuple(o.numpy() for o in many)
+
+
+def save_detector(detector: Detector, folder: Path) -> None:
+    """Write `detector.pt` (every network) and `detector.json` (the record) into `folder`."""
+    save_checkpoint(
+        {name: network.state_dict() for name, network in detector.modules().items()}, folder / "detector.pt"
+    )
+    write_json(folder / "detector.json", detector.record)
+
+
+def load_detector(folder: Path) -> Detector:
+    """The detector that `train` left in `folder`, in eval mode.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged or of another version.
+    """
+    try:
+        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        rgb, xyz = record["encoders"]["rgb"], record["encoders"]["xyz"]
+        heads = HeadConfig(**record["heads"])
+        detector = Detector(
+            VisionTransformer(RgbEncoderConfig(**_without(rgb, "weights"))),
+            PointMaeEncoder(XyzEncoderConfig(**_without(xyz, "weights"))),
+            Mfm(heads),
+            Mgm(heads),
+            Vm(VotingConfig(**record["voting"])),
+            record,
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder} holds no detector of this version ({error}); train one: m3ad-export train"
+        ) from error
+    states = read_checkpoint(folder / "detector.pt")
+    for name, network in detector.modules().items():
+        load_strictly(network, states.get(name, {}), folder / "detector.pt")
+        network.requires_grad_(False).eval()
+    return detector
+
+
+def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k != key}

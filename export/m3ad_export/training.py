@@ -2,7 +2,8 @@
 
     1. align  MFM: InfoNCE between its two branches (Eq. 2); then MFM is frozen
     2. guide  MGM: L_cos = (1 - cos(F_RGB, F~_RGB)) + (1 - cos(F_XYZ, F~_XYZ))   (Mentor3AD Eq. 4)
-    3. vote   VM: one-class SVM on voted maps of training frames (Alg. 1), threshold from the validation frames
+    3. vote   VM: what good frames score at each pixel, the one-class SVM on voted maps of training frames (Alg. 1),
+              the threshold from the validation frames
 
 Everything is seeded. A run that was interrupted goes on from its last checkpoint and ends with the identical result.
 """
@@ -10,33 +11,32 @@ Everything is seeded. A run that was interrupted goes on from its last checkpoin
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
-from m3ad.bundle import write_json
-from m3ad.errors import ArtifactError, FrameError
+from m3ad.errors import FrameError
 from m3ad.frames import Sample
 from m3ad.preprocess import Preprocessing
 from m3ad.stages import Ops
 from torch import Tensor, nn
 
-from m3ad_export.checkpoints import load_strictly, read_checkpoint
-from m3ad_export.detector import Detector
+from m3ad_export.checkpoints import read_checkpoint, save_checkpoint
+from m3ad_export.detector import Detector, save_detector
 from m3ad_export.features import FeatureExtractor, FrameFeatures
 from m3ad_export.fused import HeadRows, HeadTokens
 from m3ad_export.heads import HeadConfig, Mfm, Mgm
 from m3ad_export.losses import Fusion, align_loss, guide_loss
-from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
-from m3ad_export.vit import RgbEncoderConfig, VisionTransformer
-from m3ad_export.voting import Vm, VotingConfig, fit_one_class_svm
+from m3ad_export.point_mae import PointMaeEncoder
+from m3ad_export.vit import VisionTransformer
+from m3ad_export.voting import Vm, VotingConfig, fit_expected, fit_one_class_svm
 from m3ad_export.weights import WeightsInfo
 
 # Wraps an iterable of known length to show progress under a description; the command line hands in rich's.
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+Item = TypeVar("Item")
 Pool = tuple[Tensor, Tensor]  # rgb_features [r, D], xyz_features [r, D]
 
 
@@ -50,6 +50,7 @@ class TrainConfig:
         fusion: what becomes of MFM's outer MLP, which Eq. 2 does not reach. `frozen` keeps its seeded random weights;
             `aligned` adds InfoNCE of the mentor with both branches. An aligned mentor is the same whichever branch it
             comes from, and MGM rebuilds each modality from the other: it is blind where the two disagree.
+        expected_frames: training frames whose scores say what to expect at each pixel; 0 where parts lie anyhow.
         svm_frames: training frames whose whole maps fit the one-class SVM.
         svm_nu: share of their pixels below its boundary.
     """
@@ -64,6 +65,7 @@ class TrainConfig:
     guide_steps: int = 250
     guide_rows: int = 512
     guide_lr: float = 1e-3
+    expected_frames: int = 12
     svm_frames: int = 4
     svm_nu: float = 0.5
     checkpoint_steps: int = 50
@@ -142,13 +144,15 @@ def train(
     mgm.requires_grad_(False).eval()
     save_loss_plot({"align": align, "guide": guide}, folder / "losses.png")
 
-    spread = torch.linspace(0, len(train_samples) - 1, min(config.svm_frames, len(train_samples))).long()
-    fitted = track([train_samples[int(i)] for i in spread], "one-class SVM", len(spread))
-    tokens, rows = HeadTokens(mfm, mgm), HeadRows(mfm, mgm)
-    x = torch.cat([vm.svm_rows(frame_maps(extract(s), tokens, rows, vm)) for s in fitted])
+    head = HeadTokens(mfm, mgm), HeadRows(mfm, mgm)
+    good = spread_over(train_samples, max(config.expected_frames, config.svm_frames))
+    scored = [frame_scores(extract(s), *head) for s in track(good, "voting", len(good))]
+    if config.expected_frames:
+        fit_expected(vm, spread_over(scored, config.expected_frames))
+    x = torch.cat([vm.svm_rows(vm.score_maps(*s)) for s in spread_over(scored, config.svm_frames)])
     fit_one_class_svm(vm.svm, x, config.svm_nu)
     checked = track(validation_samples, "threshold", len(validation_samples))
-    scores = [float(vm.vote(frame_maps(extract(s), tokens, rows, vm)).max()) for s in checked]
+    validation = [float(vm.voted(*frame_scores(extract(s), *head))[1]) for s in checked]
 
     record = {
         "category": category,
@@ -160,7 +164,11 @@ def train(
         "voting": asdict(voting),
         "preprocessing": preprocessing.to_json(),
         # every good validation part passes
-        "threshold": {"value": max(scores), "rule": "largest validation score", "validation_scores": scores},
+        "threshold": {
+            "value": max(validation),
+            "rule": "largest validation score",
+            "validation_scores": validation,
+        },
         "training": {
             **asdict(config),
             "train_frames": len(train_samples),
@@ -174,12 +182,17 @@ def train(
     return detector
 
 
+def spread_over(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, evenly spread."""
+    return [items[int(i)] for i in torch.linspace(0, len(items) - 1, min(count, len(items)))]
+
+
 @torch.inference_mode()
-def frame_maps(frame: FrameFeatures, tokens: HeadTokens, rows: HeadRows, vm: Vm) -> Tensor:
-    """The score maps of one frame through the fused head, a few thousand rows at a time: [3 + n, 224, 224]."""
+def frame_scores(frame: FrameFeatures, tokens: HeadTokens, rows: HeadRows) -> tuple[Tensor, Tensor]:
+    """One frame through the fused head, a few thousand rows at a time: scores [3, R], scored_pixel [R]."""
     tables = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
     scores = [rows(rgb, xyz) for rgb, xyz in frame.chunks(*(t.numpy() for t in tables))]
-    return vm.score_maps(torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel))
+    return torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel)
 
 
 def draw_pool(
@@ -232,49 +245,8 @@ class _Run:
             if (step + 1) % self.config.checkpoint_steps == 0 or step + 1 == steps:
                 state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
                 progress = {"generator": generator.get_state(), "losses": losses}
-                _save({"identity": self.identity, **state, **progress}, path)
+                save_checkpoint({"identity": self.identity, **state, **progress}, path)
         return losses
-
-
-def save_detector(detector: Detector, folder: Path) -> None:
-    """Write `detector.pt` (every network) and `detector.json` (the record) into `folder`."""
-    _save(
-        {name: network.state_dict() for name, network in detector.modules().items()}, folder / "detector.pt"
-    )
-    write_json(folder / "detector.json", detector.record)
-
-
-def load_detector(folder: Path) -> Detector:
-    """The detector that `train` left in `folder`, in eval mode.
-
-    Raises:
-        ArtifactError: there is none, or it is damaged or of another version.
-    """
-    try:
-        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
-        rgb, xyz = record["encoders"]["rgb"], record["encoders"]["xyz"]
-        heads = HeadConfig(**record["heads"])
-        detector = Detector(
-            VisionTransformer(RgbEncoderConfig(**_without(rgb, "weights"))),
-            PointMaeEncoder(XyzEncoderConfig(**_without(xyz, "weights"))),
-            Mfm(heads),
-            Mgm(heads),
-            Vm(VotingConfig(**record["voting"])),
-            record,
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{folder} holds no detector of this version ({error}); train one: m3ad-export train"
-        ) from error
-    states = read_checkpoint(folder / "detector.pt")
-    for name, network in detector.modules().items():
-        load_strictly(network, states.get(name, {}), folder / "detector.pt")
-        network.requires_grad_(False).eval()
-    return detector
-
-
-def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if k != key}
 
 
 def save_loss_plot(losses: dict[str, list[float]], path: Path) -> None:
@@ -286,9 +258,3 @@ def save_loss_plot(losses: dict[str, list[float]], path: Path) -> None:
         axes.plot(range(1, len(values) + 1), values, linewidth=0.8)
         axes.set(title=stage, xlabel="step", ylabel="loss")
     figure.savefig(path, dpi=120)
-
-
-def _save(document: dict[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    torch.save(document, temporary)
-    os.replace(temporary, path)

@@ -3,8 +3,10 @@
 References:
     Mentor3AD Eq. 5 (scores), Eq. 6 (voting), Alg. 1 (one-class SVM)
     CFM, from which the smoothing comes  https://github.com/CVLAB-Unibo/crossmodal-feature-mapping
+    CRD, which standardises each modality's map by good frames; `expected` does so pixel by pixel
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 SCORES = ("rgb", "xyz", "mentor")
 SVM_ROWS = 4096  # the exact solver is quadratic in the rows
+EXPECTED_FLOOR = 0.25  # of the median: keeps pixels where good parts show nothing from magnifying noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,24 +100,29 @@ class Vm(nn.Module):
 
     S_All = prod_n f(S_RGB^alpha_n S_XYZ^beta_n S_Mtr^gamma_n);  O_s = w S_All^(1/N) - rho;  score = max O_s
 
-    The root is ours: it changes no rank, and it keeps a product of six small numbers inside fp32.
+    The root is ours: it changes no rank, and it keeps a product of six small numbers inside fp32. So is `expected`:
+    each score enters as a multiple of what good frames show at its pixel (`fit_expected`; ones leave it as it is).
     """
+
+    expected: Tensor  # [3, 50176]
 
     def __init__(self, config: VotingConfig) -> None:
         super().__init__()
         self.config = config
         self.svm = OneClassSvm(config.svm_width)
+        self.register_buffer("expected", torch.ones(len(SCORES), IMAGE_SIZE * IMAGE_SIZE))
 
     def score_maps(self, scores: Tensor, scored_pixel: Tensor) -> Tensor:
         """Smoothed scores and voting terms on the grid, zero outside the scored pixels before smoothing.
 
         Args:
-            scores: [3, R], rows as in SCORES.
+            scores: [3, R] 1 - cos, rows as in SCORES.
             scored_pixel: [R] row-major pixels.
 
         Returns:
             [3 + n, 224, 224], in the order of `map_names`.
         """
+        scores = scores / self.expected.index_select(1, scored_pixel.long())
         products = [self._product(scores, row) for row in self.config.exponents]  # n of [R]
         return smooth(on_grid(torch.cat([scores, torch.stack(products)]), scored_pixel))
 
@@ -176,6 +184,27 @@ def on_grid(rows: Tensor, scored_pixel: Tensor) -> Tensor:
     grid = rows.new_zeros(rows.shape[0], IMAGE_SIZE * IMAGE_SIZE)
     index = scored_pixel.long().expand(rows.shape[0], -1)
     return grid.scatter(1, index, rows).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def fit_expected(vm: Vm, frames: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set what good frames score at each pixel: expected = mu + median(mu) / 4, mu = sum_i f(s_i) / sum_i f(1_i)
+
+    A part always scores high where the encoders see it badly, at its edges above all: the same score says more in a
+    calm place.
+
+    Args:
+        vm: its `expected` is replaced.
+        frames: scores [3, R] and scored_pixel [R] of each good frame.
+    """
+    total = torch.zeros(len(SCORES) + 1, IMAGE_SIZE, IMAGE_SIZE)
+    count = 0
+    for scores, scored_pixel in frames:
+        total += smooth(on_grid(torch.cat([scores, torch.ones_like(scores[:1])]), scored_pixel))
+        count += 1
+    covered = total[-1] > count / 2
+    mean = total[:-1] / total[-1].clamp(min=1e-3)
+    median = mean[:, covered].median(dim=1).values if covered.any() else mean.flatten(1).amax(dim=1)
+    vm.expected = (mean.flatten(1) + EXPECTED_FLOOR * median[:, None]).clamp(min=torch.finfo().tiny)
 
 
 def fit_one_class_svm(svm: OneClassSvm, x: Tensor, nu: float = 0.5) -> None:

@@ -12,13 +12,13 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.pipeline import Pipeline, model_arrays
 from m3ad.preprocess import Preprocessing, prepare
-from m3ad_export.detector import Detector
+from m3ad_export.detector import Detector, load_detector
 from m3ad_export.features import FeatureExtractor
 from m3ad_export.fused import HeadRows, HeadTokens
 from m3ad_export.heads import HeadConfig, Mfm
 from m3ad_export.losses import Fusion, info_nce
 from m3ad_export.sample_data import write_sample_data
-from m3ad_export.training import Encoders, TrainConfig, draw_pool, frame_maps, load_detector, train
+from m3ad_export.training import Encoders, TrainConfig, draw_pool, frame_scores, train
 from m3ad_export.weights import load_rgb_encoder, load_xyz_encoder
 from m3ad_plugins import ops
 
@@ -175,7 +175,8 @@ def test_maps_from_cached_features_are_those_of_the_pipeline(
     heads = HeadTokens(detector.mfm, detector.mgm), HeadRows(detector.mfm, detector.mgm)
     extract = extractor(category, tmp_path)
     for frame in (extract(sample), extract(sample)):  # encoded, then read back
-        maps = frame_maps(frame, *heads, detector.vm)
+        with torch.inference_mode():
+            maps = detector.vm.score_maps(*frame_scores(frame, *heads))
         np.testing.assert_allclose(maps, values["score_maps"], atol=1e-5)
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -7,6 +7,7 @@ from m3ad_export.voting import (
     OneClassSvm,
     Vm,
     VotingConfig,
+    fit_expected,
     fit_one_class_svm,
     map_names,
     on_grid,
@@ -76,6 +77,32 @@ def test_the_vote_is_the_root_of_the_product_of_smoothed_terms() -> None:
     for found, expected in zip(maps, [*terms[1:], *terms], strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(vm.vote(maps), np.prod(terms, axis=0) ** 0.25 - 0.125, rtol=1e-4, atol=1e-5)
+
+
+def test_expected_is_the_mean_of_good_frames_over_their_cover_plus_a_quarter_of_its_median() -> None:
+    scores, _ = scores_and_pixels(20000)
+    pixels = torch.arange(9000, 29000, dtype=torch.int32)
+    frames = [(scores, pixels), (2 * scores[:, 5000:], pixels[5000:])]
+    vm = Vm(VotingConfig())
+    fit_expected(vm, frames)
+    total, cover = np.zeros((3, 224, 224)), np.zeros((224, 224))
+    for s, p in frames:
+        grid = on_grid(torch.cat([s, torch.ones_like(s[:1])]), p).numpy().astype(np.float64)
+        total += [smoothed(g) for g in grid[:3]]
+        cover += smoothed(grid[3])
+    assert (cover > 1).any()
+    mean = total / np.maximum(cover, 1e-3)
+    expected = mean + 0.25 * np.median(mean[:, cover > 1], axis=1)[:, None, None]
+    np.testing.assert_allclose(vm.expected.reshape(3, 224, 224), expected, rtol=1e-3)
+
+
+def test_scores_enter_the_vote_as_multiples_of_the_expected() -> None:
+    scores, pixels = scores_and_pixels()
+    plain, vm = Vm(VotingConfig()), Vm(VotingConfig())
+    vm.expected = torch.rand(3, 224 * 224) + 0.5
+    found = vm.score_maps(scores, pixels)
+    torch.testing.assert_close(found, plain.score_maps(scores / vm.expected[:, pixels.long()], pixels))
+    assert not torch.allclose(found, plain.score_maps(scores, pixels), rtol=0.1)
 
 
 def test_forward_scores_the_three_pairs_and_takes_the_largest() -> None:
