@@ -68,6 +68,21 @@ class Bundle:
             )
         return self.path / relative
 
+    def verify_usable(self) -> None:
+        """Check that a quantized bundle passed its gate, or that somebody accepted the loss.
+
+        Raises:
+            ArtifactError: it failed, or was never gated.
+        """
+        gate = self.manifest.get("gate")
+        if "precision" not in self.manifest or (gate and (gate["passed"] or gate["accepted"])):
+            return
+        found = "failed its gate" if gate else "was never gated"
+        raise ArtifactError(
+            f"{self.path} is quantized and {found}; find a better plan with m3ad-calibrate sensitivity, or "
+            f"take the loss on your own account: m3ad-export build-engine --accept-loss 'NAME: REASON'"
+        )
+
     def update(self, **changes: Any) -> "Bundle":
         """Replace top-level manifest entries, in one atomic rename."""
         manifest = {**self.manifest, **changes}

@@ -245,14 +245,23 @@ def build_engine(
     target: Annotated[
         list[str], typer.Option(help="sm86, sm89, sm120.. (TensorRT-RTX, no GPU needed) or native")
     ],
-    precision: Annotated[Precision, typer.Option(help="of the matrix products")] = "fp16",
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="of the matrix products; fp16 if left out, a quantized bundle's own"),
+    ] = None,
     layout: LayoutOpt = None,
+    accept_loss: Annotated[
+        str | None,
+        typer.Option(metavar="'NAME: REASON'", help="build a quantized bundle whose gate failed; recorded"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Build an engine of every stage into BUNDLE/engines/TARGET."""
-    from m3ad_export.engine import build_engines
+    from m3ad_export.engine import accepted, build_engines
 
     opened = Bundle.open(bundle)
+    if accept_loss is not None:
+        opened = accepted(opened, accept_loss)
     layouts = (layout,) if layout else tuple(opened.manifest["layouts"])
     written = [build_engines(opened, t, precision, layouts, talk.print) for t in target]
     if as_json:

@@ -2,10 +2,10 @@
 
 One code path: strongly typed networks, the precision already in the ONNX file, only API that TensorRT 10.3 to 11.4 and
 TensorRT-RTX share. TensorRT takes the custom ops as plugins; TensorRT-RTX has none, so it gets their function bodies.
+The files of a quantized bundle are built as they are, once its gate has passed.
 """
 
 import importlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,10 @@ from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Dims, Layout, steps
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 from onnx import TensorProto, helper
 
+from m3ad_export.engine_types import inspector_types, network_types, verify_precision, verify_target
 from m3ad_export.onnx_export import values_read
 from m3ad_export.onnx_head import HEAD_PARTS, head_model
+from m3ad_export.plan import default_plan
 from m3ad_export.precision import Precision, half_model, histogram
 
 ENGINES_FORMAT = "m3ad-engines"
@@ -43,7 +45,7 @@ class BuiltEngine:
 def build_engines(
     bundle: Bundle,
     target: str,
-    precision: Precision,
+    precision: Precision | None = None,
     layouts: Sequence[Layout] = ("chain",),
     say: Say = lambda _: None,
 ) -> Path:
@@ -52,7 +54,8 @@ def build_engines(
     Args:
         bundle: a verified bundle.
         target: `sm86`.. for TensorRT-RTX ahead of time, `native` for full TensorRT and the GPU of this machine.
-        precision: of the matrix products; norms, cosines and voting stay fp32.
+        precision: of the matrix products, fp16 if None; norms, cosines and voting stay fp32. A quantized bundle
+            holds its precision already and takes None only.
         layouts: whose stages to build.
         say: is told of every stage as it is built.
 
@@ -60,21 +63,29 @@ def build_engines(
         The folder written.
 
     Raises:
-        M3adError: the target is unknown.
+        M3adError: the target is unknown or lacks the bundle's type.
         MissingDependencyError: the builder is not installed.
-        ArtifactError: a stage does not parse, does not build, or has another precision than asked for.
+        ArtifactError: a stage does not parse, does not build, or has another precision than asked for; or the bundle
+            is quantized and its gate has not passed.
     """
+    written = bundle.manifest.get("precision")
+    if written:
+        bundle.verify_usable()
+        if precision is not None:
+            raise M3adError(
+                f"{bundle.path} is quantized to {written['type']} already; leave --precision out, or build its source"
+            )
+        verify_target(target, written["type"])
+    chosen = None if written else precision or "fp16"
     trt, runtime = _builder_module(target)
     names = dict.fromkeys(step.stage for layout in layouts for step in steps(bundle.dims, layout))
     with new_folder(bundle.path / "engines" / target, ENGINES_FORMAT) as folder:
         entries: dict[str, Any] = {}
         for stage in (part for name in names for part in engine_stages(name, runtime)):
             source = bundle.file(f"onnx/{stage}.onnx")
-            model = stage_model(
-                source.parent, stage, bundle.dims, precision, with_plugins=runtime == "tensorrt"
-            )
+            model = stage_model(source.parent, stage, bundle.dims, chosen, with_plugins=runtime == "tensorrt")
             built = _build(trt, model, stage, target)
-            verify_precision(stage, precision, histogram(model), built.precision_histogram)
+            verify_precision(stage, histogram(model), built.precision_histogram)
             path = folder / f"{stage}.plan"
             path.write_bytes(built.plan)
             entries[path.name] = {
@@ -94,7 +105,8 @@ def build_engines(
             "runtime": runtime,
             "runtime_version": trt.__version__,
             "compute_capability": _compute_capability(target),
-            "precision": precision,
+            "precision": written["type"] if written else chosen,
+            "accepted_loss": bundle.manifest.get("gate", {}).get("accepted"),
             "layouts": list(layouts),
             "files": entries,
         }
@@ -111,13 +123,16 @@ def engine_stages(stage: str, runtime: str) -> tuple[str, ...]:
 
 
 def stage_model(
-    folder: Path, stage: str, dims: Dims, precision: Precision, *, with_plugins: bool
+    folder: Path, stage: str, dims: Dims, precision: Precision | None, *, with_plugins: bool
 ) -> onnx.ModelProto:
-    """The ONNX model an engine is built from: precision written in, custom ops as plugins or as function bodies."""
+    """The ONNX model an engine is built from: precision written in, custom ops as plugins or as function bodies.
+
+    None takes the precision of the files as it is.
+    """
 
     def part(name: str) -> onnx.ModelProto:
         model = onnx.load(folder / f"{name}.onnx")
-        return model if precision == "fp32" else half_model(model, name, precision)
+        return half_model(model, name, default_plan(precision)) if precision in ("fp16", "bf16") else model
 
     # The head's precision is written into its parts: a loop's body is no place for it afterwards.
     model = head_model(dims, **{name: part(name) for name in HEAD_PARTS}) if stage == "head" else part(stage)
@@ -161,18 +176,23 @@ def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProt
     return kept[::-1]
 
 
-def verify_precision(stage: str, precision: Precision, asked: dict[str, int], built: dict[str, int]) -> None:
-    """Compare the types in which matrix products were built with those the ONNX file asks for.
+def accepted(bundle: Bundle, who_and_why: str) -> Bundle:
+    """Record in a quantized bundle who builds it although its gate did not pass, and why.
+
+    Args:
+        bundle: quantized; its gate failed or is missing.
+        who_and_why: `NAME: REASON`.
 
     Raises:
-        ArtifactError: fewer of them run in half precision than asked.
+        M3adError: one of the two is missing, or there is no loss to accept.
     """
-    half = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}.get(precision)
-    if half and built.get(half, 0) < asked.get(half, 0):
-        raise ArtifactError(
-            f"engine of stage {stage} has {built.get(half, 0)} matrix products in {precision}, the ONNX file asks for "
-            f"{asked[half]}; a silent fp32 engine is not written. Update the builder or ask for --precision fp32"
-        )
+    name, _, reason = (part.strip() for part in who_and_why.partition(":"))
+    if not name or not reason:
+        raise M3adError(f"--accept-loss needs a name and a reason, 'NAME: REASON', got {who_and_why!r}")
+    gate = bundle.manifest.get("gate") or {"passed": False, "figures": None}
+    if "precision" not in bundle.manifest or gate["passed"]:
+        raise M3adError(f"{bundle.path} has no loss to accept: it is not quantized, or its gate passed")
+    return bundle.update(gate={**gate, "accepted": {"by": name, "reason": reason}})
 
 
 def _builder_module(target: str) -> tuple[Any, str]:
@@ -234,48 +254,17 @@ def _build(trt: Any, model: onnx.ModelProto, stage: str, target: str) -> BuiltEn
             profile.set_shape(tensor.name, *(tuple(n if d == -1 else d for d in tensor.shape) for n in sizes))
     if dynamic:
         config.add_optimization_profile(profile)
-    types = _network_types(trt, network)
+    types = network_types(trt, network)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ArtifactError(f"{trt.__name__} could not build stage {stage} for {target}:\n{logger.text()}")
-    inspected = _inspector_types(trt, logger, plan) if target == "native" else None
+    inspected = inspector_types(trt, logger, plan) if target == "native" else None
     return BuiltEngine(
         bytes(plan),
         time.perf_counter() - started,
         inspected if inspected is not None else types,
         inspected is not None,
     )
-
-
-def _network_types(trt: Any, network: Any) -> dict[str, int]:
-    """Types of matrix products as parsed: in a strongly typed network the engine must keep them."""
-    names = {"HALF": "FLOAT16", "BF16": "BFLOAT16"}
-    counts: dict[str, int] = {}
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
-        if layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION):
-            name = layer.get_output(0).dtype.name
-            name = names.get(name, name)
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def _inspector_types(trt: Any, logger: Any, plan: Any) -> dict[str, int]:
-    """Types of the layers that hold matrix products, as the engine inspector of the built plan tells them."""
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ArtifactError(f"the engine just built cannot be read back:\n{logger.text()}")
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    counts: dict[str, int] = {}
-    for layer in json.loads(text)["Layers"]:
-        described = json.dumps(layer)
-        products = sum(described.count(op) for op in ("/MatMul", "/Gemm", "/Conv"))
-        name = next(
-            (n for mark, n in (("Half", "FLOAT16"), ("BFloat16", "BFLOAT16")) if mark in described), "FLOAT"
-        )
-        if products:
-            counts[name] = counts.get(name, 0) + products
-    return counts
 
 
 def _load_plugins(trt: Any, builder: Any) -> None:

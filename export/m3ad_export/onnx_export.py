@@ -50,7 +50,7 @@ def write_chain(detector: Detector, folder: Path) -> None:
     for name in ("rgb_extractor", "mfm", "mgm", "vm"):
         onnx.save(dense_model(modules[name], table[name]), folder / f"{name}.onnx")
     encoder = dense_model(modules["xyz_encoder"], xyz_encoder_stage(detector.dims))
-    extractor = xyz_extractor_model(encoder, detector)
+    extractor = xyz_extractor_model(encoder, detector.dims)
     onnx.save(
         encoder,
         folder / ENCODER_GRAPH,
@@ -141,23 +141,22 @@ def op_node(name: str, inputs: Sequence[str], outputs: Sequence[str], **attribut
     )
 
 
-def xyz_extractor_model(encoder: onnx.ModelProto, detector: Detector) -> onnx.ModelProto:
+def xyz_extractor_model(encoder: onnx.ModelProto, dims: Dims) -> onnx.ModelProto:
     """points -> FarthestPointSample -> KnnGroup -> the encoder's graph -> centers, xyz_tokens."""
-    stage = stages(detector.dims)["xyz_extractor"]
-    config = detector.xyz.config
+    stage = stages(dims)["xyz_extractor"]
     nodes = [
         op_node(
             "FarthestPointSample",
             ["points"],
             ["idx"],
-            num_samples=config.groups,
-            min_norm_sq=config.min_norm_sq,
+            num_samples=dims.groups,
+            min_norm_sq=dims.min_norm_sq,
         ),
-        op_node("KnnGroup", ["points", "idx"], ["neighborhood", "knn_idx"], group_size=config.group_size),
+        op_node("KnnGroup", ["points", "idx"], ["neighborhood", "knn_idx"], group_size=dims.group_size),
         helper.make_node("Gather", ["points", "idx"], ["centers"], name="centers"),
         *encoder.graph.node,
     ]
-    return model_with_ops(stage, nodes, encoder.graph.initializer)
+    return model_with_ops(stage, nodes, encoder.graph.initializer, opset_of(encoder))
 
 
 def project_model(detector: Detector) -> onnx.ModelProto:
@@ -178,9 +177,12 @@ def project_model(detector: Detector) -> onnx.ModelProto:
 
 
 def model_with_ops(
-    stage: Stage, nodes: Sequence[onnx.NodeProto], initializers: Sequence[onnx.TensorProto]
+    stage: Stage,
+    nodes: Sequence[onnx.NodeProto],
+    initializers: Sequence[onnx.TensorProto],
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
-    """A stage's graph, with the function bodies of the custom ops it uses."""
+    """A stage's graph, with the function bodies of the custom ops it uses, all of one opset."""
     used = {node.op_type for node in nodes if node.domain == OP_DOMAIN}
     graph = helper.make_graph(
         nodes,
@@ -189,12 +191,20 @@ def model_with_ops(
         [value_info(t) for t in stage.outputs],
         list(initializers),
     )
+    functions = [f for f in function_protos() if f.name in used]
+    for imported in (i for f in functions for i in f.opset_import if not i.domain):
+        imported.version = opset
     return helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OP_DOMAIN, OP_VERSION)],
-        functions=[f for f in function_protos() if f.name in used],
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(OP_DOMAIN, OP_VERSION)],
+        functions=functions,
         ir_version=9,
     )
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard ops that a model is written in."""
+    return next(int(entry.version) for entry in model.opset_import if not entry.domain)
 
 
 def share_external_data(model: onnx.ModelProto, folder: Path) -> None:

@@ -9,7 +9,14 @@ from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
 from m3ad_export.fused import HeadRows, HeadTokens
-from m3ad_export.onnx_export import dense_model, model_with_ops, op_node, verify_interface, verify_not_frozen
+from m3ad_export.onnx_export import (
+    dense_model,
+    model_with_ops,
+    op_node,
+    opset_of,
+    verify_interface,
+    verify_not_frozen,
+)
 from m3ad_export.voting import HeadVote
 
 TILE_ROWS = 2048
@@ -58,6 +65,7 @@ def head_model(
 ) -> onnx.ModelProto:
     """The three parts as one graph: TokenInterpolate and bilinear taps between them, the rows in a loop over tiles."""
     stage = stages(dims)["head"]
+    opset = max(opset_of(part) for part in (head_tokens, head_rows, head_vote))
     rgb_table, xyz_table = (_tensor(v) for v in head_tokens.graph.output)
     rgb_rows, xyz_rows = (_tensor(v) for v in head_rows.graph.input)
     scored_pixel = stages(dims)["vm"].inputs[-1]
@@ -105,6 +113,7 @@ def head_model(
         stage,
         [*dense[0].graph.node, interpolate, *nodes, *dense[1].graph.node],
         [i for m in (*dense, bilinear, head_rows) for i in m.graph.initializer],
+        opset,
     )
 
 

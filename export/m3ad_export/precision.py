@@ -1,68 +1,36 @@
 """Half precision written into the ONNX file, the only place TensorRT 11 and strongly typed networks read it from.
 
-A plan says which nodes stay in fp32 and why; everything else that computes on floats runs in half precision. Tensors
+The plan says which nodes stay in fp32 and why; everything else that computes on floats runs in half precision. Tensors
 at the stage's walls stay fp32, as the contract has them.
 """
 
-import re
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx
-from m3ad.contract import OP_DOMAIN
 from onnx import TensorProto, helper, numpy_helper
 
+from m3ad_export.plan import Plan
+
 Precision = Literal["fp32", "fp16", "bf16"]
+INT8_WEIGHTS = "INT8_WEIGHTS"  # of the products in `histogram`, the one that is no ONNX type
 _ELEMENT = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Nodes that stay in fp32: a pattern searched in `module/operation/OpType` names, and the reason."""
-
-    pattern: str
-    reason: str
-
-
-# The pattern is searched in `<stage>:<node name>`.
-KEEP_FP32: tuple[Keep, ...] = (
-    Keep(
-        r"^(vm|head_vote):",
-        "scores lie near 1 - cos = 0, where fp16 steps are as large as the signal; voting multiplies them",
-    ),
-    Keep(r"^head_rows:/(?!gelu)", "the scores themselves, and the rows they compare"),
-    Keep(r"^project:", "distances to centres decide the weights; 3-NN in fp16 loses its true neighbours"),
-    Keep(r"/LayerNormalization", "sums of squares over wide rows overflow fp16"),
-    Keep(r"/Softmax", "exponentials overflow; TensorRT fuses an fp32 softmax into attention"),
-    Keep(
-        r":blocks[\w.]*\.\d+/add", "the residual stream of a ViT grows beyond what fp16 holds on some builds"
-    ),
-    Keep(r"/(linalg_vector_norm|clamp_min|expand|div)\w*/", "L2 norms of feature rows"),
-    Keep(r":encoder\.first_conv", "neighbourhoods are offsets of millimetres, their variance about 1e-6"),
-    Keep(r":encoder\.second_conv\.1/", "batch statistics over all grouped points"),
-    Keep(r":pos_embed", "absolute coordinates in metres: fp16 would round them to a quarter millimetre"),
-    Keep(rf":{OP_DOMAIN}\.", "the custom ops measure distances in fp32"),
-)
-
-
-def reason_to_keep(stage: str, node: onnx.NodeProto, plan: tuple[Keep, ...] = KEEP_FP32) -> str | None:
-    """Why a node stays in fp32, or None when it may run in half precision."""
-    name = f"{stage}:{OP_DOMAIN}." if node.domain == OP_DOMAIN else f"{stage}:{node.name}"
-    return next((keep.reason for keep in plan if re.search(keep.pattern, name)), None)
-
-
-def half_model(
-    model: onnx.ModelProto, stage: str, precision: Literal["fp16", "bf16"], plan: tuple[Keep, ...] = KEEP_FP32
-) -> onnx.ModelProto:
+def half_model(model: onnx.ModelProto, stage: str, plan: Plan) -> onnx.ModelProto:
     """A copy of an fp32 model in which every node the plan does not keep computes in half precision.
 
-    Casts stand only where precision changes; weights of half nodes are stored in half.
+    Casts stand only where precision changes; weights of half nodes are stored in half. Q/DQ nodes take the half type
+    with the node they feed: in a strongly typed network the type of a scale is the type of what is scaled.
 
     Raises:
-        ValueError: a weight is larger than the type holds.
+        ValueError: a weight is larger than the type holds, or a scale smaller.
     """
-    element = _ELEMENT[precision]
+    half_type = plan.half
+    if half_type is None:
+        return model
+    element = _ELEMENT[half_type]
     inferred = onnx.shape_inference.infer_shapes(model)
     floats = {
         v.name
@@ -98,7 +66,7 @@ def half_model(
         node = onnx.NodeProto()
         node.CopyFrom(source)
         computes = any(name in floats for name in (*node.input, *node.output))
-        if not computes or node.op_type in ("Cast", "Shape") or reason_to_keep(stage, node, plan):
+        if not computes or node.op_type in ("Cast", "Shape") or plan.float_type(stage, node) == "fp32":
             node.input[:] = [full(name) for name in node.input]
             made_full.update(node.output)
         else:
@@ -115,15 +83,23 @@ def half_model(
 
 
 def histogram(model: onnx.ModelProto) -> dict[str, int]:
-    """How many matrix products and convolutions compute in which type, by ONNX name of the type."""
+    """How many matrix products and convolutions compute in which type, by ONNX name of the type.
+
+    A product is INT8 or FLOAT8E4M3FN when all it reads was dequantized from it, INT8_WEIGHTS when its weights were.
+    """
     inferred = onnx.shape_inference.infer_shapes(model)
     graph = inferred.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     types |= {i.name: i.data_type for i in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
     counts: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm", "Conv"):
-            name = TensorProto.DataType.Name(types[node.output[0]])
+        if node.op_type in PRODUCTS:
+            sources = [makers[name] for name in node.input[:2] if name in makers]
+            stored = {types[n.input[0]] for n in sources if n.op_type == "DequantizeLinear"}
+            name = TensorProto.DataType.Name(stored.pop() if stored else types[node.output[0]])
+            if name == "INT8" and not all(n.op_type == "DequantizeLinear" for n in sources):
+                name = INT8_WEIGHTS
             counts[name] = counts.get(name, 0) + 1
     return counts
 
@@ -134,6 +110,8 @@ def _cast(source: str, target: str, element: int) -> onnx.NodeProto:
 
 def _half_weight(weight: TensorProto, element: int) -> TensorProto:
     values = numpy_helper.to_array(weight)
+    if weight.name.endswith("_scale") and np.any(values.astype(np.float16) == 0):
+        raise ValueError(f"{weight.name} holds scales below fp16's smallest number; keep its node in fp32")
     if element == TensorProto.FLOAT16 and values.size and np.abs(values).max() > np.finfo(np.float16).max:
         raise ValueError(f"weight {weight.name} holds values beyond fp16's 65504; keep its node in fp32")
     converted = values.astype(helper.tensor_dtype_to_np_dtype(element))

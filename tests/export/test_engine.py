@@ -7,7 +7,8 @@ import onnx
 import pytest
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
-from m3ad_export.engine import build_engines, feed_scored_pixel, stage_model, verify_precision
+from m3ad_export.engine import build_engines, feed_scored_pixel, stage_model
+from m3ad_export.engine_types import verify_precision
 from m3ad_export.precision import histogram
 
 trt = pytest.importorskip("tensorrt_rtx", reason="extra rtx is not installed: pip install 'm3ad[rtx]'")
@@ -64,11 +65,11 @@ def test_plugins_leave_no_function_body_to_be_taken_instead(bundle: Bundle) -> N
 
 
 def test_a_silent_fp32_engine_is_refused() -> None:
-    verify_precision("mgm", "fp16", {"FLOAT16": 8}, {"FLOAT16": 8, "FLOAT": 1})
+    verify_precision("mgm", {"FLOAT16": 8}, {"FLOAT16": 8, "FLOAT": 1})
     with pytest.raises(
-        ArtifactError, match="stage mgm has 2 matrix products in fp16, the ONNX file asks for 8"
+        ArtifactError, match="stage mgm has 2 matrix products in FLOAT16, the ONNX file asks for 8"
     ):
-        verify_precision("mgm", "fp16", {"FLOAT16": 8}, {"FLOAT16": 2, "FLOAT": 6})
+        verify_precision("mgm", {"FLOAT16": 8}, {"FLOAT16": 2, "FLOAT": 6})
 
 
 @pytest.mark.parametrize("target", ["sm87", "sm999", "gpu"])

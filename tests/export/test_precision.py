@@ -3,8 +3,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 from m3ad.bundle import Bundle
-from m3ad_export.precision import half_model, histogram, reason_to_keep
+from m3ad_export.plan import default_plan
+from m3ad_export.precision import half_model, histogram
 from onnx import TensorProto, helper, numpy_helper
+
+FP16 = default_plan("fp16")
 
 
 def matmul_model(weight: np.ndarray) -> onnx.ModelProto:
@@ -32,7 +35,7 @@ def test_half_rounds_weights_and_activations_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     weight, x = rng.normal(size=(8, 8)).astype(np.float32), rng.normal(size=(5, 8)).astype(np.float32)
     model = matmul_model(weight)
-    half = half_model(model, "toy", "fp16")
+    half = half_model(model, "toy", FP16)
     onnx.checker.check_model(half, full_check=True)
     assert histogram(model) == {"FLOAT": 2}
     assert histogram(half) == {"FLOAT16": 2}
@@ -46,7 +49,7 @@ def test_half_rounds_weights_and_activations_and_nothing_else() -> None:
 
 def test_a_weight_beyond_fp16_is_refused() -> None:
     with pytest.raises(ValueError, match="weight w holds values beyond fp16's 65504"):
-        half_model(matmul_model(np.full((8, 8), 1e5, np.float32)), "toy", "fp16")
+        half_model(matmul_model(np.full((8, 8), 1e5, np.float32)), "toy", FP16)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_a_weight_beyond_fp16_is_refused() -> None:
 )
 def test_norms_cosines_and_voting_stay_fp32_in_every_stage(tiny_bundle: Bundle, stage: str) -> None:
     model = onnx.load(tiny_bundle.file(f"onnx/{stage}.onnx"))
-    half = half_model(model, stage, "fp16")
+    half = half_model(model, stage, FP16)
     halves = {i.name for i in half.graph.initializer if i.data_type == TensorProto.FLOAT16}
     halves |= {o for n in half.graph.node for o in n.output if o.endswith(".half")}
     for node in half.graph.node:
@@ -71,7 +74,7 @@ def test_norms_cosines_and_voting_stay_fp32_in_every_stage(tiny_bundle: Bundle, 
         assert not halves
     else:
         products = [n for n in model.graph.node if n.op_type in ("MatMul", "Gemm", "Conv")]
-        assert any(reason_to_keep(stage, n) is None for n in products)
+        assert any(FP16.float_type(stage, n) == "fp16" for n in products)
 
 
 def test_half_scores_follow_the_full_ones(tiny_bundle: Bundle) -> None:
@@ -83,5 +86,5 @@ def test_half_scores_follow_the_full_ones(tiny_bundle: Bundle) -> None:
         for v in mfm.graph.input
     }
     full = ort.InferenceSession(mfm.SerializeToString()).run(None, feed)[0]
-    half = ort.InferenceSession(half_model(mfm, "mfm", "fp16").SerializeToString()).run(None, feed)[0]
+    half = ort.InferenceSession(half_model(mfm, "mfm", FP16).SerializeToString()).run(None, feed)[0]
     assert 0 < np.abs(full - half).max() < 2**-8 * np.abs(full).max()
