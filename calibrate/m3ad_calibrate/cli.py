@@ -1,19 +1,34 @@
 """Command `m3ad-calibrate`: what is measured once per bundle and rig. Options and messages; the work is elsewhere."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from m3ad.bundle import Bundle
+from m3ad.bundle import MANIFEST, Bundle, sha256_of
 from m3ad.cli import print_json, print_text, run, talk
 from m3ad.errors import FrameError, M3adError
-from m3ad.frames import find_samples, read_sample
+from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.pipeline import Inspector
+from m3ad_export.plan import PlanPrecision, Rest, default_plan, read_plan
 from m3ad_plugins import ops
 from rich.progress import track
 
+from m3ad_calibrate import record as recording
+from m3ad_calibrate.gate import BUDGET
+from m3ad_calibrate.modelopt import Engine
+from m3ad_calibrate.ranges import Method
 from m3ad_calibrate.threshold import fit_threshold, save_score_plot
+
+BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-export bundle` wrote")]
+DataOpt = Annotated[Path, typer.Option(help="a category in MVTec 3D-AD or Eyecandies layout")]
+PrecisionOpt = Annotated[PlanPrecision, typer.Option(help="fp16, bf16, int8 or fp8")]
+RestOpt = Annotated[
+    Rest, typer.Option(help="type of what INT8 and FP8 are not for: fp32 for CPUs, fp16 for TensorRT")
+]
+BudgetOpt = Annotated[float, typer.Option(min=0, help="how far each anomaly metric may fall")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -24,9 +39,111 @@ def calibrate() -> None:
 
 
 @app.command()
+def record(
+    bundle: BundleArg,
+    data: DataOpt,
+    megabytes: Annotated[int, typer.Option(min=1, help="of disk, at most")] = recording.DEFAULT_MEGABYTES,
+    split: Annotated[str, typer.Option(help="train or validation; good frames only")] = "train",
+) -> None:
+    """Record the inputs of every graph from real frames into BUNDLE/calibration/recorded."""
+    folder = recording.record(Bundle.open(bundle), data, ops, megabytes, split, talk.print)
+    size = sum(p.stat().st_size for p in folder.rglob("*.npy"))
+    print_text(f"{folder}: {size / 1e6:.0f} MB")
+
+
+@app.command()
+def plan(
+    out: Annotated[Path, typer.Argument(metavar="PLAN", help="JSON file to write")],
+    precision: PrecisionOpt,
+    rest: RestOpt = "fp32",
+) -> None:
+    """Write the default precision plan, to be read and edited."""
+    default_plan(precision, rest).write(out)
+    print_text(f"{out}: written")
+
+
+@app.command()
+def quantize(
+    bundle: BundleArg,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="bundle to write; an older one is replaced")],
+    data: DataOpt,
+    precision: Annotated[
+        PlanPrecision | None, typer.Option(help="fp16, bf16, int8 or fp8; the plan's if left out")
+    ] = None,
+    method: Annotated[Method, typer.Option(help="how activations' limits are chosen")] = "max",
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="a precision plan; the default one if left out")
+    ] = None,
+    rest: RestOpt = "fp32",
+    engine: Annotated[Engine, typer.Option(help="who places the Q/DQ pairs")] = "onnxruntime",
+    smoothquant: Annotated[
+        bool, typer.Option("--smoothquant", help="move outliers behind LayerNorms into the weights")
+    ] = False,
+    budget: BudgetOpt = BUDGET,
+    as_json: Json = False,
+) -> None:
+    """Write a quantized bundle to OUT and gate it on the test split; exit code 1 when it fails."""
+    from m3ad_calibrate.quantize import Settings
+    from m3ad_calibrate.quantize import quantize as write_quantized
+
+    if (precision is None) == (plan_file is None):
+        raise M3adError("name either --precision, for the default plan, or --plan, which has one")
+    source = Bundle.open(bundle)
+    chosen = read_plan(plan_file) if plan_file else default_plan(precision or "int8", rest)
+    test = find_samples(data, "test")
+    feeds, origin = recorded(source, data) if chosen.precision in ("int8", "fp8") else ({}, None)
+    settings = Settings(method=method, engine=engine, smoothquant=smoothquant)
+    written = write_quantized(source, out, chosen, feeds, ops, settings, origin, talk.print)
+    _gate(written, source, test, budget, as_json)
+
+
+@app.command()
+def gate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-calibrate quantize` wrote")],
+    against: Annotated[Path, typer.Option(help="the bundle it was quantized from")],
+    data: DataOpt,
+    budget: BudgetOpt = BUDGET,
+    as_json: Json = False,
+) -> None:
+    """Measure what quantization cost on the test split, write it into BUNDLE; exit code 1 when it is too much."""
+    _gate(Bundle.open(bundle), Bundle.open(against), find_samples(data, "test"), budget, as_json)
+
+
+def recorded(source: Bundle, data: Path) -> tuple[dict[str, recording.Feeds], dict[str, Any]]:
+    """The bundle's recorded inputs, recorded now from the training split if there are none, and where they are from."""
+    manifest = source.path / recording.FOLDER / MANIFEST
+    if not manifest.exists():
+        recording.record(source, data, ops, say=talk.print)
+    feeds = recording.read_record(source)
+    samples = [f"{s['split']}/{s['name']}" for s in json.loads(manifest.read_text())["samples"]]
+    return feeds, {"record_sha256": sha256_of(manifest), "samples": samples}
+
+
+def _gate(bundle: Bundle, source: Bundle, test: list[Sample], budget: float, as_json: bool) -> None:
+    from m3ad_calibrate.gate import failures, summary
+    from m3ad_calibrate.gate import gate as measure
+
+    found = measure(bundle, source, test, ops, budget, talk.print)
+    bundle = bundle.update(gate=found)
+    if as_json:
+        print_json({"precision": bundle.manifest["precision"], "gate": found})
+    else:
+        precision = bundle.manifest["precision"]
+        weights = precision["weight_bytes"]
+        verdict = "passed its gate" if found["passed"] else "FAILED its gate"
+        print_text(summary(found, precision["type"]))
+        print_text(f"weights: {weights['quantized'] / 1e6:.1f} MB, {weights['ratio']:.1%} of the source's")
+        print_text(f"{bundle.path}: {verdict}")
+    if failed := failures(found["figures"], budget):
+        raise M3adError(
+            f"{bundle.path} is not usable: {'; '.join(failed)}. Find a plan: m3ad-calibrate sensitivity"
+        )
+
+
+@app.command()
 def threshold(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-export bundle` wrote")],
-    data: Annotated[Path, typer.Option(help="a category in MVTec 3D-AD or Eyecandies layout")],
+    bundle: BundleArg,
+    data: DataOpt,
     false_alarm_rate: Annotated[
         float | None,
         typer.Option(help="wanted share of good parts called anomalous; none of them if left out"),
@@ -34,7 +151,7 @@ def threshold(
     plot: Annotated[
         Path | None, typer.Option(help="PNG of the scores; BUNDLE/../threshold.png if left out")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")] = False,
+    as_json: Json = False,
 ) -> None:
     """Set the verdict threshold from the validation split's good parts."""
     opened = Bundle.open(bundle)

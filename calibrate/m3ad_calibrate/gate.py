@@ -1,0 +1,230 @@
+"""The gate of a quantized bundle: what it cost on the test split's anomaly metrics and maps, and whether it passes.
+
+Metrics are those of `m3ad.metrics`, AUPRO in its exact form. Nothing is fitted here; the test split is only looked at.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from m3ad.bundle import Bundle
+from m3ad.contract import Layout, steps
+from m3ad.errors import ArtifactError, FrameError
+from m3ad.frames import Sample, read_sample, read_sample_mask
+from m3ad.metrics import aupro, image_auroc, rank_correlation
+from m3ad.pipeline import Pipeline, model_arrays
+from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
+from m3ad.stages import Ops, cpu_stage
+
+from m3ad_calibrate.record import onnx_hashes
+
+BUDGET = 0.005
+LOWEST_RANK_CORRELATION = 0.99
+TIMED_FRAMES, TIMED_RUNS = 2, 3
+METRICS = ("image_auroc", "aupro_30", "aupro_1")
+Say = Callable[[str], None]
+
+
+class Runner:
+    """A bundle's layouts on the CPU; the extractors, which they share, run once a frame."""
+
+    def __init__(self, bundle: Bundle, layouts: Sequence[Layout], ops: Ops, threads: int = 2) -> None:
+        self.pipelines = {}
+        functions: dict[str, Any] = {}
+        for layout in layouts:
+            wiring = steps(bundle.dims, layout)
+            for step in wiring:
+                if step.stage not in functions:
+                    functions[step.stage] = cpu_stage(
+                        step.stage, bundle.path / "onnx", bundle.dims, ops, threads
+                    )
+            self.pipelines[layout] = Pipeline(wiring, functions)
+        self.functions = functions
+
+    def maps(self, prepared: ModelInput) -> dict[Layout, tuple[npt.NDArray[np.float32], float]]:
+        """The anomaly map [224, 224] and the score of each layout."""
+        values: dict[str, Any] = dict(model_arrays(prepared))
+        found: dict[Layout, tuple[npt.NDArray[np.float32], float]] = {}
+        for layout, pipeline in self.pipelines.items():
+            for step in pipeline.wiring:
+                if step.stage in ("rgb_extractor", "xyz_extractor") and found:
+                    continue
+                results = self.functions[step.stage]({name: values[v] for name, v in step.inputs.items()})
+                values.update({value: results[name] for name, value in step.outputs.items()})
+            found[layout] = values["anomaly_map"], float(values["score"][0])
+        return found
+
+    def frame_ms(self, prepared: ModelInput, layout: Layout) -> float:
+        """Milliseconds from prepared tensors to the map."""
+        started = time.perf_counter()
+        self.pipelines[layout].run(model_arrays(prepared))
+        return (time.perf_counter() - started) * 1e3
+
+
+@dataclass(slots=True)
+class Results:
+    """What a layout made of a split: maps [K, 224, 224] and scores [K]."""
+
+    maps: list[npt.NDArray[np.float32]]
+    scores: list[float]
+
+
+def gate(
+    bundle: Bundle,
+    source: Bundle,
+    samples: Sequence[Sample],
+    ops: Ops,
+    budget: float = BUDGET,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Hold a quantized bundle against its source on a test split.
+
+    Args:
+        bundle: quantized.
+        source: what it was made from.
+        samples: good and defective frames with masks.
+        ops: the custom ops.
+        budget: how much image AUROC, AUPRO@30 % and AUPRO@1 % may each fall.
+        say: is told of the frames.
+
+    Returns:
+        The manifest's `gate`: passed, the figures of each layout, and the CPU's frame times.
+
+    Raises:
+        ArtifactError: the bundle is not quantized, or from another source.
+        FrameError: a frame cannot be read, or the split lacks good or defective ones.
+    """
+    _verify_pair(bundle, source)
+    if not any(s.is_good for s in samples) or all(s.is_good for s in samples):
+        raise FrameError(
+            "the gate needs good and defective test frames; name a category with both in its test split"
+        )
+    layouts: list[Layout] = bundle.manifest["layouts"]
+    reference, other = Runner(source, layouts[-1:], ops), Runner(bundle, layouts, ops)
+    preprocessing = Preprocessing.from_json(source.manifest["preprocessing"])
+    before, after = Results([], []), {layout: Results([], []) for layout in layouts}
+    ranks: dict[Layout, list[float]] = {layout: [] for layout in layouts}
+    masks: list[npt.NDArray[np.bool_]] = []
+    timed: list[ModelInput] = []
+    for i, sample in enumerate(samples):
+        frame = read_sample(sample)
+        prepared = prepare(frame, preprocessing)
+        masks.append(prepare_mask(read_sample_mask(sample, (frame.rgb.shape[0], frame.rgb.shape[1]))))
+        (full,) = reference.maps(prepared).values()
+        _append(before, full)
+        for layout, result in other.maps(prepared).items():
+            _append(after[layout], result)
+            # Background holds ties that agree by themselves; the part's own pixels are compared.
+            pixels = prepared.point_pixel
+            ranks[layout].append(rank_correlation(full[0].ravel()[pixels], result[0].ravel()[pixels]))
+        if len(timed) < TIMED_FRAMES:
+            timed.append(prepared)
+        say(f"gated {i + 1} of {len(samples)} frames")
+    labels, all_masks = np.array([not s.is_good for s in samples]), np.stack(masks)
+    wanted = _metrics(before, all_masks, labels)
+    figures = {}
+    for layout in layouts:
+        found = _metrics(after[layout], all_masks, labels)
+        figures[layout] = {
+            **{
+                n: {"source": wanted[n], "quantized": found[n], "fall": wanted[n] - found[n]} for n in METRICS
+            },
+            "rank_correlation": {"lowest": min(ranks[layout]), "mean": float(np.mean(ranks[layout]))},
+        }
+    return {
+        "passed": not failures(figures, budget),
+        "accepted": None,
+        "budget": budget,
+        "lowest_rank_correlation": LOWEST_RANK_CORRELATION,
+        "frames": len(samples),
+        "defective": int(labels.sum()),
+        "source_onnx": onnx_digest(source),
+        "figures": figures,
+        "frame_ms": frame_times(reference, other, timed, layouts[-1]),
+    }
+
+
+def failures(figures: dict[Layout, Any], budget: float) -> list[str]:
+    """What a bundle fails on, in words; nothing when it passes."""
+    found = []
+    for layout, values in figures.items():
+        # A NaN is no pass: every comparison is written so that it fails.
+        found += [
+            f"{layout} {name} falls by {values[name]['fall']:.4f}, {budget:g} is allowed"
+            for name in METRICS
+            if not values[name]["fall"] <= budget
+        ]
+        lowest = values["rank_correlation"]["lowest"]
+        if not lowest >= LOWEST_RANK_CORRELATION:
+            found.append(f"{layout} maps rank alike by {lowest:.4f} only, {LOWEST_RANK_CORRELATION} is asked")
+    return found
+
+
+def frame_times(
+    reference: Runner, other: Runner, frames: Sequence[ModelInput], layout: Layout
+) -> dict[str, Any]:
+    """Milliseconds a frame on this CPU, both bundles in turn, and the ratio of their medians."""
+    times: dict[str, list[float]] = {"source": [], "quantized": []}
+    for _ in range(TIMED_RUNS):
+        for prepared in frames:
+            times["source"].append(reference.frame_ms(prepared, layout))
+            times["quantized"].append(other.frame_ms(prepared, layout))
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return {"layout": layout, **medians, "ratio": medians["quantized"] / medians["source"]}
+
+
+def summary(record: dict[str, Any], precision: str) -> str:
+    """The gate in a few lines for people."""
+    lines = []
+    for layout, values in record["figures"].items():
+        parts = [f"{n} {values[n]['source']:.4f} -> {values[n]['quantized']:.4f}" for n in METRICS]
+        rank = values["rank_correlation"]
+        lines.append(
+            f"{layout}: {', '.join(parts)}; rank correlation {rank['lowest']:.4f} lowest, {rank['mean']:.4f} mean"
+        )
+    t = record["frame_ms"]
+    slower = t["ratio"] > 1
+    lines.append(
+        f"CPU frame time ({t['layout']}): fp32 {t['source']:.0f} ms, {precision} {t['quantized']:.0f} ms, "
+        f"{t['ratio']:.2f} times fp32's{': slower on this CPU' if slower else ''}"
+    )
+    return "\n".join(lines)
+
+
+def onnx_digest(bundle: Bundle) -> str:
+    """One sha256 for all graphs of a bundle; thresholds and rigs may change, this does not."""
+    return hashlib.sha256(json.dumps(onnx_hashes(bundle), sort_keys=True).encode()).hexdigest()
+
+
+def _verify_pair(bundle: Bundle, source: Bundle) -> None:
+    if "precision" not in bundle.manifest:
+        raise ArtifactError(
+            f"{bundle.path} is not quantized, there is nothing to gate; write one with: m3ad-calibrate quantize"
+        )
+    if bundle.manifest["precision"]["source_onnx"] != onnx_digest(source):
+        raise ArtifactError(
+            f"{bundle.path} was not quantized from {source.path}; gate it against its source, or quantize again"
+        )
+
+
+def _append(results: Results, found: tuple[npt.NDArray[np.float32], float]) -> None:
+    results.maps.append(found[0])
+    results.scores.append(found[1])
+
+
+def _metrics(
+    results: Results, masks: npt.NDArray[np.bool_], labels: npt.NDArray[np.bool_]
+) -> dict[str, float]:
+    maps, scores = np.stack(results.maps), np.array(results.scores, np.float64)
+    if not np.isfinite(maps).all():
+        return dict.fromkeys(METRICS, 0.0)  # overflow: as bad as it gets, and JSON has no word for NaN
+    return {
+        "image_auroc": image_auroc(scores, labels),
+        "aupro_30": aupro(maps, masks, 0.30, "exact"),
+        "aupro_1": aupro(maps, masks, 0.01, "exact"),
+    }

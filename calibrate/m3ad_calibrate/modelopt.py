@@ -1,0 +1,67 @@
+"""NVIDIA ModelOpt as the quantizer of a graph, where it is installed. It pins other versions of onnx and ONNX Runtime.
+
+Its placement follows TensorRT's fusions; the plan's kept nodes are handed to it by name.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from m3ad.errors import M3adError, MissingDependencyError
+from m3ad_export.plan import Plan
+
+from m3ad_calibrate.qdq import products
+
+Engine = Literal["onnxruntime", "modelopt"]
+
+
+def quantized_by_modelopt(
+    model: onnx.ModelProto,
+    stage: str,
+    plan: Plan,
+    runs: list[dict[str, npt.NDArray[Any]]],
+    method: str,
+) -> onnx.ModelProto:
+    """Quantize a prepared model with ModelOpt.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        M3adError: it has no such method, or cannot store weights alone.
+    """
+    try:
+        from modelopt.onnx.quantization import quantize
+    except ImportError as error:
+        raise MissingDependencyError(
+            "nvidia-modelopt is not installed; give it an environment of its own (pip install 'nvidia-modelopt[onnx]' "
+            "m3ad[export]) or use --engine onnxruntime"
+        ) from error
+    if method not in ("max", "entropy"):
+        raise M3adError(
+            f"ModelOpt calibrates by max or entropy, got {method!r}; use --engine onnxruntime for it"
+        )
+    chosen = products(model, stage, plan)
+    if "int8_weights" in chosen.values():
+        raise M3adError(
+            "the plan has int8_weights entries, which ModelOpt cannot write; use --engine onnxruntime"
+        )
+    kept = [
+        n.name for n in model.graph.node if n.op_type in ("MatMul", "Gemm", "Conv") and n.name not in chosen
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
+        onnx.save(model, source)
+        data = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+        quantize(
+            str(source),
+            quantize_mode=plan.precision,
+            calibration_data=data,
+            calibration_method=method,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=kept,
+            high_precision_dtype="fp32",
+            output_path=str(target),
+        )
+        return onnx.load(target)

@@ -1,0 +1,234 @@
+"""A bundle and a precision plan -> another bundle of the same layout whose graphs hold that precision."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from m3ad import bundle as artefact
+from m3ad.bundle import Bundle
+from m3ad.contract import Layout, stages, steps
+from m3ad.errors import ArtifactError, M3adError
+from m3ad.pipeline import Pipeline
+from m3ad.stages import CPU_FILES, Ops, cpu_stage
+from m3ad_export.onnx_export import (
+    ENCODER_GRAPH,
+    ENCODER_WEIGHTS,
+    share_external_data,
+    verify_interface,
+    verify_not_frozen,
+    xyz_extractor_model,
+)
+from m3ad_export.onnx_head import HEAD_PARTS, head_model
+from m3ad_export.plan import Plan
+from m3ad_export.precision import half_model, histogram
+
+from m3ad_calibrate import qdq
+from m3ad_calibrate.gate import onnx_digest
+from m3ad_calibrate.modelopt import Engine, quantized_by_modelopt
+from m3ad_calibrate.ranges import EightBits, Method, Observed, limit, observe
+from m3ad_calibrate.record import Feeds
+from m3ad_calibrate.smooth import smoothable, smoothed
+
+# The plugin-free graphs a plan is written into, by layout; the rest of a bundle is copied.
+GRAPHS: dict[str, tuple[str, ...]] = {
+    "both": ("rgb_extractor", "xyz_encoder"),
+    "chain": ("mfm", "mgm"),
+    "fused": ("head_tokens", "head_rows"),
+}
+COPIED: dict[str, tuple[str, ...]] = {"both": (), "chain": ("project", "vm"), "fused": ("head_vote",)}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a plan is written: the method and the engine of calibration, and whether outliers are smoothed first."""
+
+    method: Method = "max"
+    engine: Engine = "onnxruntime"
+    smoothquant: bool = False
+
+
+class Graph:
+    """One plugin-free graph with what was observed of it, ready to be written by any plan that keeps at least `base`.
+
+    Args:
+        model: fp32, weights inside.
+        stage: its name in plans.
+        runs: recorded inputs; not needed by a half plan.
+        base: the plan whose products are prepared.
+        settings: see Settings.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, stage: str, runs: Feeds, base: Plan, settings: Settings
+    ) -> None:
+        self.stage, self.runs, self.settings = stage, runs, settings
+        self.eight_bits = base.precision in ("int8", "fp8")
+        self.model = qdq.prepared(model, stage, base) if self.eight_bits else model
+        self.seen: dict[str, Observed] = {}
+        if self.eight_bits and settings.engine == "onnxruntime":
+            if settings.smoothquant and (norms := smoothable(self.model)):
+                self.model = smoothed(self.model, observe(self.model, runs, norms))
+            self.seen = observe(self.model, runs, qdq.activations(self.model, stage, base))
+
+    def written(self, plan: Plan) -> onnx.ModelProto:
+        """The graph in this plan's precision."""
+        if not self.eight_bits:
+            return half_model(self.model, self.stage, plan)
+        if self.settings.engine == "modelopt":
+            model = quantized_by_modelopt(self.model, self.stage, plan, self.runs, self.settings.method)
+        else:
+            kind: EightBits = "fp8" if plan.precision == "fp8" else "int8"
+            wanted = qdq.activations(self.model, self.stage, plan)
+            limits = {name: limit(self.seen[name], self.settings.method, kind) for name in wanted}
+            model = qdq.quantized(self.model, self.stage, plan, limits)
+        return half_model(model, self.stage, plan)
+
+
+def graphs_of(layouts: list[Layout], table: Mapping[str, tuple[str, ...]] = GRAPHS) -> list[str]:
+    """The graphs of some layouts."""
+    return [name for key in ("both", *layouts) for name in table[key]]
+
+
+def quantize(
+    source: Bundle,
+    out: Path,
+    plan: Plan,
+    feeds: dict[str, Feeds],
+    ops: Ops,
+    settings: Settings,
+    origin: dict[str, Any] | None,
+    say: Say = lambda _: None,
+) -> Bundle:
+    """Write a bundle in which the plan's precision lies in the ONNX files; it is not usable before its gate.
+
+    Args:
+        source: not quantized itself.
+        out: the folder to write; an older bundle there is replaced.
+        plan: the precision plan.
+        feeds: recorded inputs by graph; a half plan needs none.
+        ops: the custom ops, for the golden values.
+        settings: see Settings.
+        origin: what the manifest says of the recorded inputs, None without them.
+        say: is told of each graph.
+
+    Raises:
+        M3adError: `out` is the source.
+        ArtifactError: `out` is something else, the source is quantized, or a graph does not hold the plan.
+    """
+    if "precision" in source.manifest:
+        raise ArtifactError(f"{source.path} is quantized already; quantize the bundle it was made from")
+    if out.resolve() == source.path.resolve():
+        raise M3adError(f"{out} is the bundle to quantize; name another folder for the result")
+    layouts: list[Layout] = source.manifest["layouts"]
+    with artefact.new_folder(out, artefact.FORMAT) as folder:
+        (folder / "onnx").mkdir()
+        for name in graphs_of(layouts, COPIED):
+            shutil.copyfile(source.file(f"onnx/{name}.onnx"), folder / "onnx" / f"{name}.onnx")
+        histograms = {}
+        for name in graphs_of(layouts):
+            model = onnx.load(source.file(f"onnx/{name}.onnx"))
+            written = Graph(model, name, feeds.get(name, []), plan, settings).written(plan)
+            histograms[name] = histogram(written)
+            save(written, name, folder / "onnx")
+            say(f"{name}: {histograms[name]}")
+        compose(folder / "onnx", source)
+        _write_golden(folder, source, ops)
+        before, after = (
+            sum(weight_bytes(p, layouts).values()) for p in (source.path / "onnx", folder / "onnx")
+        )
+        manifest = {
+            **{k: v for k, v in source.manifest.items() if k not in ("parity", "files", "gate")},
+            "precision": {
+                "type": plan.precision,
+                "method": settings.method,
+                "engine": settings.engine,
+                "smoothquant": settings.smoothquant,
+                "versions": {n: version(n) for n in ("onnx", "onnxruntime")},
+                "source_onnx": onnx_digest(source),
+                "source_manifest_sha256": artefact.sha256_of(source.path / artefact.MANIFEST),
+                "calibration": origin,
+                "products": histograms,
+                "weight_bytes": {"source": before, "quantized": after, "ratio": round(after / before, 4)},
+                "plan": plan.to_json(),
+            },
+            "files": artefact.file_entries(folder),
+        }
+        artefact.write_json(folder / artefact.MANIFEST, manifest)
+    return Bundle.open(out)
+
+
+def save(model: onnx.ModelProto, name: str, folder: Path) -> None:
+    """Write a graph as the exporter does: the 3D encoder's weights beside it, all others inside."""
+    if f"{name}.onnx" != ENCODER_GRAPH:
+        onnx.save(model, folder / f"{name}.onnx")
+        return
+    onnx.save(
+        model,
+        folder / ENCODER_GRAPH,
+        save_as_external_data=True,
+        location=ENCODER_WEIGHTS,
+        size_threshold=1024,
+    )
+
+
+def compose(folder: Path, source: Bundle) -> None:
+    """Write the graphs that hold custom ops from the quantized parts in `folder`, as the exporter composes them.
+
+    Raises:
+        ArtifactError: a graph does not have the contract's tensors, or does not depend on its inputs.
+    """
+    dims = source.dims
+    extractor = xyz_extractor_model(onnx.load(folder / ENCODER_GRAPH), dims)
+    share_external_data(extractor, folder)
+    onnx.save(extractor, folder / "xyz_extractor.onnx")
+    composed = ["xyz_extractor"]
+    if "fused" in source.manifest["layouts"]:
+        parts = {name: onnx.load(folder / f"{name}.onnx") for name in HEAD_PARTS}
+        onnx.save(head_model(dims, **parts), folder / "head.onnx")
+        composed.append("head")
+    for name in composed:
+        verify_not_frozen(folder / f"{name}.onnx")
+    for name, stage in stages(dims).items():
+        if (folder / f"{name}.onnx").exists():
+            verify_interface(folder / f"{name}.onnx", stage)
+
+
+def weight_bytes(folder: Path, layouts: list[Layout]) -> dict[str, int]:
+    """Bytes of all initializers (scales and zero points are some) of each graph that the CPU runs for these layouts."""
+    names = dict.fromkeys(
+        f for layout in layouts for step in steps_of(layout) for f in CPU_FILES[step] if f.endswith(".onnx")
+    )
+    return {name: _initializer_bytes(onnx.load(folder / name)) for name in names}
+
+
+def steps_of(layout: Layout) -> tuple[str, ...]:
+    """The stages of a layout."""
+    return ("rgb_extractor", "xyz_extractor", *(("head",) if layout == "fused" else ("mfm", "mgm", "vm")))
+
+
+def _initializer_bytes(model: onnx.ModelProto) -> int:
+    return sum(onnx.numpy_helper.to_array(i).nbytes for i in model.graph.initializer)
+
+
+def _write_golden(folder: Path, source: Bundle, ops: Ops) -> None:
+    """Golden values of the quantized stages for the source's golden frame."""
+    (folder / "golden").mkdir()
+    dims = source.dims
+    values: dict[str, Any] = {}
+    for layout in source.manifest["layouts"]:
+        wiring = steps(dims, layout)
+        functions = {s.stage: cpu_stage(s.stage, folder / "onnx", dims, ops, 2) for s in wiring}
+        inputs = {
+            name: np.load(source.file(f"golden/{name}.npy"), allow_pickle=False)
+            for name in ("image", "points", "point_pixel")
+        }
+        found, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
+        values = {**found, **values}  # the chain's come first, as in the exporter
+    for name, value in values.items():
+        np.save(folder / "golden" / f"{name}.npy", value, allow_pickle=False)
