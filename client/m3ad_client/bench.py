@@ -1,10 +1,11 @@
-"""What a benchmark computes, without a clock, server or file of its own: schedule, percentiles, time per stage.
+"""What a benchmark computes, without a clock, server or file of its own: percentiles, ratios, time per stage.
 
 Region A: tensors ready -> anomaly map, as CFM timed it. Region B: files -> verdict. One frame at a time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 PERCENTILES = (50, 90, 99)
@@ -56,20 +57,16 @@ class StageTime:
         return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def run_frames(run: Callable[[int], object], frames: int, clock_ns: Callable[[], int]) -> list[float]:
-    """Run frames one after the other and return the milliseconds of each.
+def ratio(numerator_ms: Sequence[float], denominator_ms: Sequence[float]) -> tuple[float, dict[str, float]]:
+    """How many times longer one form takes than another on the same frames, measured in turn.
 
-    Args:
-        run: is called with the frame's number, 0 .. frames - 1.
-        frames: how many.
-        clock_ns: a clock that never goes back.
+    Returns:
+        The median of the frames' ratios and its spread: lowest, first and third quartile, highest.
     """
-    latencies_ms = []
-    for number in range(frames):
-        started = clock_ns()
-        run(number)
-        latencies_ms.append((clock_ns() - started) / 1e6)
-    return latencies_ms
+    per_frame = [n / d for n, d in zip(numerator_ms, denominator_ms, strict=True)]
+    q1, q3 = percentile(per_frame, 25), percentile(per_frame, 75)
+    spread = {"low": min(per_frame), "q1": q1, "q3": q3, "high": max(per_frame)}
+    return median(per_frame), {name: round(value, 4) for name, value in spread.items()}
 
 
 def latency(latencies_ms: Sequence[float]) -> Latency:

@@ -1,15 +1,17 @@
 """Command `m3ad-client`: inspect parts, evaluate a test split, measure speed and memory."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from m3ad import cli as shared
-from m3ad.contract import Layout
+from m3ad.bundle import Bundle
+from m3ad.contract import DEFAULT_LAYOUT, LAYOUTS, Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
 from m3ad.pipeline import Inspector
@@ -17,9 +19,10 @@ from rich.console import Console
 from rich.progress import track
 
 from m3ad_client import report
+from m3ad_client.contenders import Contenders
 from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
-from m3ad_client.measure import run_bench
+from m3ad_client.measure import artefacts, run_bench
 from m3ad_client.triton import Tls, TritonInspector
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -31,10 +34,12 @@ Data = Annotated[Path, typer.Argument(help="a category's folder (MVTec 3D-AD or 
 Split = Annotated[str, typer.Option(help="train, validation or test, when the folder has splits")]
 Url = Annotated[str, typer.Option(help="HOST:PORT of Triton's gRPC endpoint")]
 Model = Annotated[str | None, typer.Option(help="the category to use; not needed when the server has one")]
-Bundle = Annotated[
+BundleOption = Annotated[
     Path | None, typer.Option(help="inspect in this process with this bundle, without a server")
 ]
 LayoutOption = Annotated[Layout, typer.Option(help="layout to run; with --bundle only, a server has its own")]
+BASELINES = ("dense", "cfm", "fused")
+Device = Literal["cpu", "cuda"]
 UseTls = Annotated[bool, typer.Option("--tls", help="connect over TLS")]
 Ca = Annotated[Path | None, typer.Option(help="certificate authority to trust", exists=True)]
 Key = Annotated[Path | None, typer.Option(help="client key", exists=True)]
@@ -53,8 +58,8 @@ def infer(
     split: Split = "test",
     url: Url = DEFAULT_URL,
     model: Model = None,
-    bundle: Bundle = None,
-    layout: LayoutOption = "chain",
+    bundle: BundleOption = None,
+    layout: LayoutOption = DEFAULT_LAYOUT,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -94,8 +99,8 @@ def evaluate(
     maps: Annotated[bool, typer.Option("--maps", help="also judge every score map alone")] = False,
     url: Url = DEFAULT_URL,
     model: Model = None,
-    bundle: Bundle = None,
-    layout: LayoutOption = "chain",
+    bundle: BundleOption = None,
+    layout: LayoutOption = DEFAULT_LAYOUT,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -124,12 +129,26 @@ def evaluate(
 def bench(
     paths: Paths,
     frames: Annotated[int, typer.Option(help="measured in each region", min=1)] = 30,
-    warmup: Annotated[int, typer.Option(help="run before, unmeasured", min=0)] = 5,
+    warmup: Annotated[int, typer.Option(help="run before, unmeasured; at least 1", min=1)] = 5,
     split: Split = "test",
-    url: Url = DEFAULT_URL,
+    bundle: Annotated[Path | None, typer.Option(help="measure this bundle's in-process runner")] = None,
+    layout: Annotated[
+        list[str] | None, typer.Option(help="fused or chain, of the in-process runner; repeat for both")
+    ] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT of a Triton to measure; repeat for several")
+    ] = None,
     model: Model = None,
-    bundle: Bundle = None,
-    layout: LayoutOption = "chain",
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="plain PyTorch: dense, cfm or fused; repeat for several")
+    ] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="what `m3ad-export train` wrote; the baselines run its networks")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="where the PyTorch forms run")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="of each in-process form; every core if left out", min=1)
+    ] = None,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -138,13 +157,35 @@ def bench(
     as_json: Json = False,
     markdown: Markdown = False,
 ) -> None:
-    """Speed and memory, one frame at a time, beside the paper's efficiency table.
+    """Speed and memory, one frame at a time, all forms on the same frames in turn; the paper's table beside.
 
-    Region A is what CFM timed: tensors ready -> map. Region B is what a line feels: files -> verdict.
+    The first form (bundle, then server, then baseline) is the reference of the ratios. Region A is what CFM timed:
+    tensors ready -> map. Region B is what a line feels: files -> verdict.
     """
+    if layout and bundle is None:
+        raise typer.BadParameter("--layout is for --bundle; a server has its own layout")
+    if (baseline is None) != (detector is None):
+        raise typer.BadParameter("--baseline and --detector go together")
+    for option, chosen, known in (("layout", layout, LAYOUTS), ("baseline", baseline, BASELINES)):
+        for wrong in {*(chosen or ())} - {*known}:
+            raise typer.BadParameter(f"--{option} {wrong} is unknown, expected {', '.join(known)}")
     samples = find_inputs(paths, split)
-    with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
-        result = run_bench(inspector, samples, frames, warmup, say=shared.talk.print)
+    opened = None if bundle is None else Bundle.open(bundle)
+    count = threads or len(os.sched_getaffinity(0))
+    with Contenders() as contenders:
+        if bundle is not None:
+            for one in layout or [DEFAULT_LAYOUT]:
+                contenders.add_bundle(bundle, one, count)
+        for address in url or (() if bundle or baseline else (DEFAULT_URL,)):
+            contenders.add_server(
+                TritonInspector(address, model, tls=_tls(tls, ca, key, cert), timeout_s=timeout_s)
+            )
+        for form in baseline or ():
+            assert detector is not None
+            contenders.add_baseline(form, detector, count, device)
+        result = run_bench(contenders.all, samples, frames, warmup, say=shared.talk.print)
+    if opened is not None:
+        result["artefacts"] = artefacts(opened)
     _print(result, report.bench_tables([result]), as_json, markdown)
 
 

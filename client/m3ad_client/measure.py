@@ -1,89 +1,140 @@
-"""Run a benchmark: both regions, time per stage, memory, and the conditions that make the figures mean something."""
+"""Run a benchmark: contenders interleaved frame by frame, then memory, beside the paper's table."""
 
 import json
 import os
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from m3ad.frames import Sample, read_sample
-from m3ad.pipeline import Inspector
-from m3ad.preprocess import prepare
-from m3ad.stages import CPU_FILES
+import numpy as np
+from m3ad.bundle import Bundle, read_manifest
+from m3ad.frames import Sample
 
-from m3ad_client.bench import latency, mean_stage_times, run_frames, stage_times
-from m3ad_client.memory import PeakMemory, hardware, server_pid
-from m3ad_client.triton import TritonInspector
+from m3ad_client.bench import latency, ratio
+from m3ad_client.contenders import Contender
+from m3ad_client.memory import PeakMemory, tree_rss
 
-MEMORY_FRAMES = 3  # the first ones reach the peak
+MEMORY_FRAMES = 2  # the peak of a frame is the same in every frame
+GROWTH_FROM = 20  # arenas have settled by then
+MAP_TOLERANCE = 1e-4
+REGIONS = {"A": "tensors ready -> map", "B": "files -> verdict"}
 
 
 def run_bench(
-    inspector: Inspector | TritonInspector,
+    contenders: Sequence[Contender],
     samples: Sequence[Sample],
     frames: int,
     warmup: int,
-    clock_ns: Callable[[], int] = time.perf_counter_ns,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure one inspector on frames taken in turn, one at a time.
+    """Measure contenders on the same frames in turn, one frame at a time.
 
-    Memory is read in a pass of its own, because reading it takes time.
+    Frame 0 through every contender, then frame 1 and so on: what else happens on the machine meets all alike, and a
+    ratio is taken frame by frame. Memory is read in a pass of its own, because reading it takes time.
 
     Args:
-        inspector: in process or on a server.
+        contenders: the first is the reference of the ratios.
         samples: where the frames lie; they are repeated as often as needed.
         frames: how many are measured in each region.
-        warmup: how many go before, unmeasured.
-        clock_ns: the clock.
+        warmup: how many go before, unmeasured; the first of them makes the cold start.
         say: is told what is being done.
 
     Returns:
-        `rows` (one a region, each with its conditions), `stages`, `memory`, `paper`.
+        `rows` (one a contender and region, each with its conditions), `ratios` and `ratio_spread` of region A,
+        `stages`, `memory`, `paper`.
     """
-    samples = samples[: max(frames, warmup)]
     load = os.getloadavg()[0]
-    say("reading and preparing the frames ...")
-    prepared = [prepare(read_sample(sample), inspector.preprocessing) for sample in samples]
-    readings: list[dict[str, float]] = []
-
-    def region_a(number: int) -> None:
-        readings.append(inspector.inspect_prepared(prepared[number % len(prepared)]).stage_ms)
-
-    def region_b(number: int) -> bool:
-        return inspector.inspect(read_sample(samples[number % len(samples)])).is_anomalous
-
-    say("region A: tensors ready -> anomaly map ...")
-    run_frames(region_a, warmup, clock_ns)
-    readings.clear()
-    before = inspector.counters() if isinstance(inspector, TritonInspector) else {}
-    a = latency(run_frames(region_a, frames, clock_ns))
-    if isinstance(inspector, TritonInspector):
-        stages = stage_times(before, inspector.counters(), frames)
-    else:
-        stages = mean_stage_times(readings)
-    say("region B: files -> verdict ...")
-    run_frames(region_b, min(warmup, len(samples)), clock_ns)
-    b = latency(run_frames(region_b, frames, clock_ns))
-    say("memory ...")
-    memory = _memory(inspector, region_b)
-    conditions = {
-        **_conditions(inspector),
-        "load_before": round(load, 1),
-        "warmup_frames": warmup,
-        "mean_points": round(sum(len(p.points) for p in prepared) / len(prepared)),
-        "weights": inspector.record.weights,
-    }
+    reference = contenders[0]
+    times: dict[tuple[str, str], list[float]] = {}
+    rgb_share: list[float] = []
+    points: list[int] = []
+    resident: dict[str, list[int]] = {c.name: [] for c in contenders}
+    stages = []
+    for region in REGIONS:
+        taking_part = [c for c in contenders if region in c.regions]
+        say(f"region {region}: {REGIONS[region]}, {', '.join(c.name for c in taking_part)} ...")
+        for number in range(max(warmup, 1)) if region == "A" else ():
+            for contender in taking_part:
+                contender.measure(samples[number % len(samples)], region)
+        for contender in taking_part:
+            contender.start_stages()
+        for number in range(frames):
+            sample = samples[number % len(samples)]
+            for contender in taking_part:
+                measured = contender.measure(sample, region)
+                times.setdefault((contender.name, region), []).append(measured.ms)
+                points.append(measured.points)
+                if contender is reference and region == "A" and "rgb_extractor" in measured.stage_ms:
+                    rgb_share.append(measured.ms / measured.stage_ms["rgb_extractor"])
+                if contender.pid is not None:
+                    resident[contender.name].append(tree_rss(contender.pid))
+        if region == "A":
+            stages = [{"run": c.name, **s.to_json()} for c in taking_part for s in c.stages(frames)]
+    say("maps and memory ...")
+    errors = map_errors(contenders, samples[0])
+    memory = {c.name: _memory(c, samples, resident[c.name]) for c in contenders}
+    ratios, spread = {}, {}
+    for contender in contenders[1:]:
+        name = f"{contender.name}/{reference.name}"
+        ratios[name], spread[name] = ratio(times[contender.name, "A"], times[reference.name, "A"])
+    if rgb_share:
+        name = f"{reference.name}/its rgb_extractor"
+        ratios[name], spread[name] = ratio(rgb_share, [1.0] * len(rgb_share))
     return {
         "rows": [
-            {"region": "A: tensors ready -> map", **a.to_json(), **conditions},
-            {"region": "B: files -> verdict", **b.to_json(), **conditions},
+            {
+                "name": c.name,
+                "region": f"{region}: {REGIONS[region]}",
+                **latency(times[c.name, region]).to_json(),
+                **c.conditions,
+                "cold_start_ms": c.cold_start_ms and round(c.cold_start_ms, 1),
+                "map_max_error": errors[c.name],
+                "load_before": round(load, 1),
+                "warmup_frames": max(warmup, 1),
+                "mean_points": round(sum(points) / len(points)),
+            }
+            for region in REGIONS
+            for c in contenders
+            if region in c.regions
         ],
-        "stages": [stage.to_json() for stage in stages],
+        "ratios": {name: round(value, 4) for name, value in ratios.items()},
+        "ratio_spread": spread,
+        "stages": stages,
         "memory": memory,
         "paper": efficiency_table(),
+    }
+
+
+def map_errors(contenders: Sequence[Contender], sample: Sample) -> dict[str, float | None]:
+    """How far each one's anomaly map of a frame is from the reference's; None for another method's map (CFM)."""
+    with tempfile.TemporaryDirectory() as folder:
+        maps = {c.name: c.anomaly_map(sample, Path(folder)) for c in contenders}
+    expected = maps[contenders[0].name]
+    return {
+        c.name: None if c.conditions["layout"] == "cfm" else float(np.abs(maps[c.name] - expected).max())
+        for c in contenders
+    }
+
+
+def artefacts(bundle: Bundle) -> dict[str, Any]:
+    """What making the bundle took and what it weighs: seconds to export and build, bytes of models and engines."""
+    entries = bundle.manifest["files"].items()
+    engines = {}
+    for folder in sorted((bundle.path / "engines").glob("sm*")):
+        found = read_manifest(folder, "m3ad-engines", "Build engines again: m3ad-export build-engine")
+        plans = found["files"].values()
+        engines[folder.name] = {
+            "precision": found["precision"],
+            "build_s": round(sum(p["build_s"] for p in plans), 1),
+            "bytes": sum(p["bytes"] for p in plans),
+        }
+    return {
+        "export_s": bundle.manifest["export_s"],
+        "onnx_bytes": sum(e["bytes"] for name, e in entries if name.startswith("onnx/")),
+        "engines": engines,
     }
 
 
@@ -93,40 +144,18 @@ def efficiency_table() -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def _memory(inspector: Inspector | TritonInspector, region_b: Callable[[int], object]) -> dict[str, Any]:
-    pids = {"client": os.getpid()}
-    if isinstance(inspector, TritonInspector) and (pid := server_pid(inspector.url)) is not None:
-        pids["server"] = pid
-    with PeakMemory(list(pids.values())) as peak:
-        for number in range(MEMORY_FRAMES):
-            region_b(number)
-    found: dict[str, Any] = {name: asdict(peak.peaks[pid]) for name, pid in pids.items()}
-    if isinstance(inspector, TritonInspector):
-        return {"model_bytes": inspector.serving["model_bytes"], "server": None, **found}
-    return {"model_bytes": _model_bytes(inspector), **found}
-
-
-def _conditions(inspector: Inspector | TritonInspector) -> dict[str, Any]:
-    if isinstance(inspector, TritonInspector):
-        here = server_pid(inspector.url) is not None
-        return {
-            "how": f"Triton at {inspector.url}",
-            "hardware": hardware() if here else f"server not seen; client: {hardware()}",
-            "threads": len(os.sched_getaffinity(0)) if here else None,
-            "runtime": inspector.serving["runtime"],
-            "precision": inspector.serving["precision"],
-            "layout": inspector.record.layout,
-        }
-    return {
-        "how": "in process",
-        "hardware": hardware(),
-        "threads": inspector.threads,
-        "runtime": "onnxruntime",
-        "precision": "fp32",
-        "layout": inspector.record.layout,
+def _memory(contender: Contender, samples: Sequence[Sample], resident: Sequence[int]) -> dict[str, Any]:
+    """Parameters, peak of the process or server tree, growth after the first frames, peak of the device."""
+    found: dict[str, Any] = {
+        "parameter_bytes": contender.conditions["parameter_bytes"],
+        "device_bytes": contender.device_bytes,
+        "peak": None,
     }
-
-
-def _model_bytes(inspector: Inspector) -> int:
-    used = {step.stage for step in inspector.pipeline.wiring}
-    return sum((inspector.folder / file).stat().st_size for stage in used for file in CPU_FILES[stage])
+    if contender.pid is not None:
+        with PeakMemory([contender.pid]) as peak:
+            for number in range(MEMORY_FRAMES):
+                contender.measure(samples[number % len(samples)], "A")
+        found["peak"] = asdict(peak.peaks[contender.pid])
+    if len(resident) > GROWTH_FROM:
+        found["growth"] = {"frames": len(resident), "bytes": resident[-1] - resident[GROWTH_FROM - 1]}
+    return found

@@ -40,27 +40,29 @@ class Table:
 
 def bench_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
     """The tables of one or several benchmarks, the paper's beside them."""
+    rows = [(result, row) for result in results for row in result["rows"]]
     speed = Table(
-        "Speed, one frame at a time",
-        ["region", "frames/s", "p50 ms", "p90 ms", "p99 ms", "frames", "measured"],
+        "Speed, one frame at a time, the forms in turn on the same frames",
+        ["form", "region", "frames/s", "p50 ms", "p90 ms", "p99 ms", "time over reference", "cold start s"],
         [
             [
+                row["name"],
                 row["region"],
                 f"{row['frames_per_second']:.3f}",
                 *(f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
-                f"{row['frames']} after {row['warmup_frames']}",
-                conditions(row),
+                _ratio_cell(result, row),
+                f"{row['cold_start_ms'] / 1e3:.1f}" if row["cold_start_ms"] else "",
             ]
-            for result in results
-            for row in result["rows"]
+            for result, row in rows
         ],
+        [*dict.fromkeys(conditions(row) for _, row in rows), *(n for r in results for n in _own_encoder(r))],
     )
     stages = Table(
         "Time per stage and frame (region A)",
-        ["run", "stage", "uses", "infer ms", "queue ms", "copy ms"],
+        ["form", "stage", "uses", "infer ms", "queue ms", "copy ms"],
         [
             [
-                _run(result),
+                stage["run"],
                 stage["stage"],
                 f"{stage['uses']:g}",
                 *(f"{stage[key]:.2f}" for key in ("infer_ms", "queue_ms", "transfer_ms")),
@@ -70,39 +72,62 @@ def bench_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         ],
     )
     memory = Table(
-        "Memory",
-        ["run", "what", "MiB"],
-        [[_run(result), what, f"{size / MIB:.1f}"] for result in results for what, size in _sizes(result)],
+        "Memory in MiB",
+        ["form", "parameters", "peak, shared pages once (PSS)", "peak RSS", "device peak", "growth"],
+        [[name, *_memory_cells(found)] for result in results for name, found in result["memory"].items()],
+        ["a peak is of the form's own process, for Triton of the server and its children; empty: not seen"],
+    )
+    made = [_artefact_table(result["artefacts"]) for result in results if "artefacts" in result]
+    return [speed, stages, memory, *made, paper_table(results[0]["paper"])]
+
+
+def _ratio_cell(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    reference = result["rows"][0]["name"]
+    name = f"{row['name']}/{reference}"
+    if not row["region"].startswith("A") or name not in result["ratios"]:
+        return ""
+    spread = result["ratio_spread"][name]
+    return f"{result['ratios'][name]:.2f} ({spread['low']:.2f} .. {spread['high']:.2f})"
+
+
+def _own_encoder(result: Mapping[str, Any]) -> list[str]:
+    return [
+        f"a frame of {name.partition('/')[0]} takes {value:.2f} times its own RGB encoder"
+        for name, value in result["ratios"].items()
+        if name.endswith("/its rgb_extractor")
+    ]
+
+
+def _memory_cells(found: Mapping[str, Any]) -> list[str]:
+    peak, growth = found["peak"] or {}, found.get("growth")
+    sizes = (found["parameter_bytes"], peak.get("pss_bytes"), peak.get("rss_bytes"), found["device_bytes"])
+    cells = ["" if size is None else f"{size / MIB:.0f}" for size in sizes]
+    return [*cells, f"{growth['bytes'] / MIB:+.0f} up to frame {growth['frames']}" if growth else ""]
+
+
+def _artefact_table(made: Mapping[str, Any]) -> Table:
+    return Table(
+        "Artefacts",
+        ["what", "seconds to make", "MB"],
         [
-            f"{_run(result)}: the server runs elsewhere, its memory is not seen"
-            for result in results
-            if "server" in result["memory"] and not result["memory"]["server"]
+            ["ONNX, both layouts", f"{made['export_s']:.1f}", f"{made['onnx_bytes'] / 1e6:.1f}"],
+            *(
+                [f"engines {target}, {e['precision']}", f"{e['build_s']:.1f}", f"{e['bytes'] / 1e6:.1f}"]
+                for target, e in made["engines"].items()
+            ),
         ],
     )
-    return [speed, stages, memory, paper_table(results[0]["paper"])]
-
-
-def _run(result: Mapping[str, Any]) -> str:
-    row = result["rows"][0]
-    return f"{row['how']}, {row['layout']}"
-
-
-def _sizes(result: Mapping[str, Any]) -> list[tuple[str, int]]:
-    memory = result["memory"]
-    peaks = [(who, memory[who]) for who in ("server", "client") if memory.get(who)]
-    return [
-        ("model files (nearly all weights)", memory["model_bytes"]),
-        *((f"{who} peak, shared pages once (PSS)", peak["pss_bytes"]) for who, peak in peaks),
-        *((f"{who} peak, shared pages per process (RSS)", peak["rss_bytes"]) for who, peak in peaks),
-    ]
 
 
 def conditions(row: Mapping[str, Any]) -> str:
     """In a few words, what a measured row stands on."""
     threads = f"{row['threads']} threads" if row["threads"] else "threads unknown"
+    error = row["map_max_error"]
+    same = "another method's map" if error is None else f"map within {error:.1e} of the reference's"
     return (
-        f"{row['how']}, {row['hardware']}, {threads}, load {row['load_before']:g} before, {row['runtime']} "
-        f"{row['precision']}, {row['layout']} layout, {row['mean_points']} points, {row['weights']}"
+        f"{row['name']}: {row['how']}, {row['hardware']}, {row['device']}, {threads}, load {row['load_before']:g} "
+        f"before, {row['runtime']} {row['precision']}, {row['frames']} frames after {row['warmup_frames']} a region, "
+        f"{row['mean_points']} points, {same}; {row['weights']}"
     )
 
 

@@ -20,6 +20,7 @@ LETTERS = {"N": range(MIN_POINTS, MAX_POINTS + 1), "R": range(1, MAX_POINTS + 1)
 
 Layout = Literal["chain", "fused"]
 LAYOUTS: tuple[Layout, ...] = ("chain", "fused")
+DEFAULT_LAYOUT: Layout = "fused"  # the one to ship; chain is the one to read and to debug
 
 
 @dataclass(frozen=True, slots=True)

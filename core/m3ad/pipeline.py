@@ -13,7 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from m3ad.bundle import Bundle
-from m3ad.contract import PIPELINE_INPUTS, PIPELINE_OUTPUTS, Layout, Step, pipeline_tensors, steps
+from m3ad.contract import (
+    DEFAULT_LAYOUT,
+    PIPELINE_INPUTS,
+    PIPELINE_OUTPUTS,
+    Layout,
+    Step,
+    pipeline_tensors,
+    steps,
+)
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
@@ -104,12 +112,13 @@ class Inspector:
     """An opened bundle that inspects frames in this process."""
 
     def __init__(
-        self, bundle: Bundle, ops: Ops, layout: Layout = "chain", threads: int | None = None
+        self, bundle: Bundle, ops: Ops, layout: Layout = DEFAULT_LAYOUT, threads: int | None = None
     ) -> None:
         """Load every stage of the layout on the CPU; `threads` defaults to the cores this process may use."""
         self.record = ServingRecord.of(bundle, layout)
         self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
         self.threads = threads or len(os.sched_getaffinity(0))
+        self.precision = str(bundle.manifest.get("precision", {"type": "fp32"})["type"])
         wiring = steps(bundle.dims, layout)
         names = dict.fromkeys(step.stage for step in wiring)
         self.folder = bundle.path / "onnx"
@@ -118,7 +127,9 @@ class Inspector:
         self.tensors, _ = pipeline_tensors(bundle.dims)
 
     @classmethod
-    def open(cls, path: Path, ops: Ops, layout: Layout = "chain", threads: int | None = None) -> "Inspector":
+    def open(
+        cls, path: Path, ops: Ops, layout: Layout = DEFAULT_LAYOUT, threads: int | None = None
+    ) -> "Inspector":
         """Open and verify the bundle at `path` and load its stages."""
         return cls(Bundle.open(path), ops, layout, threads)
 

@@ -77,6 +77,22 @@ class GuidedMapping(nn.Module):
         return F.gelu(self.projection(F.gelu(guide + hidden + self.input_bias)))
 
 
+class FirstAgain(nn.Module):
+    """MFM's first layer of the second pass, on whichever is narrower: MGM's last hidden rows (merged) or F~.
+
+    F~ is formed for its cosine anyway, so merging pays only where F~ is the wider of the two.
+    """
+
+    def __init__(self, last: nn.Linear, first: nn.Linear) -> None:
+        super().__init__()
+        self.is_merged = last.in_features < last.out_features
+        self.layer = merged_linear(last, first) if self.is_merged else first
+
+    def forward(self, hidden: Tensor, reconstructed: Tensor) -> Tensor:
+        rows: Tensor = self.layer(hidden if self.is_merged else reconstructed)
+        return rows
+
+
 class HeadRows(nn.Module):
     """Rows of both tables for T scored pixels -> scores [3, T]: 1 - cos of RGB, XYZ and mentor.
 
@@ -93,8 +109,8 @@ class HeadRows(nn.Module):
         self.to_rgb = GuidedMapping(mgm.mentor_to_rgb, mgm.to_rgb, width)
         self.to_xyz = GuidedMapping(mgm.mentor_to_xyz, mgm.to_xyz, width)
         self.rgb_output, self.xyz_output = mgm.to_rgb.output, mgm.to_xyz.output
-        self.rgb_again = merged_linear(mgm.to_rgb.output, rgb_first)
-        self.xyz_again = merged_linear(mgm.to_xyz.output, xyz_first)
+        self.rgb_again = FirstAgain(mgm.to_rgb.output, rgb_first)
+        self.xyz_again = FirstAgain(mgm.to_xyz.output, xyz_first)
 
     def mentor(self, rgb_hidden: Tensor, xyz_hidden: Tensor) -> Tensor:
         """MFM behind its first layers: their outputs, biases included -> mentor."""
@@ -109,6 +125,7 @@ class HeadRows(nn.Module):
         )
         rgb_last = self.to_rgb(mentor, xyz_mgm)
         xyz_last = self.to_xyz(mentor, rgb_mgm)
-        again = self.mentor(self.rgb_again(rgb_last), self.xyz_again(xyz_last))
-        pairs = ((rgb, self.rgb_output(rgb_last)), (xyz, self.xyz_output(xyz_last)), (mentor, again))
+        rgb_rec, xyz_rec = self.rgb_output(rgb_last), self.xyz_output(xyz_last)
+        again = self.mentor(self.rgb_again(rgb_last, rgb_rec), self.xyz_again(xyz_last, xyz_rec))
+        pairs = ((rgb, rgb_rec), (xyz, xyz_rec), (mentor, again))
         return torch.stack([score(a, b) for a, b in pairs])

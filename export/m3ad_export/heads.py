@@ -34,6 +34,11 @@ class HeadConfig:
             raise ValueError(f"join must be concat or sum, got {self.join!r}")
 
 
+def unit(rows: Tensor) -> Tensor:
+    """F / max(|F|, 1e-12), row by row; F.normalize's value, without the copy of |F| its export writes: [R, D] -> [R, D]."""
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
+
+
 class TwoLayers(nn.Module):
     """Linear, GELU, Linear with CFM's hidden width (in + out) // 2: [R, in] -> [R, out]."""
 
@@ -83,7 +88,7 @@ class Mfm(nn.Module):
     def aligned(self, rgb: Tensor, xyz: Tensor) -> tuple[Tensor, Tensor]:
         """The branches' outputs as the contrast and the fusion see them: [R, 256] each."""
         if self.config.unit_branches:
-            return F.normalize(rgb, dim=1), F.normalize(xyz, dim=1)
+            return unit(rgb), unit(xyz)
         return rgb, xyz
 
     def fuse(self, rgb: Tensor, xyz: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from onnx import helper
 from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
+from m3ad_export.folded_pointnet import folded_encoder
 
 OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
 ENCODER_GRAPH, ENCODER_WEIGHTS = CPU_FILES["xyz_extractor"]
@@ -49,7 +50,7 @@ def write_chain(detector: Detector, folder: Path) -> None:
     modules = detector.modules()
     for name in ("rgb_extractor", "mfm", "mgm", "vm"):
         onnx.save(dense_model(modules[name], table[name]), folder / f"{name}.onnx")
-    encoder = dense_model(modules["xyz_encoder"], xyz_encoder_stage(detector.dims))
+    encoder = dense_model(folded_encoder(detector.xyz), xyz_encoder_stage(detector.dims))
     extractor = xyz_extractor_model(encoder, detector.dims)
     onnx.save(
         encoder,
@@ -97,10 +98,28 @@ def dense_model(module: nn.Module, stage: Stage) -> onnx.ModelProto:
         (*model.graph.input, *model.graph.output), (*stage.inputs, *stage.outputs), strict=True
     ):
         value.CopyFrom(value_info(tensor))
+    reorder_gelu(model.graph)
     del model.graph.value_info[:]  # the exporter's intermediate shapes carry source paths and go stale
     name_nodes(model.graph)
     model.graph.name = stage.name
     return model
+
+
+def reorder_gelu(graph: onnx.GraphProto) -> None:
+    """Write x (0.5 (1 + erf)) as 0.5 (x (1 + erf)), in place: the order in which runtimes know GELU and fuse it.
+
+    Halving is exact, so no value changes.
+    """
+    halves = {i.name for i in graph.initializer if not i.dims and onnx.numpy_helper.to_array(i) == 0.5}
+    made_by = {node.output[0]: node for node in graph.node}
+    readers = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        inner = made_by.get(node.input[1]) if node.op_type == "Mul" else None
+        if inner is None or inner.op_type != "Mul" or inner.input[0] not in halves:
+            continue
+        if readers[inner.output[0]] == 1 and made_by[inner.input[1]].op_type == "Add":
+            x, half = node.input[0], inner.input[0]
+            inner.input[0], node.input[0] = x, half
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:

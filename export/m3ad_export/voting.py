@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from m3ad.contract import IMAGE_SIZE
 from torch import Tensor, nn
 
+from m3ad_export.heads import unit
+
 SCORES = ("rgb", "xyz", "mentor")
 SVM_ROWS = 4096  # the exact solver is quadratic in the rows
 EXPECTED_FLOOR = 0.25  # of the median: keeps pixels where good parts show nothing from magnifying noise
@@ -51,7 +53,7 @@ def score(feature: Tensor, reconstructed: Tensor) -> Tensor:
 
     [R, D], [R, D] -> [R] float32
     """
-    difference = F.normalize(feature.float(), dim=1) - F.normalize(reconstructed.float(), dim=1)
+    difference = unit(feature.float()) - unit(reconstructed.float())
     return 0.5 * difference.square().sum(dim=1)
 
 

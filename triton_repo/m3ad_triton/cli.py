@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from m3ad import cli as shared
-from m3ad.contract import Layout
+from m3ad.contract import DEFAULT_LAYOUT, Layout
 from m3ad.errors import ArtifactError
 
 from m3ad_triton.binary import find_binary
@@ -30,7 +30,7 @@ def write(
     ] = "onnxruntime",
     layout: Annotated[
         Layout, typer.Option(help="chain: one model a stage; fused: extractors and one head")
-    ] = "chain",
+    ] = DEFAULT_LAYOUT,
     target: Annotated[
         list[str] | None, typer.Option(help="engines to take, as in sm89; several may be given, all if none")
     ] = None,
