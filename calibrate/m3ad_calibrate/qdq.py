@@ -146,7 +146,7 @@ def quantized(model: onnx.ModelProto, stage: str, plan: Plan, limits: dict[str, 
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
     del result.metadata_props[:], result.graph.value_info[:]
-    _read_directly(result.graph, weights_only)
+    _read_directly(result.graph, {name for name, p in chosen.items() if p != "int8_weights"})
     if plan.precision == "fp8":
         _as_fp8(result.graph, {name for name, p in chosen.items() if p == "fp8"}, weights, limits)
     if plan.precision == "fp8" or plan.half:
@@ -188,13 +188,21 @@ def _constant(
     return np.asarray(value)
 
 
-def _read_directly(graph: onnx.GraphProto, names: set[str]) -> None:
-    """Let these products read their activation itself instead of its Q/DQ pair."""
+def _read_directly(graph: onnx.GraphProto, quantized_products: set[str]) -> None:
+    """Let every other node read an activation itself: the quantizer hands its Q/DQ pair to all who read the tensor.
+
+    The cosine reads the mentor that the next layer quantizes; it must not see that rounding.
+    """
     makers = {name: node for node in graph.node for name in node.output}
     for node in graph.node:
-        if node.name in names:
-            dequantize = makers[node.input[0]]
-            node.input[0] = makers[dequantize.input[0]].input[0]
+        if node.name in quantized_products or node.op_type == "DequantizeLinear":
+            continue
+        for i, name in enumerate(node.input):
+            dequantize = makers.get(name)
+            if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+                quantize = makers.get(dequantize.input[0])
+                if quantize is not None:  # weights have no maker
+                    node.input[i] = quantize.input[0]
 
 
 def _as_fp8(
@@ -239,7 +247,7 @@ def _verify(model: onnx.ModelProto, chosen: dict[str, str]) -> None:
         "fp8": (TensorProto.FLOAT8E4M3FN, 2),
     }
     for node in model.graph.node:
-        if node.op_type != "MatMul":
+        if node.op_type == "DequantizeLinear":
             continue
         pairs = [makers[n] for n in node.input if n in makers and makers[n].op_type == "DequantizeLinear"]
         found = ({types[p.input[2]] for p in pairs}, len(pairs))

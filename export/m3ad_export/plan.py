@@ -52,7 +52,7 @@ KEEP_FP32: tuple[Keep, ...] = (
         r":encoder(\.first_conv|/linear/)",
         "neighbourhoods are offsets of millimetres, their variance about 1e-6",
     ),
-    Keep(r":encoder\.second_conv\.1/", "batch statistics over all grouped points"),
+    Keep(r":encoder\.second_conv\.[01]/", "batch statistics over all grouped points"),
     Keep(r":pos_embed", "absolute coordinates in metres: fp16 would round them to a quarter millimetre"),
     Keep(rf":{OP_DOMAIN}\.", "the custom ops measure distances in fp32"),
 )

@@ -1,0 +1,231 @@
+"""What a change in some graphs does to anomaly maps, cheaply: everything before the change is computed once.
+
+Scores are taken at every second pixel of both axes and spread over the rest before the vote; the reference is taken
+the same way. Both layouts' heads are run where the bundle has them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from m3ad.bundle import Bundle
+from m3ad.contract import IMAGE_SIZE, Layout
+from m3ad.errors import ArtifactError, FrameError
+from m3ad.frames import Sample, read_sample
+from m3ad.metrics import aupro, image_auroc, rank_correlation
+from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
+from m3ad.stages import Operator, Ops, bilinear_operator
+
+from m3ad_calibrate.defects import with_defect
+from m3ad_calibrate.gate import LOWEST_RANK_CORRELATION, METRICS
+
+STRIDE = 2
+Arrays = dict[str, npt.NDArray[Any]]
+GraphFunction = Callable[[Arrays], Arrays]
+
+
+@dataclass(slots=True)
+class Probed:
+    """One frame with all that stays the same when a graph changes."""
+
+    image: npt.NDArray[np.float32]
+    grouped: Arrays
+    rgb_tokens: npt.NDArray[np.float32]
+    xyz_tokens: npt.NDArray[np.float32]
+    rgb_operator: Operator
+    xyz_operator: Operator
+    pick: npt.NDArray[np.intp]  # rows whose scores are computed
+    nearest: npt.NDArray[np.intp]  # for each row, which picked one stands for it
+    mask: npt.NDArray[np.bool_]
+    is_defective: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What a change cost: falls of the metrics, the lowest rank correlation, and the share of the budget it uses."""
+
+    falls: dict[str, float]
+    rank_correlation: float
+    loss: float  # the largest of fall / budget and (1 - rank correlation) / 0.01; at most 1 passes
+
+
+class Probe:
+    """Frames with and without synthetic defects, and the maps that changed graphs make of them.
+
+    Args:
+        bundle: not quantized, with the fused layout.
+        samples: good frames of the validation split.
+        ops: the custom ops.
+        layouts: whose heads are run.
+        threads: of ONNX Runtime.
+
+    Raises:
+        ArtifactError: the bundle has no fused layout, whose vote is used.
+        FrameError: there are no samples.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        samples: Sequence[Sample],
+        ops: Ops,
+        layouts: Sequence[Layout] = ("fused",),
+        threads: int = 2,
+    ) -> None:
+        if "fused" not in bundle.manifest["layouts"]:
+            raise ArtifactError(
+                f"{bundle.path} has no fused layout, which is probed; export both: m3ad-export bundle"
+            )
+        if not samples:
+            raise FrameError(
+                "there are no good validation frames to probe with; add some to the validation split"
+            )
+        self.bundle, self.ops, self.threads, self.layouts = bundle, ops, threads, tuple(layouts)
+        names = ["rgb_extractor", "xyz_encoder", "head_tokens", "head_rows", "head_vote"]
+        names += ["mfm", "mgm"] if "chain" in layouts else []
+        self.models = {name: onnx.load(bundle.file(f"onnx/{name}.onnx")) for name in names}
+        self.graphs = {name: self.session(model) for name, model in self.models.items()}
+        self.tile_rows = int(self.models["head_rows"].graph.input[0].type.tensor_type.shape.dim[0].dim_value)
+        preprocessing = Preprocessing.from_json(bundle.manifest["preprocessing"])
+        self.frames = []
+        for i, sample in enumerate(samples):
+            frame = read_sample(sample)
+            clean = prepare(frame, preprocessing)
+            self.frames.append(self._probed(clean, np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.bool_)))
+            defective, mask = with_defect(frame, i)
+            self.frames.append(self._probed(prepare(defective, preprocessing), prepare_mask(mask)))
+        self.reference = {layout: self._maps({}, layout) for layout in self.layouts}
+        self.metrics = {layout: self._metrics(maps) for layout, maps in self.reference.items()}
+
+    def session(self, model: onnx.ModelProto) -> GraphFunction:
+        """A graph as a function of its inputs by name."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        outputs, inputs = [v.name for v in session.get_outputs()], [v.name for v in session.get_inputs()]
+
+        def run(arrays: Arrays) -> Arrays:
+            return dict(zip(outputs, session.run(outputs, {n: arrays[n] for n in inputs}), strict=True))
+
+        return run
+
+    def damage(self, changed: dict[str, GraphFunction], budget: float) -> Damage:
+        """Run the frames with these graphs in place of the bundle's in every layout that has them; the worst counts."""
+        extractors = {"rgb_extractor", "xyz_encoder"} & changed.keys()
+        worst: Damage | None = None
+        for layout in self.layouts:
+            own = {"fused": {"head_tokens", "head_rows"}, "chain": {"mfm", "mgm"}}[layout]
+            if not extractors and not own & changed.keys():
+                continue
+            maps = self._maps(changed, layout)
+            found, wanted = self._metrics(maps), self.metrics[layout]
+            falls = {name: wanted[name] - found[name] for name in METRICS}
+            rank = min(
+                rank_correlation(
+                    a.ravel()[f.xyz_operator.scored_pixel], b.ravel()[f.xyz_operator.scored_pixel]
+                )
+                for a, b, f in zip(self.reference[layout], maps, self.frames, strict=True)
+            )
+            loss = max(
+                *(fall / budget for fall in falls.values()), (1 - rank) / (1 - LOWEST_RANK_CORRELATION)
+            )
+            if worst is None or loss > worst.loss:
+                worst = Damage(falls, rank, loss)
+        return worst or Damage(dict.fromkeys(METRICS, 0.0), 1.0, 0.0)
+
+    def _probed(self, prepared: ModelInput, mask: npt.NDArray[np.bool_]) -> Probed:
+        dims, ops = self.bundle.dims, self.ops
+        idx, neighborhood, _ = ops.point_group(
+            prepared.points, dims.groups, dims.group_size, dims.min_norm_sq
+        )
+        grouped = {"neighborhood": neighborhood, "centers": prepared.points[idx]}
+        xyz = ops.interpolation_operator(prepared.points, prepared.point_pixel, grouped["centers"])
+        y, x = np.divmod(xyz.scored_pixel, IMAGE_SIZE)
+        pick = np.flatnonzero((y % STRIDE == 0) & (x % STRIDE == 0))
+        nearest = _nearest(np.stack([y, x], axis=1), pick)
+        return Probed(
+            prepared.image,
+            grouped,
+            self.graphs["rgb_extractor"]({"image": prepared.image})["rgb_tokens"],
+            self.graphs["xyz_encoder"](grouped)["xyz_tokens"],
+            bilinear_operator(dims.rgb_side, xyz.scored_pixel, ops),
+            xyz,
+            pick,
+            nearest,
+            mask,
+            bool(mask.any()),
+        )
+
+    def _maps(self, changed: dict[str, GraphFunction], layout: Layout) -> list[npt.NDArray[np.float32]]:
+        graphs = self.graphs | changed
+        maps = []
+        for frame in self.frames:
+            tokens = {"rgb_tokens": frame.rgb_tokens, "xyz_tokens": frame.xyz_tokens}
+            if "rgb_extractor" in changed:
+                tokens |= graphs["rgb_extractor"]({"image": frame.image})
+            if "xyz_encoder" in changed:
+                tokens |= graphs["xyz_encoder"](frame.grouped)
+            scores = (
+                self._fused(graphs, frame, tokens) if layout == "fused" else _chain(graphs, frame, tokens)
+            )
+            spread = np.ascontiguousarray(scores[:, frame.nearest])
+            vote = graphs["head_vote"]({"scores": spread, "scored_pixel": frame.xyz_operator.scored_pixel})
+            maps.append(vote["anomaly_map"])
+        return maps
+
+    def _fused(
+        self, graphs: dict[str, GraphFunction], frame: Probed, tokens: Arrays
+    ) -> npt.NDArray[np.float32]:
+        tables = graphs["head_tokens"](tokens)
+        rgb = frame.rgb_operator.apply(tables["rgb_table"])[frame.pick]
+        xyz = frame.xyz_operator.apply(tables["xyz_table"])[frame.pick]
+        scores = np.empty((3, len(frame.pick)), np.float32)
+        for start in range(0, len(frame.pick), self.tile_rows):
+            part = slice(start, min(start + self.tile_rows, len(frame.pick)))
+            filled = {"rgb_rows": self._tile(rgb[part]), "xyz_rows": self._tile(xyz[part])}
+            scores[:, part] = graphs["head_rows"](filled)["scores"][:, : part.stop - start]
+        return scores
+
+    def _tile(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.concatenate([rows, np.repeat(rows[:1], self.tile_rows - len(rows), axis=0)])
+
+    def _metrics(self, maps: list[npt.NDArray[np.float32]]) -> dict[str, float]:
+        stacked = np.nan_to_num(np.stack(maps))
+        masks = np.stack([frame.mask for frame in self.frames])
+        labels = np.array([frame.is_defective for frame in self.frames])
+        return {
+            "image_auroc": image_auroc(stacked.max(axis=(1, 2)).astype(np.float64), labels),
+            "aupro_30": aupro(stacked, masks, 0.30, "exact"),
+            "aupro_1": aupro(stacked, masks, 0.01, "exact"),
+        }
+
+
+def _chain(graphs: dict[str, GraphFunction], frame: Probed, tokens: Arrays) -> npt.NDArray[np.float32]:
+    first = {
+        "rgb_features": frame.rgb_operator.apply(tokens["rgb_tokens"])[frame.pick],
+        "xyz_features": frame.xyz_operator.apply(tokens["xyz_tokens"])[frame.pick],
+    }
+    mentor = graphs["mfm"](first)
+    made = graphs["mgm"]({**first, **mentor})
+    again = {name: made[name.replace("features", "reconstructed")] for name in first}
+    pairs = [(first[name], again[name]) for name in first]
+    pairs.append((mentor["mentor"], graphs["mfm"](again)["mentor"]))
+    return np.stack([_score(a, b) for a, b in pairs])
+
+
+def _score(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """|a/|a| - b/|b||^2 / 2 of rows, as VM computes it (Eq. 5)."""
+    unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (a, b)]
+    return np.asarray(0.5 * np.square(unit[0] - unit[1]).sum(axis=1), np.float32)
+
+
+def _nearest(places: npt.NDArray[np.int32], pick: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """For each place [R, 2] the position in `pick` of the nearest picked one."""
+    from scipy.spatial import cKDTree
+
+    return np.asarray(cKDTree(places[pick]).query(places)[1], np.intp)

@@ -1,0 +1,173 @@
+import re
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from m3ad.bundle import Bundle
+from m3ad.errors import M3adError, MissingDependencyError
+from m3ad_calibrate import qdq
+from m3ad_calibrate.modelopt import quantized_by_modelopt
+from m3ad_calibrate.quantize import Graph, Settings
+from m3ad_export.plan import Keep, Plan, default_plan
+from m3ad_export.precision import histogram
+from onnx import TensorProto, helper, numpy_helper
+
+INT8 = Plan("int8", "fp32", ())
+
+
+def toy(weight: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
+    """y = x W^T + b as a Gemm, then a LayerNorm and a MatMul."""
+    width = weight.shape[0]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "w", "b"], ["h"], name="fc/linear/Gemm", transB=1),
+            helper.make_node("LayerNormalization", ["h", "g", "o"], ["n"], name="norm/LayerNormalization"),
+            helper.make_node("MatMul", ["n", "v"], ["y"], name="out/linear/MatMul"),
+        ],
+        "toy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["R", weight.shape[1]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["R", width])],
+        [
+            numpy_helper.from_array(weight, "w"),
+            numpy_helper.from_array(bias, "b"),
+            numpy_helper.from_array(np.linspace(0.1, 20, width).astype(np.float32), "g"),
+            numpy_helper.from_array(np.zeros(width, np.float32), "o"),
+            numpy_helper.from_array(np.eye(width, dtype=np.float32)[::-1].copy(), "v"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.fixture
+def model() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    return toy(rng.normal(size=(16, 8)).astype(np.float32), rng.normal(size=16).astype(np.float32))
+
+
+def values(model: onnx.ModelProto, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == name))
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})[0]
+
+
+def test_int8_is_what_the_formula_says(model: onnx.ModelProto) -> None:
+    """First layer in NumPy: x and W rounded to their scales, the product and the bias in floating point."""
+    plan = Plan("int8", "fp32", (Keep("out", "the norm's product stays", "rest"),))
+    prepared = qdq.prepared(model, "toy", plan)
+    assert qdq.activations(prepared, "toy", plan) == {"x"}
+    found = qdq.quantized(prepared, "toy", plan, {"x": 3.0})
+    onnx.checker.check_model(found, full_check=True)
+    x = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    x[0, 0] = 9  # beyond the limit: clipped
+    weight, bias = values(model, "w"), values(model, "b")
+    w_scale = np.abs(weight).max(axis=1, keepdims=True) / 127
+    w = np.round(weight / w_scale) * w_scale
+    xq = np.clip(np.round(x / (3 / 127)), -127, 127) * (3 / 127)
+    h = xq @ w.T + bias
+    n = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * values(model, "g")
+    np.testing.assert_allclose(run(found, x), n @ values(model, "v"), rtol=1e-3, atol=1e-3)
+    assert histogram(found) == {"INT8": 1, "FLOAT": 1}
+
+
+def test_weights_are_stored_per_channel_in_eight_bits(model: onnx.ModelProto) -> None:
+    prepared = qdq.prepared(model, "toy", INT8)
+    found = qdq.quantized(prepared, "toy", INT8, {"x": 3.0, "n": 20.0})
+    stored = {i.name: numpy_helper.to_array(i) for i in found.graph.initializer}
+    kinds = {name: (v.dtype.name, v.shape) for name, v in stored.items() if v.ndim == 2}
+    assert set(kinds.values()) == {("int8", (8, 16)), ("int8", (16, 16))}
+    scales = next(v for n, v in stored.items() if n.startswith("w.") and n.endswith("_scale"))
+    np.testing.assert_allclose(scales, np.abs(values(model, "w")).max(axis=1) / 127, rtol=1e-6)
+    zero_points = [v for n, v in stored.items() if n.endswith("_zero_point")]
+    assert zero_points
+    assert all(v.dtype == np.int8 and not v.any() for v in zero_points)  # symmetric
+
+
+def test_fp8_values_are_those_of_the_type(model: onnx.ModelProto) -> None:
+    plan = Plan("fp8", "fp32", (Keep("out", "stays", "rest"),))
+    found = qdq.quantized(qdq.prepared(model, "toy", plan), "toy", plan, {"x": 3.0})
+    onnx.checker.check_model(found, full_check=True)
+    assert histogram(found) == {"FLOAT8E4M3FN": 1, "FLOAT": 1}
+    x = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+
+    def fp8(v: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return np.clip(v / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+
+    weight = values(model, "w")
+    h = fp8(x, np.float32(3 / 448)) @ fp8(weight, np.abs(weight).max(1, keepdims=True) / 448).T
+    h = h + values(model, "b")
+    n = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * values(model, "g")
+    np.testing.assert_allclose(run(found, x), n @ values(model, "v"), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_alone_leave_the_activation_as_it_is(model: onnx.ModelProto) -> None:
+    plan = Plan("int8", "fp32", (Keep("out", "sensitive", "int8_weights"),))
+    prepared = qdq.prepared(model, "toy", plan)
+    found = qdq.quantized(prepared, "toy", plan, {"x": 3.0})
+    assert histogram(found) == {"INT8": 1, "INT8_WEIGHTS": 1}
+    node = next(n for n in found.graph.node if n.name == "out/linear/MatMul")
+    assert node.input[0] == "n"
+
+
+def test_a_half_rest_types_the_scales_too(model: onnx.ModelProto) -> None:
+    plan = default_plan("int8", "fp16")
+    x = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    graph = Graph(model, "toy", [{"x": x}], plan, Settings())
+    found = graph.written(plan)
+    onnx.checker.check_model(found, full_check=True)
+    by_name = {i.name: i for i in found.graph.initializer}
+    scales = {by_name[n.input[1]].data_type for n in found.graph.node if n.op_type == "QuantizeLinear"}
+    assert scales == {TensorProto.FLOAT16}
+    assert next(o.version for o in found.opset_import if not o.domain) == 19
+    full = run(model, x)
+    assert np.abs(run(found, x) - full).max() < 0.05 * np.abs(full).max()
+
+
+def test_smoothquant_computes_the_same_before_rounding_and_less_error_after(model: onnx.ModelProto) -> None:
+    from m3ad_calibrate.ranges import observe
+    from m3ad_calibrate.smooth import smoothable, smoothed
+
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(400, 8)).astype(np.float32)
+    prepared = qdq.prepared(model, "toy", INT8)
+    names = smoothable(prepared)
+    assert list(names) == ["n"]
+    smooth = smoothed(prepared, observe(prepared, [{"x": x}], names))
+    np.testing.assert_allclose(run(smooth, x), run(model, x), rtol=1e-4, atol=1e-4)
+    only_last = Plan("int8", "fp32", (Keep("fc", "fp32 here", "rest"),))
+    plain = Graph(model, "toy", [{"x": x}], only_last, Settings()).written(only_last)
+    better = Graph(model, "toy", [{"x": x}], only_last, Settings(smoothquant=True)).written(only_last)
+    small = np.argsort(values(model, "g"))[:4]  # channels that an outlier channel's scale drowns
+    small = 15 - small  # the last product turns the channels around
+    full = run(model, x)[:, small]
+    assert np.abs(run(better, x)[:, small] - full).max() < 0.5 * np.abs(run(plain, x)[:, small] - full).max()
+
+
+@pytest.mark.parametrize("stage", ["rgb_extractor", "xyz_encoder", "mfm", "mgm", "head_tokens", "head_rows"])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_every_graph_of_a_bundle_takes_the_default_plan(
+    tiny_bundle: Bundle, stage: str, precision: str
+) -> None:
+    model = onnx.load(tiny_bundle.file(f"onnx/{stage}.onnx"))
+    plan = default_plan(precision)  # type: ignore[arg-type]
+    prepared = qdq.prepared(model, stage, plan)
+    limits = dict.fromkeys(qdq.activations(prepared, stage, plan), 4.0)
+    found = qdq.quantized(prepared, stage, plan, limits)
+    onnx.checker.check_model(found, full_check=True)
+    dequantized = {o for n in found.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    kept = re.compile(r"attn/matmul|patch_embed|pos_embed|first_conv|second_conv\.0")
+    for node in found.graph.node:
+        wanted = node.op_type in ("MatMul", "Gemm", "Conv") and not kept.search(node.name)
+        assert dequantized.issuperset(node.input) == wanted, node.name
+        assert wanted or not dequantized & set(node.input), node.name
+    assert [v.name for v in found.graph.output] == [v.name for v in model.graph.output]
+
+
+def test_modelopt_is_asked_for_by_name(model: onnx.ModelProto) -> None:
+    with pytest.raises((MissingDependencyError, M3adError), match="nvidia-modelopt is not installed"):
+        quantized_by_modelopt(model, "toy", INT8, [], "max")
