@@ -5,8 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
-from m3ad.bundle import MANIFEST, Bundle, sha256_of
+from m3ad.bundle import MANIFEST, Bundle, sha256_of, write_json
 from m3ad.cli import print_json, print_text, run, talk
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
@@ -18,7 +19,7 @@ from rich.progress import track
 from m3ad_calibrate import record as recording
 from m3ad_calibrate.gate import BUDGET
 from m3ad_calibrate.modelopt import Engine
-from m3ad_calibrate.ranges import Method
+from m3ad_calibrate.ranges import EightBits, Method
 from m3ad_calibrate.threshold import fit_threshold, save_score_plot
 
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-export bundle` wrote")]
@@ -26,6 +27,9 @@ DataOpt = Annotated[Path, typer.Option(help="a category in MVTec 3D-AD or Eyecan
 PrecisionOpt = Annotated[PlanPrecision, typer.Option(help="fp16, bf16, int8 or fp8")]
 RestOpt = Annotated[
     Rest, typer.Option(help="type of what INT8 and FP8 are not for: fp32 for CPUs, fp16 for TensorRT")
+]
+SmoothOpt = Annotated[
+    bool, typer.Option("--smoothquant", help="move outliers behind LayerNorms into the weights")
 ]
 BudgetOpt = Annotated[float, typer.Option(min=0, help="how far each anomaly metric may fall")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
@@ -76,9 +80,7 @@ def quantize(
     ] = None,
     rest: RestOpt = "fp32",
     engine: Annotated[Engine, typer.Option(help="who places the Q/DQ pairs")] = "onnxruntime",
-    smoothquant: Annotated[
-        bool, typer.Option("--smoothquant", help="move outliers behind LayerNorms into the weights")
-    ] = False,
+    smoothquant: SmoothOpt = False,
     budget: BudgetOpt = BUDGET,
     as_json: Json = False,
 ) -> None:
@@ -138,6 +140,45 @@ def _gate(bundle: Bundle, source: Bundle, test: list[Sample], budget: float, as_
         raise M3adError(
             f"{bundle.path} is not usable: {'; '.join(failed)}. Find a plan: m3ad-calibrate sensitivity"
         )
+
+
+@app.command()
+def sensitivity(
+    bundle: BundleArg,
+    data: DataOpt,
+    out: Annotated[Path, typer.Option(help="plan to write; its plot and figures lie beside it")] = Path(
+        "plan.json"
+    ),
+    precision: Annotated[EightBits, typer.Option(help="int8 or fp8")] = "int8",
+    method: Annotated[Method, typer.Option(help="how activations' limits are chosen")] = "max",
+    rest: RestOpt = "fp32",
+    smoothquant: SmoothOpt = False,
+    frames: Annotated[int, typer.Option(min=1, help="good validation frames, each also with a defect")] = 4,
+    budget: BudgetOpt = BUDGET,
+    as_json: Json = False,
+) -> None:
+    """Rank layer groups by what quantizing them costs, and write the fastest plan within the budget."""
+    from m3ad_calibrate.probe import Probe
+    from m3ad_calibrate.quantize import Settings
+    from m3ad_calibrate.sensitivity import Searcher, report, save_plot
+
+    source = Bundle.open(bundle)
+    feeds, _ = recorded(source, data)
+    good = [s for s in find_samples(data, "validation") if s.is_good]
+    chosen = [good[i] for i in sorted({round(i) for i in np.linspace(0, len(good) - 1, frames)})]
+    probe = Probe(source, chosen, ops, source.manifest["layouts"])
+    settings = Settings(method=method, smoothquant=smoothquant)
+    search = Searcher(probe, feeds, default_plan(precision, rest), settings, budget).search(talk.print)
+    search.plan.write(out)
+    save_plot(search, out.with_suffix(".png"))
+    write_json(out.with_suffix(".figures.json"), report(search))
+    if as_json:
+        print_json(report(search))
+        return
+    for f in search.findings:
+        print_text(f"{f.damage.loss:6.2f} of the budget  {f.group.share:5.1%} of the work  {f.group.name}")
+    share, loss = search.quantized_share, search.damage.loss
+    print_text(f"{out}: {share:.0%} of the multiply-adds in {precision}, {loss:.2f} of the budget")
 
 
 @app.command()

@@ -1,0 +1,244 @@
+"""Which layers bear INT8 or FP8: one group at a time, and the fastest plan whose loss stays within a budget.
+
+The loss is measured on good validation frames with and without synthetic defects. Test labels are never looked at:
+a plan tuned on them would pass a gate that means nothing.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from m3ad_export.plan import QUANTIZED, Keep, NodePrecision, Plan
+
+from m3ad_calibrate import qdq
+from m3ad_calibrate.probe import Damage, Probe
+from m3ad_calibrate.quantize import Graph, Settings
+from m3ad_calibrate.record import Feeds
+
+Say = Callable[[str], None]
+# A group is what one pattern of a plan names. The heads' groups name the same layers in both layouts; the fused head
+# runs MFM's first layers and the feature half of MGM's on tokens, in one product with the tokens of a modality.
+BLOCK = re.compile(r"^(?P<tower>blocks\.(?:blocks\.)?\d+)\.(?P<part>attn\.(?:qkv|proj)|mlp\.fc[12])/")
+HEAD_GROUPS = {
+    "MFM's first layers, chain": r"^mfm:\w+_branch\.first/",
+    "first layers": r"^head_tokens:|^mgm:to_\w+\.input/",
+    "branches": r"^(mfm:|head_rows:mfm\.)\w+_branch\.last/",
+    "fusion": r"^(mfm:|head_rows:mfm\.)fusion\.",
+    "guidance": r"^mgm:mentor_to_|^head_rows:to_\w+(\.mentor_layer)?/",
+    "projection": r"^(mgm|head_rows):to_\w+\.projection/",
+    "output": r"^mgm:to_\w+\.output/|^head_rows:\w+_output/",
+    "second pass": r"^head_rows:\w+_again/",
+}
+# What a group may be brought to when it cannot bear the plan's precision, in this order.
+STEPS: tuple[NodePrecision, ...] = ("int8_weights", "rest")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Layers that a plan treats alike: a name, a pattern, and their share of the multiply-adds of all groups."""
+
+    name: str
+    pattern: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What quantizing one group alone costs."""
+
+    group: Group
+    damage: Damage
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The groups from worst to least, the plan that was found, and what it costs on the probe."""
+
+    findings: list[Finding]
+    plan: Plan
+    damage: Damage
+    quantized_share: float  # of the multiply-adds
+    trail: list[dict[str, Any]]
+
+
+def find_groups(models: dict[str, onnx.ModelProto], rows: int, base: Plan) -> list[Group]:
+    """The groups of a bundle: each block of an encoder, the mini-PointNet, and the layers of the heads.
+
+    Args:
+        models: graphs by name.
+        rows: feature rows of a typical frame, for the heads' share of the work.
+        base: the plan whose products count.
+    """
+    work: dict[tuple[str, str], float] = {}
+    for stage, model in models.items():
+        prepared = qdq.prepared(model, stage, base)
+        shapes = {i.name: i.dims for i in prepared.graph.initializer}
+        inferred = onnx.shape_inference.infer_shapes(prepared)
+        sizes = {
+            v.name: v.type.tensor_type.shape.dim for v in (*inferred.graph.value_info, *inferred.graph.input)
+        }
+        chosen = qdq.products(prepared, stage, base)
+        for node in prepared.graph.node:
+            if node.name not in chosen or node.input[1] not in shapes:
+                continue
+            key = _group_of(stage, node.name)
+            outer = [d.dim_value for d in sizes.get(node.input[0], ())][:-1]
+            per_row = stage in ("mfm", "mgm", "head_rows")
+            count = float(rows if per_row else np.prod(outer or [1]))
+            # mfm and mgm are the same layers as the fused head's; they are not counted twice.
+            macs = (
+                0.0
+                if stage in ("mfm", "mgm") and "head_rows" in models
+                else count * np.prod(shapes[node.input[1]])
+            )
+            work[key] = work.get(key, 0.0) + macs
+    total = sum(work.values()) or 1.0
+    return [Group(name, pattern, macs / total) for (name, pattern), macs in work.items()]
+
+
+def _group_of(stage: str, node: str) -> tuple[str, str]:
+    """The name and the pattern of the group a product belongs to."""
+    if block := BLOCK.match(node):
+        tower = block["tower"]
+        name = f"{'RGB' if stage == 'rgb_extractor' else 'XYZ'} block {tower.rpartition('.')[2]}"
+        return name, rf"^{stage}:{re.escape(tower)}\.(attn\.(qkv|proj)|mlp\.fc[12])/"
+    for name, pattern in HEAD_GROUPS.items():
+        if re.search(pattern, f"{stage}:{node}"):
+            return name, pattern
+    module = node.split("/")[0].split(".")[0]
+    return f"{stage} {module}", rf"^{stage}:{re.escape(module)}[./]"
+
+
+class Searcher:
+    """The graphs of a probe, ready to be written by any plan.
+
+    Args:
+        probe: whose frames and graphs are used.
+        feeds: recorded inputs by graph.
+        base: the plan to start from; what it keeps stays kept.
+        settings: method and engine of calibration.
+        budget: of the gate.
+    """
+
+    def __init__(
+        self, probe: Probe, feeds: dict[str, Feeds], base: Plan, settings: Settings, budget: float
+    ) -> None:
+        self.probe, self.base, self.budget = probe, base, budget
+        names = [n for n in probe.models if n in feeds]
+        self.graphs = {n: Graph(probe.models[n], n, feeds[n], base, settings) for n in names}
+        rows = int(np.mean([len(frame.xyz_operator.scored_pixel) for frame in probe.frames]))
+        self.groups = find_groups({n: probe.models[n] for n in names}, rows, base)
+
+    def damage(self, plan: Plan) -> Damage:
+        """What a plan costs on the probe; graphs in which it quantizes nothing are not run."""
+        changed = {
+            name: self.probe.session(graph.written(plan))
+            for name, graph in self.graphs.items()
+            if qdq.products(graph.model, name, plan)
+        }
+        return self.probe.damage(changed, self.budget)
+
+    def alone(self, group: Group) -> Plan:
+        """The plan in which one group is quantized and nothing else is."""
+        lifted = tuple(Keep(g.pattern, "another group", "rest") for g in self.groups if g != group)
+        return replace(self.base, keep=(*lifted, *self.base.keep))
+
+    def search(self, say: Say = lambda _: None) -> Search:
+        """Rank the groups, then lift the worst for their work until the loss fits the budget.
+
+        A group is lifted to INT8 weights first, to the plan's rest when every group it pays for is there. The order is
+        loss per multiply-add, so that what is given up is as little work as can be.
+        """
+        findings = []
+        for i, group in enumerate(self.groups):
+            damage = self.damage(self.alone(group))
+            findings.append(Finding(group, damage))
+            say(f"{i + 1} of {len(self.groups)}: {group.name} alone uses {damage.loss:.2f} of the budget")
+        findings.sort(key=lambda finding: finding.damage.loss, reverse=True)
+        order = sorted(findings, key=lambda f: f.damage.loss / (f.group.share + 0.01), reverse=True)
+        moves = [(f.group, step) for step in STEPS for f in order]
+        trail: list[dict[str, Any]] = []
+
+        def tried(count: int) -> Damage:
+            damage = self.damage(self.with_moves(moves[:count]))
+            trail.append({"lifted": count, "loss": damage.loss, "rank_correlation": damage.rank_correlation})
+            say(f"{count} lifted: {damage.loss:.2f} of the budget")
+            return damage
+
+        # The loss falls as groups are lifted, so the smallest number that fits is found by halving.
+        low, high, best = 0, len(moves), tried(0)
+        if best.loss > 1:
+            while high - low > 1:
+                middle = (low + high) // 2
+                damage = tried(middle)
+                low, high, best = (low, middle, damage) if damage.loss <= 1 else (middle, high, best)
+            low = high
+            best = self.damage(self.with_moves(moves[:low]))
+        plan = self.with_moves(moves[:low], findings)
+        lifted = {group.name for group, _ in moves[:low]}
+        share = sum(group.share for group in self.groups if group.name not in lifted)
+        return Search(findings, plan, best, share, trail)
+
+    def with_moves(
+        self, moves: Sequence[tuple[Group, NodePrecision]], findings: Sequence[Finding] = ()
+    ) -> Plan:
+        """The base plan with groups lifted; the last move of a group counts."""
+        loss = {f.group: f.damage.loss for f in findings}
+        final = dict(moves)
+        kept = tuple(
+            Keep(g.pattern, f"{g.name}: alone it uses {loss.get(g, 0):.2f} of the loss budget", precision)
+            for g, precision in final.items()
+        )
+        return replace(self.base, keep=(*kept, *self.base.keep))
+
+
+def report(search: Search) -> dict[str, Any]:
+    """The search as JSON."""
+    return {
+        "groups": [
+            {
+                "name": f.group.name,
+                "pattern": f.group.pattern,
+                "share": round(f.group.share, 4),
+                "loss": f.damage.loss,
+                "rank_correlation": f.damage.rank_correlation,
+                "falls": f.damage.falls,
+            }
+            for f in search.findings
+        ],
+        "trail": search.trail,
+        "loss": search.damage.loss,
+        "rank_correlation": search.damage.rank_correlation,
+        "falls": search.damage.falls,
+        "quantized_share": search.quantized_share,
+    }
+
+
+def save_plot(search: Search, path: Path) -> None:
+    """Bars of every group's loss alone, worst first, and the budget; lifted groups are hatched."""
+    from matplotlib.figure import Figure
+
+    findings = search.findings[::-1]
+    figure = Figure(figsize=(7, 1.2 + 0.22 * len(findings)), layout="constrained")
+    axes = figure.subplots()
+    kept = {k.pattern for k in search.plan.keep if k.precision in (*QUANTIZED, "rest")}
+    for row, finding in enumerate(findings):
+        is_lifted = finding.group.pattern in kept
+        axes.barh(
+            row, finding.damage.loss, color="#888888" if is_lifted else "#3070b0", hatch="//" * is_lifted
+        )
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(
+        range(len(findings)), [f"{f.group.name} ({f.group.share:.0%})" for f in findings], fontsize=7
+    )
+    axes.set_xlabel("share of the loss budget used alone; hatched: lifted; in brackets: of the multiply-adds")
+    axes.set_title(
+        f"{search.plan.precision}: {search.quantized_share:.0%} of the multiply-adds quantized, "
+        f"{search.damage.loss:.2f} of the budget used",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=120)
