@@ -5,6 +5,7 @@ same ones. Which ONNX files a stage reads is known here alone; how they are made
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,6 +98,15 @@ def bilinear_operator(side: int, scored_pixel: IntArray, ops: Ops) -> Operator:
     return ops.SparseRows(indptr, indices, products, scored_pixel, side * side)
 
 
+@cache
+def _share_arena() -> None:
+    """One memory arena for every graph of this process: the stages run in turn, so the largest sets the peak."""
+    import onnxruntime as ort
+
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, None)
+
+
 class OnnxGraph:
     """An ONNX file in ONNX Runtime on the CPU."""
 
@@ -110,6 +120,10 @@ class OnnxGraph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Threads that spin between two graphs take the cores from the stage that has work, here or in another process.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         if not path.is_file():
             raise ArtifactError(f"{path} is missing; export the bundle again: m3ad-export bundle")
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -13,7 +13,7 @@ from m3ad.stages import Ops
 
 from m3ad_export.detector import Detector
 from m3ad_export.onnx_export import write_chain
-from m3ad_export.onnx_head import write_head
+from m3ad_export.onnx_head import CPU_TILE_ROWS, DEVICE_TILE_ROWS, write_head
 from m3ad_export.parity import PARITY_POINTS, Deviation, check_parity, summary, verify_parity
 from m3ad_export.voting import map_names
 
@@ -67,6 +67,7 @@ def write_bundle(
             "contract_version": CONTRACT_VERSION,
             "dims": detector.dims.to_json(),
             "layouts": list(layouts),
+            "tile_rows": {"cpu": CPU_TILE_ROWS, "device": DEVICE_TILE_ROWS},
             "score_maps": list(map_names(detector.vm.config)),
             **detector.record,
             "export_s": round(export_s, 1),

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 from m3ad_export.engine_types import inspector_types, network_types, verify_precision, verify_target
 from m3ad_export.onnx_export import values_read
-from m3ad_export.onnx_head import HEAD_PARTS, head_model
+from m3ad_export.onnx_head import DEVICE_TILE_ROWS, HEAD_PARTS, head_model, with_tile
 from m3ad_export.plan import default_plan
 from m3ad_export.precision import Precision, half_model, histogram
 
@@ -132,6 +132,8 @@ def stage_model(
 
     def part(name: str) -> onnx.ModelProto:
         model = onnx.load(folder / f"{name}.onnx")
+        if name == "head_rows":
+            model = with_tile(model, DEVICE_TILE_ROWS)
         return half_model(model, name, default_plan(precision)) if precision in ("fp16", "bf16") else model
 
     # The head's precision is written into its parts: a loop's body is no place for it afterwards.

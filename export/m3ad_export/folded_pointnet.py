@@ -1,4 +1,4 @@
-"""Point-MAE's mini-PointNet with fewer passes over its rows, by identities that hold exactly (systems of the frame).
+"""Point-MAE's mini-PointNet with fewer passes over its rows, by identities that hold exactly.
 
 The plain form touches G S = 32,768 rows of 512 channels a dozen times. Here the statistics of both batch norms follow
 from the covariance of what goes into the linear layer before them, each norm is one multiply and one add, and the
@@ -23,7 +23,7 @@ def folded_encoder(encoder: PointMaeEncoder) -> PointMaeEncoder:
 
 
 class Affine(nn.Module):
-    """A batch norm as scale and shift: y = scale x + shift, scale = weight / sqrt(var + eps), shift = bias - scale mean.
+    """A batch norm as y = scale x + shift: scale = weight / sqrt(var + eps), shift = bias - scale mean.
 
     mean [C], var [C] of the frame (`sample`) -> scale [C], shift [C]
     """

@@ -35,7 +35,7 @@ class HeadConfig:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """F / max(|F|, 1e-12), row by row; F.normalize's value, without the copy of |F| its export writes: [R, D] -> [R, D]."""
+    """F / max(|F|, 1e-12), row by row: [R, D] -> [R, D]. F.normalize without the copy of |F| that its export writes."""
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
 
 

@@ -19,7 +19,9 @@ from m3ad_export.onnx_export import (
 )
 from m3ad_export.voting import HeadVote
 
-TILE_ROWS = 2048
+# Rows of a tile. On a CPU a smaller one stays in the caches (per row 0.93 of 2048's time, measured) and wastes less of
+# the last tile; on a device it would be all launches.
+CPU_TILE_ROWS, DEVICE_TILE_ROWS = 512, 2048
 HEAD_PARTS = ("head_tokens", "head_rows", "head_vote")
 
 
@@ -35,13 +37,13 @@ def head_stages(detector: Detector) -> dict[str, tuple[nn.Module, Stage]]:
         Tensor("rgb_table", (dims.rgb_tokens, rgb_width)),
         Tensor("xyz_table", (dims.groups, xyz_width)),
     )
-    rows = (Tensor("rgb_rows", (TILE_ROWS, rgb_width)), Tensor("xyz_rows", (TILE_ROWS, xyz_width)))
+    rows = (Tensor("rgb_rows", (CPU_TILE_ROWS, rgb_width)), Tensor("xyz_rows", (CPU_TILE_ROWS, xyz_width)))
     scored_pixel = table["vm"].inputs[-1]
     return {
         "head_tokens": (tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), tables)),
         "head_rows": (
             HeadRows(detector.mfm, detector.mgm),
-            Stage("head_rows", rows, (Tensor("scores", (3, TILE_ROWS)),)),
+            Stage("head_rows", rows, (Tensor("scores", (3, CPU_TILE_ROWS)),)),
         ),
         "head_vote": (
             HeadVote(detector.vm),
@@ -65,13 +67,14 @@ def head_model(
 ) -> onnx.ModelProto:
     """The three parts as one graph: TokenInterpolate and bilinear taps between them, the rows in a loop over tiles."""
     stage = stages(dims)["head"]
+    head_rows = with_tile(head_rows, DEVICE_TILE_ROWS)
     opset = max(opset_of(part) for part in (head_tokens, head_rows, head_vote))
     rgb_table, xyz_table = (_tensor(v) for v in head_tokens.graph.output)
     rgb_rows, xyz_rows = (_tensor(v) for v in head_rows.graph.input)
     scored_pixel = stages(dims)["vm"].inputs[-1]
     bilinear = dense_model(
         RgbRows(dims.rgb_side),
-        Stage("bilinear", (rgb_table, Tensor("tile_pixel", (TILE_ROWS,), "int32")), (rgb_rows,)),
+        Stage("bilinear", (rgb_table, Tensor("tile_pixel", (DEVICE_TILE_ROWS,), "int32")), (rgb_rows,)),
     )
     interpolate = op_node(
         "TokenInterpolate",
@@ -84,7 +87,7 @@ def head_model(
     width = xyz_rows.dims[1]
     tiling = parser.parse_graph(f"""
     tiling (int32[R] scored_pixel, float[R, {width}] xyz_all) => (float[3, R] scores) {{
-        tile = Constant <value_ints = [{TILE_ROWS}]> ()
+        tile = Constant <value_ints = [{DEVICE_TILE_ROWS}]> ()
         one = Constant <value_ints = [1]> ()
         always = Constant <value = bool {{1}}> ()
         zero = Constant <value_ints = [0]> ()
@@ -117,15 +120,26 @@ def head_model(
     )
 
 
+def with_tile(head_rows: onnx.ModelProto, rows: int) -> onnx.ModelProto:
+    """A copy of `head_rows` for tiles of another size; nothing in it but its inputs and outputs speaks of the size."""
+    resized = onnx.ModelProto()
+    resized.CopyFrom(head_rows)
+    for value in resized.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = rows
+    resized.graph.output[0].type.tensor_type.shape.dim[1].dim_value = rows
+    del resized.graph.value_info[:]
+    return resized
+
+
 def tile_loop_body(bilinear: onnx.GraphProto, head_rows: onnx.GraphProto) -> onnx.GraphProto:
     """One trip: the tile's pixels and rows cut out, both tables' rows, scores [3, T] stacked by the loop.
 
     It reads all_pixel, all_rows and the RGB table of the graph around it.
     """
     cut = parser.parse_graph(f"""
-    cut (int64 trip, bool go) => (bool go_on, float[3, {TILE_ROWS}] scores) {{
+    cut (int64 trip, bool go) => (bool go_on, float[3, {DEVICE_TILE_ROWS}] scores) {{
         go_on = Identity (go)
-        rows_of_tile = Constant <value_ints = [{TILE_ROWS}]> ()
+        rows_of_tile = Constant <value_ints = [{DEVICE_TILE_ROWS}]> ()
         tile_axis = Constant <value_ints = [0]> ()
         start = Mul (trip, rows_of_tile)
         stop = Add (start, rows_of_tile)

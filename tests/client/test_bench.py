@@ -9,31 +9,19 @@ from m3ad_client.bench import (
     latency,
     mean_stage_times,
     percentile,
-    run_frames,
+    ratio,
     stage_times,
 )
 
 
-class FakeClock:
-    """Stands still but for what the work itself takes."""
-
-    def __init__(self) -> None:
-        self.now_ns = 5_000_000
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-
-def test_each_frame_s_own_time_is_measured_in_order() -> None:
-    clock, seen = FakeClock(), []
-
-    def work(number: int) -> None:
-        seen.append(number)
-        clock.now_ns += (number + 1) * 1_500_000
-
-    assert run_frames(work, 4, clock) == [1.5, 3.0, 4.5, 6.0]
-    assert seen == [0, 1, 2, 3]
-    assert run_frames(work, 0, clock) == []
+def test_a_ratio_is_taken_frame_by_frame() -> None:
+    value, spread = ratio(
+        [2.0, 60.0, 8.0, 10.0], [1.0, 20.0, 2.0, 2.0]
+    )  # a slow moment of both is no difference
+    assert value == 3.5
+    assert spread == {"low": 2.0, "q1": 2.0, "q3": 4.0, "high": 5.0}
+    with pytest.raises(ValueError, match="shorter"):
+        ratio([1.0, 2.0], [1.0])
 
 
 def test_latency_of_known_frames() -> None:

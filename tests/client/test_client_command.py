@@ -1,20 +1,24 @@
 """The command as a user runs it: exit code, one JSON document on stdout, one sentence on stderr."""
 
+import dataclasses
 import json
 import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import TINY_RGB, TINY_XYZ
 from m3ad.bundle import Bundle
 from m3ad.frames import Frame, find_samples, read_frame, read_sample, read_sample_mask
 from m3ad.metrics import evaluate
 from m3ad.pipeline import Inspector
 from m3ad.preprocess import prepare_mask
+from m3ad_export.detector import Detector, save_detector
 from m3ad_plugins import ops
 from m3ad_triton.server import LocalServer
 from PIL import Image
@@ -95,41 +99,94 @@ def test_eval_equals_the_metrics_computed_here(tiny_bundle: Bundle, category: Pa
         assert found["image_auroc"] == np.mean([b > g for b in tops[bad] for g in tops[~bad]])
 
 
-def test_bench_in_process_names_its_conditions(tiny_bundle: Bundle, category: Path) -> None:
-    told = document("bench", category, "--bundle", tiny_bundle.path, "--frames", 3, "--warmup", 1)
-    assert [row["region"][0] for row in told["rows"]] == ["A", "B"]
+def test_bench_holds_forms_side_by_side(tiny_bundle: Bundle, tiny_detector: Detector, tmp_path: Path) -> None:
+    detector, folder = tmp_path / "detector", tmp_path / "frames"
+    detector.mkdir()
+    save_detector(tiny_detector_with_record(tiny_detector), detector)
+    for name in ("000", "001"):
+        frame = make_frame(int(name), size=256)
+        # a grid without noise is full of equal distances, which PyTorch's topk breaks as it likes
+        frame.xyz[..., 2] += np.random.default_rng(0).normal(0, 1e-4, frame.xyz.shape[:2])
+        write_frame(folder, name, Frame(frame.rgb, np.where(frame.xyz[..., :1] == 0, 0, frame.xyz), name))
+    layouts = ("--layout", "fused", "--layout", "chain")
+    baselines = ("--baseline", "dense", "--baseline", "cfm", "--detector", detector)
+    told = document(
+        "bench", folder, "--bundle", tiny_bundle.path, *layouts, *baselines, "--frames", 2, "--warmup", 1
+    )
+    measured = [(row["name"], row["region"][0]) for row in told["rows"]]
+    names = ["fused", "chain", "dense", "cfm"]
+    assert measured == [*((n, "A") for n in names), ("fused", "B"), ("chain", "B")]
     for row in told["rows"]:
-        assert row["frames"] == 3
+        assert row["frames"] == 2
         assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-        assert {
-            "hardware",
-            "threads",
-            "runtime",
-            "precision",
-            "layout",
-            "warmup_frames",
-            "weights",
-        } <= row.keys()
-    assert [s["stage"] for s in told["stages"]] == [
-        "rgb_extractor",
-        "xyz_extractor",
-        "project",
-        "mfm",
-        "mgm",
-        "vm",
-    ]
-    assert [s["uses"] for s in told["stages"]] == [1, 1, 1, 2, 1, 1]
+        assert {"hardware", "threads", "runtime", "precision", "warmup_frames", "weights"} <= row.keys()
+        assert row["cold_start_ms"] > row["p50_ms"]
+        assert row["mean_points"] >= 1024
+        if row["name"] == "cfm":
+            assert row["map_max_error"] is None
+        else:
+            assert row["map_max_error"] < 1e-4
+    assert told["ratios"].keys() == {"chain/fused", "dense/fused", "cfm/fused", "fused/its rgb_extractor"}
+    for name, value in told["ratios"].items():
+        spread = told["ratio_spread"][name]
+        assert spread["low"] <= value <= spread["high"]
+    stages = {(s["run"], s["stage"]): s["uses"] for s in told["stages"]}
+    assert stages["chain", "mfm"] == 2
+    assert stages["fused", "head"] == 1
+    for name in names:
+        assert told["memory"][name]["peak"]["rss_bytes"] > told["memory"][name]["parameter_bytes"] > 0
+    assert told["artefacts"]["onnx_bytes"] > 0
     paper = {row[0]: row for row in told["paper"]["rows"]}
     assert paper["Mentor3AD"][1:3] == [18.371, 1613.3]
-    assert told["memory"]["client"]["rss_bytes"] > told["memory"]["model_bytes"] > 0
+
+
+def tiny_detector_with_record(detector: Detector) -> Detector:
+    """What `train` would have recorded of it."""
+    record = {
+        **detector.record,
+        "encoders": {
+            "rgb": {**asdict(TINY_RGB), **detector.record["encoders"]["rgb"]},
+            "xyz": {**asdict(TINY_XYZ), **detector.record["encoders"]["xyz"]},
+        },
+        "heads": asdict(detector.mfm.config),
+        "voting": asdict(detector.vm.config),
+    }
+    return dataclasses.replace(detector, record=record)
+
+
+def test_memory_growth_is_told_of_many_frames(tiny_bundle: Bundle, category: Path) -> None:
+    told = document("bench", category, "--bundle", tiny_bundle.path, "--frames", 21, "--warmup", 1)
+    growth = told["memory"]["fused"]["growth"]
+    assert growth["frames"] == 42  # both regions
+    assert growth["bytes"] < 2**26
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layout", "fused"], "--layout is for --bundle"),
+        (["--baseline", "dense"], "--baseline and --detector go together"),
+        (["--baseline", "btf", "--detector", "x"], "--baseline btf is unknown, expected dense, cfm, fused"),
+    ],
+)
+def test_bench_options_that_make_no_sense(options: list[str], message: str, category: Path) -> None:
+    done = client("bench", category, *options)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_baseline_without_its_detector_is_one_sentence(category: Path, tmp_path: Path) -> None:
+    told = refusal("bench", category, "--baseline", "dense", "--detector", tmp_path / "absent")
+    assert told.startswith("error: dense: ")
+    assert "absent holds no detector of this version" in told
 
 
 def test_tables_are_printed_for_people_and_documents(tiny_bundle: Bundle, category: Path) -> None:
-    done = client("bench", category, "--bundle", tiny_bundle.path, "--frames", 2, "--warmup", 0, "--markdown")
+    done = client("bench", category, "--bundle", tiny_bundle.path, "--frames", 2, "--warmup", 1, "--markdown")
     assert done.returncode == 0, done.stderr
-    assert "| A: tensors ready -> map | " in done.stdout
+    assert "| fused | A: tensors ready -> map | " in done.stdout
     assert "| CFM | 21.755 | 437.9 |" in done.stdout
-    assert "in process, " in done.stdout
+    assert "- fused: in process, " in done.stdout
     assert "- Not one machine: " in done.stdout
     done = client("eval", category, "--bundle", tiny_bundle.path)
     assert "image auroc" in done.stdout
@@ -141,12 +198,12 @@ def test_saved_results_are_shown_side_by_side(tiny_bundle: Bundle, category: Pat
     for layout in ("chain", "fused"):
         arguments = ("bench", category, "--bundle", tiny_bundle.path, "--layout", layout, "--frames", 1)
         files.append(tmp_path / f"{layout}.json")
-        files[-1].write_text(json.dumps(document(*arguments, "--warmup", 0)))
+        files[-1].write_text(json.dumps(document(*arguments, "--warmup", 1)))
     done = client("report", *files, "--markdown")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| A: tensors ready -> map | ") == 2
-    assert "| in process, chain | mgm | 1 | " in done.stdout
-    assert "| in process, fused | head | 1 | " in done.stdout
+    assert "| chain | mgm | 1 | " in done.stdout
+    assert "| fused | head | 1 | " in done.stdout
     assert done.stdout.count("| CFM | 21.755 |") == 1
     files[0].write_text("[]")
     assert "is no result of `m3ad-client eval --json`" in refusal("report", files[0])
@@ -215,7 +272,8 @@ def test_served_bench_sees_stages_and_server_memory(server: LocalServer, categor
         "vm": 1,
     }
     assert all(s["infer_ms"] > 0 for s in told["stages"])
-    assert told["memory"]["server"]["pss_bytes"] > 0
+    assert told["memory"]["triton chain"]["peak"]["pss_bytes"] > 0
+    assert told["rows"][0]["cold_start_ms"] is None  # somebody else started it
     assert told["rows"][0]["runtime"] == "onnxruntime"
 
 
