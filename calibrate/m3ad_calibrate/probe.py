@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from m3ad.bundle import Bundle
 from m3ad.contract import IMAGE_SIZE, Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.metrics import aupro, image_auroc, rank_correlation
 from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
-from m3ad.stages import Operator, Ops, bilinear_operator
+from m3ad.stages import OnnxGraph, Operator, Ops, bilinear_operator
 
 from m3ad_calibrate.defects import with_defect
 from m3ad_calibrate.gate import LOWEST_RANK_CORRELATION, METRICS
@@ -107,16 +106,7 @@ class Probe:
 
     def session(self, model: onnx.ModelProto) -> GraphFunction:
         """A graph as a function of its inputs by name."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        outputs, inputs = [v.name for v in session.get_outputs()], [v.name for v in session.get_inputs()]
-
-        def run(arrays: Arrays) -> Arrays:
-            return dict(zip(outputs, session.run(outputs, {n: arrays[n] for n in inputs}), strict=True))
-
-        return run
+        return OnnxGraph(model.SerializeToString(), self.threads)
 
     def damage(self, changed: dict[str, GraphFunction], budget: float) -> Damage:
         """Run the frames with these graphs in place of the bundle's in every layout that has them; the worst counts."""

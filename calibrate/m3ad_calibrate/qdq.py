@@ -19,7 +19,7 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from m3ad_calibrate.ranges import LARGEST
 
-FP8_OPSET = 19  # the first with FP8 and half-typed scales in Q/DQ
+OPSET = 19  # the first with FP8 and with half-typed scales in Q/DQ
 QUANTIZER_OPTIONS = {
     "ActivationSymmetric": True,
     "WeightSymmetric": True,
@@ -47,7 +47,7 @@ def prepared(model: onnx.ModelProto, stage: str, plan: Plan) -> onnx.ModelProto:
             nodes.append(node)
             continue
         folded = _constant(node.input[1], weights, makers)
-        if folded is None:
+        if folded is None or folded.ndim != 2:
             nodes.append(node)
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -84,13 +84,16 @@ def prepared(model: onnx.ModelProto, stage: str, plan: Plan) -> onnx.ModelProto:
 
 def products(model: onnx.ModelProto, stage: str, plan: Plan) -> dict[str, str]:
     """The MatMul nodes of a prepared model that the plan quantizes: node name -> precision."""
-    weights = {i.name for i in model.graph.initializer}
-    matmuls = [node for node in model.graph.node if node.op_type == "MatMul"]
-    chosen = {node.name: plan.choice(stage, node).precision for node in matmuls}
-    stored = {node.name for node in matmuls if node.input[1] in weights}
-    return {
-        name: p for name, p in chosen.items() if p in QUANTIZED and (name in stored or p != "int8_weights")
-    }
+    shapes = {i.name: i.dims for i in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        precision = plan.choice(stage, node).precision
+        weights = shapes.get(node.input[1]) if node.op_type == "MatMul" else None
+        if node.op_type == "MatMul" and precision in QUANTIZED:
+            is_matrix = weights is not None and len(weights) == 2
+            if is_matrix or (weights is None and precision != "int8_weights"):
+                found[node.name] = precision
+    return found
 
 
 def activations(model: onnx.ModelProto, stage: str, plan: Plan) -> set[str]:
@@ -150,8 +153,8 @@ def quantized(model: onnx.ModelProto, stage: str, plan: Plan, limits: dict[str, 
     if plan.precision == "fp8":
         _as_fp8(result.graph, {name for name, p in chosen.items() if p == "fp8"}, weights, limits)
     if plan.precision == "fp8" or plan.half:
-        for entry in result.opset_import:
-            entry.version = max(entry.version, FP8_OPSET) if not entry.domain else entry.version
+        for entry in (o for o in result.opset_import if not o.domain):
+            entry.version = max(entry.version, OPSET)
     drop_unused(result.graph)
     _verify(result, chosen)
     return result

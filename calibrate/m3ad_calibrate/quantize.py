@@ -37,10 +37,10 @@ from m3ad_calibrate.smooth import smoothable, smoothed
 # The plugin-free graphs a plan is written into, by layout; the rest of a bundle is copied.
 GRAPHS: dict[str, tuple[str, ...]] = {
     "both": ("rgb_extractor", "xyz_encoder"),
-    "chain": ("mfm", "mgm"),
-    "fused": ("head_tokens", "head_rows"),
+    "chain": ("mfm", "mgm", "vm"),
+    "fused": ("head_tokens", "head_rows", "head_vote"),
 }
-COPIED: dict[str, tuple[str, ...]] = {"both": (), "chain": ("project", "vm"), "fused": ("head_vote",)}
+COPIED: dict[str, tuple[str, ...]] = {"both": (), "chain": ("project",), "fused": ()}
 Say = Callable[[str], None]
 
 

@@ -69,7 +69,7 @@ def budget(dims: Dims, tile: int, megabytes: int, available: int) -> Budget:
     return Budget(
         frames=min(available, MAX_FRAMES, half // frame),
         rows=int(min(8192, (half - tiles * tile) // row)),
-        tiles=int(min(tiles, 4)),
+        tiles=int(tiles),
     )
 
 

@@ -108,11 +108,12 @@ def _share_arena() -> None:
 
 
 class OnnxGraph:
-    """An ONNX file in ONNX Runtime on the CPU."""
+    """An ONNX file, or a model's bytes, in ONNX Runtime on the CPU."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, model: Path | bytes, threads: int) -> None:
         try:
             import onnxruntime as ort
+            from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph
         except ImportError as error:
             raise MissingDependencyError(
                 "onnxruntime is not installed, the CPU runtime needs it: pip install 'm3ad[cpu]'"
@@ -124,9 +125,15 @@ class OnnxGraph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing; export the bundle again: m3ad-export bundle")
-        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        if isinstance(model, Path) and not model.is_file():
+            raise ArtifactError(f"{model} is missing; export the bundle again: m3ad-export bundle")
+        source, providers = str(model) if isinstance(model, Path) else model, ["CPUExecutionProvider"]
+        try:
+            self.session = ort.InferenceSession(source, options, providers=providers)
+        except InvalidGraph:
+            # ONNX Runtime 1.31 fuses FP8 pairs into its INT8 kernels, which refuse them; as written, they run.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            self.session = ort.InferenceSession(source, options, providers=providers)
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = [entry.name for entry in self.session.get_inputs()]
 

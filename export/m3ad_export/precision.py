@@ -15,6 +15,7 @@ from m3ad_export.plan import Plan
 Precision = Literal["fp32", "fp16", "bf16"]
 INT8_WEIGHTS = "INT8_WEIGHTS"  # of the products in `histogram`, the one that is no ONNX type
 _ELEMENT = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+MAKES_ITS_TYPE = ("Cast", "Shape", "Constant", "ConstantOfShape")  # whatever the types around them are
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
@@ -66,7 +67,7 @@ def half_model(model: onnx.ModelProto, stage: str, plan: Plan) -> onnx.ModelProt
         node = onnx.NodeProto()
         node.CopyFrom(source)
         computes = any(name in floats for name in (*node.input, *node.output))
-        if not computes or node.op_type in ("Cast", "Shape") or plan.float_type(stage, node) == "fp32":
+        if not computes or node.op_type in MAKES_ITS_TYPE or plan.float_type(stage, node) == "fp32":
             node.input[:] = [full(name) for name in node.input]
             made_full.update(node.output)
         else:
