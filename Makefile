@@ -46,7 +46,8 @@ demo: plugins ## The main job, from good parts to a measured, served detector: m
 	PATH="$(abspath $(BIN)):$$PATH" ./demo.sh $(DATA)
 
 bench: plugins ## Measure the demo's bundle beside the references
-	$(BIN)/m3ad-client bench demo/sample --bundle demo/bundle --layout fused
+	$(BIN)/m3ad-client bench demo/sample --bundle demo/bundle --layout fused --layout chain \
+	    --baseline dense --baseline cfm --detector demo/detector --frames 5 --warmup 1
 
 clean: ## Remove what demo, tests and tools made, but not .venv
 	rm -rf demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis

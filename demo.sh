@@ -44,19 +44,16 @@ url=$(python -c 'import json; print(json.load(open("demo/server.json"))["grpc_ur
 step "evaluate the test parts through the ensemble, every score map of it"
 m3ad-client eval "$data" --maps --url "$url" | tee $out/eval.txt
 
-step "measure the served chain"
-m3ad-client bench "$data" --url "$url" --frames 3 --warmup 1 --json >$out/served_chain.json
+step "measure: served chain, both layouts in this process, the plain dense network as reference, frame by frame in turn"
+m3ad-client bench "$data" --bundle $out/bundle --layout fused --layout chain --url "$url" \
+    --baseline dense --detector $out/detector --frames 3 --warmup 1 --json >$out/bench.json
 kill $server
 wait $server || [ $? -eq 130 ] # it was told to stop
 server=
 
 step "inspect the test parts with the fused layout in this process: overlays and raw maps"
-m3ad-client infer "$data" --bundle $out/bundle --layout fused --out $out/inspected
-
-step "measure both layouts in this process, beside the paper's table"
-m3ad-client bench "$data" --bundle $out/bundle --layout chain --frames 3 --warmup 1 --json >$out/chain.json
-m3ad-client bench "$data" --bundle $out/bundle --layout fused --frames 5 --warmup 1 --json >$out/fused.json
-m3ad-client report $out/served_chain.json $out/chain.json $out/fused.json | tee $out/report.txt
+m3ad-client infer "$data" --bundle $out/bundle --out $out/inspected
+m3ad-client report $out/bench.json | tee $out/report.txt
 
 picture=$(find $out/inspected -name '*.overlay.png' | grep -v /good/ | sort | head -1)
 step "done: look at $picture, $out/eval.txt, $out/detector/losses.png and $out/threshold.png"

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from m3ad_client import report
 from m3ad_client.contenders import Contenders
-from m3ad_client.evaluate import evaluate_samples
+from m3ad_client.evaluate import Modality, evaluate_samples
 from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
 from m3ad_client.measure import artefacts, run_bench
 from m3ad_client.triton import Tls, TritonInspector
@@ -97,6 +97,9 @@ def evaluate(
     data: Data,
     split: Split = "test",
     maps: Annotated[bool, typer.Option("--maps", help="also judge every score map alone")] = False,
+    without: Annotated[
+        Modality | None, typer.Option(help="mask a modality out of every frame: rgb to one colour, xyz flat")
+    ] = None,
     url: Url = DEFAULT_URL,
     model: Model = None,
     bundle: BundleOption = None,
@@ -113,11 +116,11 @@ def evaluate(
     samples = find_samples(data, split)
     with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
         frames = track(samples, "inspecting", console=shared.talk, transient=True)
-        found = evaluate_samples(inspector, frames, with_maps=maps)
+        found = evaluate_samples(inspector, frames, with_maps=maps, without=without)
         record = inspector.record
     result = {
         "category": record.category,
-        "split": split,
+        "split": f"{split} without {without}" if without else split,
         "threshold": record.threshold,
         "weights": record.weights,
         **found,

@@ -1,25 +1,48 @@
 """Metrics of a test split: image and pixel AUROC and AUPRO of the final map, per defect kind, and the verdicts."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from m3ad.frames import Sample, read_sample, read_sample_mask
+from m3ad.frames import Frame, Sample, read_sample, read_sample_mask
 from m3ad.metrics import evaluate, image_auroc, pixel_auroc
 from m3ad.preprocess import prepare_mask
 
 from m3ad_client.infer import AnyInspector
 
+Modality = Literal["rgb", "xyz"]
+
+
+def without_modality(frame: Frame, modality: Modality) -> Frame:
+    """The frame with one modality masked out: RGB its mean colour everywhere, XYZ the plane that fits its points best.
+
+    z = a x + b y + c over all measured points, in metres; holes stay holes.
+    """
+    if modality == "rgb":
+        mean = frame.rgb.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
+        return Frame(np.broadcast_to(mean, frame.rgb.shape).copy(), frame.xyz, frame.name)
+    seen = np.isfinite(frame.xyz).all(axis=2) & (frame.xyz != 0).all(axis=2)
+    x, y, z = frame.xyz[seen].astype(np.float64).T
+    sides = np.stack([x, y, np.ones_like(x)], axis=1)
+    flat = frame.xyz.copy()
+    flat[seen, 2] = sides @ np.linalg.lstsq(sides, z, rcond=None)[0]
+    return Frame(frame.rgb, flat, frame.name)
+
 
 def evaluate_samples(
-    inspector: AnyInspector, samples: Iterable[Sample], *, with_maps: bool = False
+    inspector: AnyInspector,
+    samples: Iterable[Sample],
+    *,
+    with_maps: bool = False,
+    without: Modality | None = None,
 ) -> dict[str, Any]:
     """Inspect every frame of a split and compute its metrics on the 224 x 224 grid.
 
     Args:
         inspector: in process or on a server.
         samples: good and defective frames with their masks.
+        without: a modality that is masked out in every frame, good ones too.
         with_maps: also image and pixel AUROC of each score map alone, an image's score being its map's maximum.
 
     Returns:
@@ -32,7 +55,8 @@ def evaluate_samples(
     maps, scores, masks, kinds, parts = [], [], [], [], []
     for sample in samples:
         frame = read_sample(sample)
-        result = inspector.inspect(frame, with_maps=with_maps)
+        shown = without_modality(frame, without) if without else frame
+        result = inspector.inspect(shown, with_maps=with_maps)
         maps.append(result.anomaly_map)
         scores.append(result.score)
         masks.append(prepare_mask(read_sample_mask(sample, (frame.rgb.shape[0], frame.rgb.shape[1]))))

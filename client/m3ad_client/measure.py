@@ -17,7 +17,6 @@ from m3ad_client.bench import latency, ratio
 from m3ad_client.contenders import Contender
 from m3ad_client.memory import PeakMemory, tree_rss
 
-MEMORY_FRAMES = 2  # the peak of a frame is the same in every frame
 GROWTH_FROM = 20  # arenas have settled by then
 MAP_TOLERANCE = 1e-4
 REGIONS = {"A": "tensors ready -> map", "B": "files -> verdict"}
@@ -153,8 +152,7 @@ def _memory(contender: Contender, samples: Sequence[Sample], resident: Sequence[
     }
     if contender.pid is not None:
         with PeakMemory([contender.pid]) as peak:
-            for number in range(MEMORY_FRAMES):
-                contender.measure(samples[number % len(samples)], "A")
+            contender.measure(samples[0], "A")  # after the first frames the peak is the same in every one
         found["peak"] = asdict(peak.peaks[contender.pid])
     if len(resident) > GROWTH_FROM:
         found["growth"] = {"frames": len(resident), "bytes": resident[-1] - resident[GROWTH_FROM - 1]}
