@@ -1,6 +1,7 @@
 """Command `m3ad-triton`: write, check and serve model repositories."""
 
 import signal
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,13 +105,18 @@ def serve(
     )
     signal.signal(signal.SIGTERM, _interrupt)
     shared.talk.print("starting Triton, loading and warming up the models ...")
+    started = time.perf_counter()
     with server:
+        seconds = time.perf_counter() - started
         found = {"pid": server.pid, "grpc_url": server.grpc_url, "http_url": server.http_url}
+        found["ready_s"] = round(seconds, 1)
         found["models"] = [r.manifest["category"] for r in server.repositories]
         if as_json:
             shared.print_json(found)
         else:
-            shared.print_text(f"ready: gRPC {server.grpc_url}, HTTP {server.http_url}, pid {server.pid}")
+            shared.print_text(
+                f"ready in {seconds:.1f} s: gRPC {server.grpc_url}, HTTP {server.http_url}, pid {server.pid}"
+            )
             shared.talk.print(f"inspect: m3ad-client infer RGB XYZ --url {server.grpc_url}")
             shared.talk.print(f"official image: {docker_line(server.repositories)}", soft_wrap=True)
         server.wait()
