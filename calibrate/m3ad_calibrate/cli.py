@@ -17,6 +17,7 @@ from m3ad_plugins import ops
 from rich.progress import track
 
 from m3ad_calibrate import record as recording
+from m3ad_calibrate import rig_commands
 from m3ad_calibrate.gate import BUDGET
 from m3ad_calibrate.modelopt import Engine
 from m3ad_calibrate.ranges import EightBits, Method
@@ -35,6 +36,7 @@ BudgetOpt = Annotated[float, typer.Option(min=0, help="how far each anomaly metr
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(rig_commands.app)
 
 
 @app.callback()

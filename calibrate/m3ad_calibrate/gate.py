@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from m3ad.pipeline import Pipeline, model_arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
 from m3ad.stages import Ops, cpu_stage
 
+from m3ad_calibrate.emulate import runnable
 from m3ad_calibrate.record import onnx_hashes
 
 BUDGET = 0.005
@@ -31,18 +33,18 @@ Say = Callable[[str], None]
 
 
 class Runner:
-    """A bundle's layouts on the CPU; the extractors, which they share, run once a frame."""
+    """A bundle's layouts on the CPU, graphs read from `folder`; the extractors, which they share, run once a frame."""
 
-    def __init__(self, bundle: Bundle, layouts: Sequence[Layout], ops: Ops, threads: int = 2) -> None:
+    def __init__(
+        self, bundle: Bundle, layouts: Sequence[Layout], ops: Ops, folder: Path, threads: int = 2
+    ) -> None:
         self.pipelines = {}
         functions: dict[str, Any] = {}
         for layout in layouts:
             wiring = steps(bundle.dims, layout)
             for step in wiring:
                 if step.stage not in functions:
-                    functions[step.stage] = cpu_stage(
-                        step.stage, bundle.path / "onnx", bundle.dims, ops, threads
-                    )
+                    functions[step.stage] = cpu_stage(step.stage, folder, bundle.dims, ops, threads)
             self.pipelines[layout] = Pipeline(wiring, functions)
         self.functions = functions
 
@@ -105,7 +107,10 @@ def gate(
             "the gate needs good and defective test frames; name a category with both in its test split"
         )
     layouts: list[Layout] = bundle.manifest["layouts"]
-    reference, other = Runner(source, layouts[-1:], ops), Runner(bundle, layouts, ops)
+    reference = Runner(source, layouts[-1:], ops, source.path / "onnx")
+    half = bundle.manifest["precision"]["half"]
+    with runnable(bundle.path / "onnx", is_half=half is not None) as folder:
+        other = Runner(bundle, layouts, ops, folder)
     preprocessing = Preprocessing.from_json(source.manifest["preprocessing"])
     before, after = Results([], []), {layout: Results([], []) for layout in layouts}
     ranks: dict[Layout, list[float]] = {layout: [] for layout in layouts}
@@ -125,6 +130,10 @@ def gate(
         if len(timed) < TIMED_FRAMES:
             timed.append(prepared)
         say(f"gated {i + 1} of {len(samples)} frames")
+    # ONNX Runtime has no bf16 on CPUs; fp16 it runs in its own way, whose time is the one a user sees.
+    native = {None: other, "fp16": None, "bf16": None}[half]
+    if half == "fp16":
+        native = Runner(bundle, layouts[-1:], ops, bundle.path / "onnx")
     labels, all_masks = np.array([not s.is_good for s in samples]), np.stack(masks)
     wanted = _metrics(before, all_masks, labels)
     figures = {}
@@ -144,8 +153,9 @@ def gate(
         "frames": len(samples),
         "defective": int(labels.sum()),
         "source_onnx": onnx_digest(source),
+        "emulated": half is not None,
         "figures": figures,
-        "frame_ms": frame_times(reference, other, timed, layouts[-1]),
+        "frame_ms": frame_times(reference, native, timed, layouts[-1]) if native else None,
     }
 
 
@@ -188,6 +198,8 @@ def summary(record: dict[str, Any], precision: str) -> str:
             f"{layout}: {', '.join(parts)}; rank correlation {rank['lowest']:.4f} lowest, {rank['mean']:.4f} mean"
         )
     t = record["frame_ms"]
+    if t is None:
+        return "\n".join([*lines, f"CPU frame time: none, ONNX Runtime does not run {precision} on CPUs"])
     slower = t["ratio"] > 1
     lines.append(
         f"CPU frame time ({t['layout']}): fp32 {t['source']:.0f} ms, {precision} {t['quantized']:.0f} ms, "

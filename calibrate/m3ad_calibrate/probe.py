@@ -110,12 +110,11 @@ class Probe:
 
     def damage(self, changed: dict[str, GraphFunction], budget: float) -> Damage:
         """Run the frames with these graphs in place of the bundle's in every layout that has them; the worst counts."""
-        extractors = {"rgb_extractor", "xyz_encoder"} & changed.keys()
+        heads = {"fused": {"head_tokens", "head_rows"}, "chain": {"mfm", "mgm"}}
+        # The layouts are one network: tokens do the same damage in each, so without a changed head one layout tells it.
+        layouts = [layout for layout in self.layouts if heads[layout] & changed.keys()] or self.layouts[-1:]
         worst: Damage | None = None
-        for layout in self.layouts:
-            own = {"fused": {"head_tokens", "head_rows"}, "chain": {"mfm", "mgm"}}[layout]
-            if not extractors and not own & changed.keys():
-                continue
+        for layout in layouts if changed else ():
             maps = self._maps(changed, layout)
             found, wanted = self._metrics(maps), self.metrics[layout]
             falls = {name: wanted[name] - found[name] for name in METRICS}

@@ -85,11 +85,11 @@ def prepared(model: onnx.ModelProto, stage: str, plan: Plan) -> onnx.ModelProto:
 def products(model: onnx.ModelProto, stage: str, plan: Plan) -> dict[str, str]:
     """The MatMul nodes of a prepared model that the plan quantizes: node name -> precision."""
     shapes = {i.name: i.dims for i in model.graph.initializer}
-    found = {}
+    found: dict[str, str] = {}
     for node in model.graph.node:
         precision = plan.choice(stage, node).precision
         weights = shapes.get(node.input[1]) if node.op_type == "MatMul" else None
-        if node.op_type == "MatMul" and precision in QUANTIZED:
+        if node.op_type == "MatMul" and precision in QUANTIZED and node.input[0] not in shapes:
             is_matrix = weights is not None and len(weights) == 2
             if is_matrix or (weights is None and precision != "int8_weights"):
                 found[node.name] = precision

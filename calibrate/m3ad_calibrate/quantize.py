@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from m3ad import bundle as artefact
 from m3ad.bundle import Bundle
-from m3ad.contract import Layout, stages, steps
+from m3ad.contract import PIPELINE_INPUTS, Layout, stages, steps
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.pipeline import Pipeline
 from m3ad.stages import CPU_FILES, Ops, cpu_stage
@@ -28,6 +28,7 @@ from m3ad_export.plan import Plan
 from m3ad_export.precision import half_model, histogram
 
 from m3ad_calibrate import qdq
+from m3ad_calibrate.emulate import runnable
 from m3ad_calibrate.gate import onnx_digest
 from m3ad_calibrate.modelopt import Engine, quantized_by_modelopt
 from m3ad_calibrate.ranges import EightBits, Method, Observed, limit, observe
@@ -138,7 +139,7 @@ def quantize(
             save(written, name, folder / "onnx")
             say(f"{name}: {histograms[name]}")
         compose(folder / "onnx", source)
-        _write_golden(folder, source, ops)
+        _write_golden(folder, source, ops, plan.half is not None)
         before, after = (
             sum(weight_bytes(p, layouts).values()) for p in (source.path / "onnx", folder / "onnx")
         )
@@ -146,6 +147,7 @@ def quantize(
             **{k: v for k, v in source.manifest.items() if k not in ("parity", "files", "gate")},
             "precision": {
                 "type": plan.precision,
+                "half": plan.half,
                 "method": settings.method,
                 "engine": settings.engine,
                 "smoothquant": settings.smoothquant,
@@ -216,19 +218,17 @@ def _initializer_bytes(model: onnx.ModelProto) -> int:
     return sum(onnx.numpy_helper.to_array(i).nbytes for i in model.graph.initializer)
 
 
-def _write_golden(folder: Path, source: Bundle, ops: Ops) -> None:
+def _write_golden(folder: Path, source: Bundle, ops: Ops, is_half: bool) -> None:
     """Golden values of the quantized stages for the source's golden frame."""
     (folder / "golden").mkdir()
     dims = source.dims
     values: dict[str, Any] = {}
-    for layout in source.manifest["layouts"]:
-        wiring = steps(dims, layout)
-        functions = {s.stage: cpu_stage(s.stage, folder / "onnx", dims, ops, 2) for s in wiring}
-        inputs = {
-            name: np.load(source.file(f"golden/{name}.npy"), allow_pickle=False)
-            for name in ("image", "points", "point_pixel")
-        }
-        found, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
-        values = {**found, **values}  # the chain's come first, as in the exporter
+    inputs = {n: np.load(source.file(f"golden/{n}.npy"), allow_pickle=False) for n in PIPELINE_INPUTS}
+    with runnable(folder / "onnx", is_half) as graphs:
+        for layout in source.manifest["layouts"]:
+            wiring = steps(dims, layout)
+            functions = {s.stage: cpu_stage(s.stage, graphs, dims, ops, 2) for s in wiring}
+            found, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
+            values = {**found, **values}  # the chain's come first, as in the exporter
     for name, value in values.items():
         np.save(folder / "golden" / f"{name}.npy", value, allow_pickle=False)

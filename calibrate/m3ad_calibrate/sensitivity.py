@@ -15,6 +15,7 @@ import onnx
 from m3ad_export.plan import QUANTIZED, Keep, NodePrecision, Plan
 
 from m3ad_calibrate import qdq
+from m3ad_calibrate.emulate import emulated
 from m3ad_calibrate.probe import Damage, Probe
 from m3ad_calibrate.quantize import Graph, Settings
 from m3ad_calibrate.record import Feeds
@@ -33,6 +34,8 @@ HEAD_GROUPS = {
     "output": r"^mgm:to_\w+\.output/|^head_rows:\w+_output/",
     "second pass": r"^head_rows:\w+_again/",
 }
+# Of the budget: the gate looks at other frames, and at every pixel.
+TARGET = 0.5
 # What a group may be brought to when it cannot bear the plan's precision, in this order.
 STEPS: tuple[NodePrecision, ...] = ("int8_weights", "rest")
 
@@ -136,7 +139,7 @@ class Searcher:
     def damage(self, plan: Plan) -> Damage:
         """What a plan costs on the probe; graphs in which it quantizes nothing are not run."""
         changed = {
-            name: self.probe.session(graph.written(plan))
+            name: self.probe.session(emulated(graph.written(plan)) if plan.half else graph.written(plan))
             for name, graph in self.graphs.items()
             if qdq.products(graph.model, name, plan)
         }
@@ -148,7 +151,7 @@ class Searcher:
         return replace(self.base, keep=(*lifted, *self.base.keep))
 
     def search(self, say: Say = lambda _: None) -> Search:
-        """Rank the groups, then lift the worst for their work until the loss fits the budget.
+        """Rank the groups, then lift the worst for their work until the loss fits half of the budget.
 
         A group is lifted to INT8 weights first, to the plan's rest when every group it pays for is there. The order is
         loss per multiply-add, so that what is given up is as little work as can be.
@@ -171,11 +174,11 @@ class Searcher:
 
         # The loss falls as groups are lifted, so the smallest number that fits is found by halving.
         low, high, best = 0, len(moves), tried(0)
-        if best.loss > 1:
+        if best.loss > TARGET:
             while high - low > 1:
                 middle = (low + high) // 2
                 damage = tried(middle)
-                low, high, best = (low, middle, damage) if damage.loss <= 1 else (middle, high, best)
+                low, high, best = (low, middle, damage) if damage.loss <= TARGET else (middle, high, best)
             low = high
             best = self.damage(self.with_moves(moves[:low]))
         plan = self.with_moves(moves[:low], findings)

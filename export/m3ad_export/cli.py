@@ -12,6 +12,7 @@ from m3ad.contract import LAYOUTS, MAX_POINTS, MIN_POINTS, Layout
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import PlaneRemoval, Preprocessing, prepare
+from m3ad.rig import read_rig
 from m3ad_plugins import ops
 from rich.progress import Progress
 
@@ -37,6 +38,7 @@ LayoutOpt = Annotated[Layout | None, typer.Option(help="one layout only; both if
 CacheOpt = Annotated[
     Path | None, typer.Option(help="weights folder; $XDG_CACHE_HOME/m3ad/weights if left out")
 ]
+RigOpt = Annotated[Path | None, typer.Option(help="`m3ad-calibrate rig`'s file, for --plane fixed")]
 SourceArg = Annotated[str, typer.Argument(metavar="NAME", help="a name from `m3ad-export weights list`")]
 
 
@@ -133,6 +135,7 @@ def train(
     plane: Annotated[
         PlaneRemoval, typer.Option(help="background plane: none, fixed (calibrated) or ransac")
     ] = "none",
+    rig: RigOpt = None,
     align_steps: Annotated[int, typer.Option(min=1, help="of stage 1, MFM")] = DEFAULTS.align_steps,
     guide_steps: Annotated[int, typer.Option(min=1, help="of stage 2, MGM")] = DEFAULTS.guide_steps,
     seed: Annotated[int, typer.Option(min=0, help="of training and of random weights")] = 0,
@@ -141,6 +144,8 @@ def train(
     from m3ad_export.training import Encoders
     from m3ad_export.training import train as train_detector
 
+    if (plane == "fixed") != (rig is not None):
+        raise M3adError("--plane fixed and --rig go together; calibrate the rig with: m3ad-calibrate rig")
     if rgb_encoder not in RGB_ENCODERS:
         raise M3adError(f"unknown RGB encoder {rgb_encoder!r}, expected one of {', '.join(RGB_ENCODERS)}")
     rgb = known.load_rgb_encoder(RGB_ENCODERS[rgb_encoder], weights_path(rgb_weights), seed)
@@ -159,7 +164,7 @@ def train(
             out,
             ops,
             category=category or data.resolve().name,
-            preprocessing=Preprocessing(plane=plane),
+            preprocessing=Preprocessing(plane=plane, plane_coefficients=read_rig(rig).plane if rig else None),
             config=TrainConfig(seed=seed, align_steps=align_steps, guide_steps=guide_steps),
             track=track,
         )
