@@ -21,7 +21,7 @@ from m3ad_calibrate import rig_commands
 from m3ad_calibrate.gate import BUDGET
 from m3ad_calibrate.modelopt import Engine
 from m3ad_calibrate.ranges import EightBits, Method
-from m3ad_calibrate.threshold import fit_threshold, save_score_plot
+from m3ad_calibrate.threshold import Kernel, SvmInput, fit_threshold, save_score_plot
 
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-export bundle` wrote")]
 DataOpt = Annotated[Path, typer.Option(help="a category in MVTec 3D-AD or Eyecandies layout")]
@@ -37,6 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(rig_commands.app)
+SVM_FRAMES = 8
 
 
 @app.callback()
@@ -194,6 +195,14 @@ def threshold(
     plot: Annotated[
         Path | None, typer.Option(help="PNG of the scores; BUNDLE/../threshold.png if left out")
     ] = None,
+    svm: Annotated[
+        Kernel | None,
+        typer.Option(help="first refit the one-class SVM to good training frames: linear or rbf"),
+    ] = None,
+    svm_input: Annotated[
+        SvmInput | None,
+        typer.Option(help="what the refitted SVM sees: the product of the voting terms or all of them"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Set the verdict threshold from the validation split's good parts."""
@@ -205,6 +214,10 @@ def threshold(
     samples = [s for s in find_samples(data, "validation") if s.is_good]
     if not samples:
         raise FrameError(f"{data} has no good validation parts; put some into {data / 'validation' / 'good'}")
+    if svm_input and not svm:
+        raise M3adError("--svm-input is for a refit; add --svm linear or --svm rbf")
+    if svm:
+        opened = _refit(opened, data, svm, svm_input)
     inspector = Inspector(opened, ops, opened.manifest["layouts"][-1])
     frames = track(samples, "scoring", console=talk, transient=True)
     scores = [inspector.inspect(read_sample(sample)).score for sample in frames]
@@ -220,6 +233,20 @@ def threshold(
         f"with {fitted.confidence:.0%} confidence the false-alarm rate lies between {fitted.false_alarm_rate_low:.3f} "
         f"and {fitted.false_alarm_rate_high:.3f}\nscores: {picture}"
     )
+
+
+def _refit(opened: Bundle, data: Path, kernel: Kernel, svm_input: SvmInput | None) -> Bundle:
+    """Another SVM from training frames; the validation frames stay unseen for the threshold."""
+    from m3ad_calibrate.svm import RBF_NU, config_of, fit_svm, write_svm
+
+    good = [s for s in find_samples(data, "train") if s.is_good]
+    chosen = [good[i] for i in sorted({round(i) for i in np.linspace(0, len(good) - 1, SVM_FRAMES)})]
+    inspector = Inspector(opened, ops, opened.manifest["layouts"][-1])
+    frames = track(chosen, "fitting the SVM", console=talk, transient=True)
+    maps = [inspector.inspect(read_sample(s), with_maps=True).score_maps for s in frames]
+    nu = 0.5 if kernel == "linear" else RBF_NU
+    vote = fit_svm([m for m in maps if m is not None], config_of(opened, svm_input), kernel, nu)
+    return write_svm(opened, vote, kernel, nu)
 
 
 def main() -> None:

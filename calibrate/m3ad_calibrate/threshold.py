@@ -4,12 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from m3ad.errors import FrameError
 from scipy import stats
 
 CONFIDENCE = 0.95
+Kernel = Literal["linear", "rbf"]
+SvmInput = Literal["product", "terms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +76,42 @@ def _interval(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
+def reliability(scores: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """How often the rule alarms on a good part it has not seen, for every rate that so many parts can show.
+
+    Each part in turn is left out, the threshold is fitted to the others and tried on it.
+
+    Returns:
+        Rows of (rate asked, rate found, low, high), the last two the 95 % interval of the rate; none for one part.
+    """
+    n = len(scores)
+    rows = []
+    for k in range(1, n):
+        rate = k / n
+        others = [[*scores[:i], *scores[i + 1 :]] for i in range(n)]
+        alarms = sum(s > fit_threshold(rest, rate).value for s, rest in zip(scores, others, strict=True))
+        rows.append((rate, alarms / n, *_interval(alarms, n)))
+    return rows
+
+
 def save_score_plot(scores: dict[str, Sequence[float]], threshold: float, path: Path) -> None:
-    """One row of dots per group of parts, and the threshold, as PNG."""
+    """Rows of dots, one per group of parts, with the threshold; beside them the rule's reliability on the first."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1.2 + 0.5 * len(scores)), layout="constrained")
-    axes = figure.subplots()
+    checked = reliability(next(iter(scores.values())))
+    figure = Figure(figsize=(11, 3.5), layout="constrained")
+    axes, curve = figure.subplots(1, 2, width_ratios=(3, 2))
     for row, (name, values) in enumerate(scores.items()):
         axes.plot(values, [row] * len(values), "o", alpha=0.6, label=name)
     axes.axvline(threshold, color="black", linewidth=1)
     axes.set_yticks(range(len(scores)), list(scores))
     axes.set_ylim(-0.6, len(scores) - 0.4)
     axes.set_xlabel(f"score; above {threshold:.4g} a part is anomalous")
+    curve.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    if checked:
+        asked, found, low, high = zip(*checked, strict=True)
+        curve.plot(asked, found, "o-", markersize=3)
+        curve.fill_between(asked, low, high, alpha=0.2)
+    curve.set_xlabel("false-alarm rate asked")
+    curve.set_ylabel("found, each part left out once")
     figure.savefig(path, dpi=120)

@@ -1,0 +1,155 @@
+"""The one-class SVM of a bundle fitted anew from good frames, and written into its voting graphs.
+
+Only what follows `score_maps` in the graphs is replaced; how those maps are made stays the exporter's.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from m3ad import bundle as artefact
+from m3ad.bundle import Bundle
+from m3ad.contract import Stage, stages
+from m3ad.errors import ArtifactError, FrameError
+from m3ad_export.onnx_export import dense_model, verify_interface
+from m3ad_export.onnx_head import HEAD_PARTS, head_model, prefixed
+from m3ad_export.voting import OneClassSvm, Vm, VotingConfig, fit_one_class_svm
+from torch import Tensor, nn
+
+from m3ad_calibrate.qdq import drop_unused
+from m3ad_calibrate.threshold import Kernel, SvmInput
+
+MAX_VECTORS = 64  # an rbf kernel costs one exponential per pixel and vector
+RBF_NU = 0.1
+
+
+class SvmVote(nn.Module):
+    """score_maps [3 + n, 224, 224] -> anomaly_map [224, 224], score [1]; rows are divided by `unit` [D] first."""
+
+    unit: Tensor
+
+    def __init__(self, config: VotingConfig, svm: OneClassSvm, unit: Tensor) -> None:
+        super().__init__()
+        self.vm = Vm(config)
+        self.vm.svm = svm
+        self.register_buffer("unit", unit)
+
+    def forward(self, score_maps: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.vm.svm_rows(score_maps) / self.unit
+        anomaly_map = self.vm.svm(rows).reshape(score_maps.shape[1:])
+        return anomaly_map, anomaly_map.reshape(-1).amax(dim=0, keepdim=True)
+
+
+def fit_svm(
+    maps: Sequence[npt.NDArray[np.float32]], config: VotingConfig, kernel: Kernel, nu: float
+) -> SvmVote:
+    """Fit a one-class SVM to the pixels of good frames.
+
+    linear: Alg. 1 of Mentor3AD (`fit_one_class_svm`).  rbf: decision = rho - sum_k alpha_k exp(-gamma |x - v_k|^2),
+    with 1 / gamma the largest |x|^2 of a good pixel, so that defects beyond it still differ from one another   (ours)
+
+    Args:
+        maps: score_maps [3 + n, 224, 224] of each frame.
+        config: the voting table and what the SVM sees of it.
+        kernel: see above.
+        nu: share of the good pixels left on the anomalous side.
+
+    Raises:
+        FrameError: there are no frames.
+    """
+    if not maps:
+        raise FrameError(
+            "there are no good frames to fit the one-class SVM to; add some to the training split"
+        )
+    vm = Vm(config)
+    x = torch.cat([vm.svm_rows(torch.from_numpy(np.ascontiguousarray(m))) for m in maps])
+    x = x[x.sum(dim=1) > 0]  # background far from the part has no score at all
+    unit = x.mean(dim=0)
+    if kernel == "linear":
+        svm = OneClassSvm(config.svm_width)
+        fit_one_class_svm(svm, x / unit, nu)
+        return SvmVote(config, svm, unit)
+    from sklearn.svm import OneClassSVM
+
+    rows = x / unit
+    picked = rows[torch.linspace(0, len(rows) - 1, int(MAX_VECTORS / nu * 0.9)).long()]
+    gamma = 1 / float(rows.square().sum(dim=1).max())
+    solver = OneClassSVM(kernel="rbf", nu=nu, gamma=gamma, tol=1e-6).fit(picked.double().numpy())
+    svm = OneClassSvm(config.svm_width, len(solver.support_vectors_), "rbf")
+    svm.gamma = gamma
+    svm.support_vectors = torch.from_numpy(solver.support_vectors_).float()
+    svm.coefficients = -torch.from_numpy(solver.dual_coef_[0]).float()
+    svm.rho = torch.tensor([float(solver.intercept_[0])])
+    return SvmVote(config, svm, unit)
+
+
+def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundle:
+    """Put another SVM into a bundle's voting graphs, its golden values and its manifest, all at once or not at all.
+
+    Engines and recorded inputs are left out: they belong to the old graphs.
+
+    Raises:
+        ArtifactError: the bundle is quantized, so its gate would no longer speak of its graphs.
+    """
+    if "precision" in bundle.manifest:
+        raise ArtifactError(
+            f"{bundle.path} is quantized; refit the SVM of the bundle it was made from, then quantize that one again"
+        )
+    table = stages(bundle.dims)
+    anomaly_map, score, score_maps = table["vm"].outputs
+    tail = prefixed(dense_model(vote, Stage("svm", (score_maps,), (anomaly_map, score))), "refit")
+    with artefact.new_folder(bundle.path, artefact.FORMAT) as folder:
+        for part in ("onnx", "golden"):
+            shutil.copytree(bundle.path / part, folder / part, copy_function=os.link)
+        for name in ("vm", "head_vote"):
+            path = folder / "onnx" / f"{name}.onnx"
+            if path.exists():
+                _replace(path, with_tail(onnx.load(path), tail))
+        if "fused" in bundle.manifest["layouts"]:
+            parts = {name: onnx.load(folder / "onnx" / f"{name}.onnx") for name in HEAD_PARTS}
+            _replace(folder / "onnx" / "head.onnx", head_model(bundle.dims, **parts))
+            verify_interface(folder / "onnx" / "head.onnx", table["head"])
+        golden = torch.from_numpy(np.load(folder / "golden" / "score_maps.npy", allow_pickle=False))
+        with torch.inference_mode():
+            values = dict(zip(("anomaly_map", "score"), vote(golden), strict=True))
+        for name, value in values.items():
+            path = folder / "golden" / f"{name}.npy"
+            path.unlink()
+            np.save(path, value.numpy(), allow_pickle=False)
+        voting = {**bundle.manifest["voting"], "svm_input": vote.vm.config.svm_input}
+        fitted = {"kernel": kernel, "nu": nu, "vectors": len(vote.vm.svm.support_vectors)}
+        changed = {"voting": voting, "svm": fitted, "files": artefact.file_entries(folder)}
+        artefact.write_json(folder / artefact.MANIFEST, {**bundle.manifest, **changed})
+    return Bundle.open(bundle.path)
+
+
+def with_tail(model: onnx.ModelProto, tail: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a voting graph in which `tail` makes anomaly_map and score from its score_maps."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    for node in graph.node:
+        node.output[:] = [f"{n}.replaced" if n in ("anomaly_map", "score") else n for n in node.output]
+    graph.node.extend(tail.graph.node)
+    graph.initializer.extend(tail.graph.initializer)
+    del graph.value_info[:]
+    drop_unused(graph)
+    return result
+
+
+def config_of(bundle: Bundle, svm_input: SvmInput | None) -> VotingConfig:
+    """The voting of a bundle, its SVM looking at something else where asked."""
+    exponents = tuple(tuple(row) for row in bundle.manifest["voting"]["exponents"])
+    config = VotingConfig(exponents=exponents, svm_input=bundle.manifest["voting"]["svm_input"])
+    return replace(config, svm_input=svm_input) if svm_input else config
+
+
+def _replace(path: Path, model: onnx.ModelProto) -> None:
+    path.unlink()  # a hard link: writing through it would change the bundle that is being replaced
+    onnx.save(model, path)

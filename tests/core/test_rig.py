@@ -1,0 +1,135 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from m3ad.bundle import Bundle
+from m3ad.errors import ArtifactError, FrameError, M3adError
+from m3ad.frames import Frame
+from m3ad.rig import Rig, drift, fit_rig, read_rig
+from m3ad_calibrate.cli import app
+from PIL import Image
+from typer.testing import CliRunner
+
+NORMAL = np.array([0.05, -0.1, 1.0]) / np.linalg.norm([0.05, -0.1, 1.0])
+DISTANCE_M = 0.6
+
+
+def tilted(normal: np.ndarray, degrees: float) -> np.ndarray:
+    axis = np.cross(normal, [1.0, 0.0, 0.0])
+    axis /= np.linalg.norm(axis)
+    angle = math.radians(degrees)
+    return normal * math.cos(angle) + np.cross(axis, normal) * math.sin(angle)
+
+
+def view_of(
+    seed: int,
+    normal: np.ndarray = NORMAL,
+    distance_m: float = DISTANCE_M,
+    missing: float = 0.05,
+    part: bool = True,
+) -> Frame:
+    """A pinhole camera 0.6 m above a plane with a box on it, 0.3 mm of noise, and holes."""
+    rng = np.random.default_rng(seed)
+    v, u = np.mgrid[:90, :120]
+    rays = np.stack([(u - 59.5) / 150, (v - 44.5) / 150, np.ones_like(u, float)], axis=2)
+    depth = distance_m / (rays @ normal)
+    if part:
+        depth[30:60, 40:80] -= 0.03
+    xyz = (rays * depth[..., None] + rng.normal(scale=3e-4, size=rays.shape)).astype(np.float32)
+    xyz[rng.random(u.shape) < missing] = 0
+    return Frame(np.zeros((90, 120, 3), np.uint8), xyz, f"view {seed}")
+
+
+def test_the_plane_of_a_rig_is_found_beneath_parts() -> None:
+    rig = fit_rig([view_of(seed) for seed in range(5)])
+    np.testing.assert_allclose(rig.plane[:3], NORMAL, atol=1e-3)
+    assert rig.distance_m == pytest.approx(DISTANCE_M, abs=3e-4)
+    assert 1e-4 < rig.residual_m < 4e-4  # the median of 0.3 mm of noise along the normal
+    assert (len(rig.frames), rig.left_out) == (5, [])
+
+
+def test_a_nudged_frame_is_left_out_and_most_must_agree() -> None:
+    views = [view_of(seed) for seed in range(4)]
+    rig = fit_rig([*views, view_of(9, tilted(NORMAL, 5))])
+    assert rig.left_out == ["view 9"]
+    np.testing.assert_allclose(rig.plane[:3], NORMAL, atol=1e-3)
+    moved = [view_of(10 + i, tilted(NORMAL, 6 * i)) for i in range(5)]
+    with pytest.raises(FrameError, match=r"only 1 of 5 frames show one plane within 4 mm .*`ransac`"):
+        fit_rig(moved)
+    with pytest.raises(FrameError, match="there are no frames to calibrate the rig with"):
+        fit_rig([])
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (view_of(20), None),
+        (view_of(21, part=False), None),
+        (view_of(22, distance_m=DISTANCE_M + 0.006), r"its plane lies 6\.\d mm off, 2\.5 mm is usual"),
+        (view_of(23, tilted(NORMAL, 1.5)), r"turned by 1\.[45]\d degrees, 0\.50 is usual"),
+        (view_of(24, missing=0.5), r"only 50% of its pixels have a point, 7\d% is the least"),
+    ],
+)
+def test_drift_says_what_changed(later: Frame, words: str | None) -> None:
+    rig = fit_rig([view_of(seed) for seed in range(5)])
+    found = drift(rig, later)
+    if words is None:
+        assert found == []
+    else:
+        import re
+
+        assert re.search(words, "\n".join(found)), found
+
+
+def test_a_rig_survives_its_file_and_damage_is_said(tmp_path: Path) -> None:
+    rig = fit_rig([view_of(seed) for seed in range(3)])
+    rig.write(tmp_path / "rig.json")
+    assert read_rig(tmp_path / "rig.json") == rig
+    document = json.loads((tmp_path / "rig.json").read_text())
+    with pytest.raises(ArtifactError, match="holds no m3ad-rig of this m3ad"):
+        Rig.from_json({**document, "extra": 1}, "rig.json")
+    with pytest.raises(ArtifactError, match="is a damaged rig: its plane is"):
+        Rig.from_json({**document, "plane": [1, 2, 3]}, "rig.json")
+    with pytest.raises(ArtifactError, match="does not exist; write it with: m3ad-calibrate rig"):
+        read_rig(tmp_path / "none.json")
+    (tmp_path / "half.json").write_text("{")
+    with pytest.raises(ArtifactError, match="is not valid JSON"):
+        read_rig(tmp_path / "half.json")
+
+
+def write_frames(folder: Path, frames: list[Frame]) -> None:
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame.rgb).save(folder / f"{i:03}.png")
+        np.save(folder / f"{i:03}.npy", frame.xyz)
+
+
+def test_commands_from_frames_to_a_warning(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    write_frames(tmp_path / "empty", [view_of(s, part=False) for s in range(3)])
+    write_frames(tmp_path / "later", [view_of(30), view_of(31, tilted(NORMAL, 3))])
+    bundle, out = str(tmp_path / "bundle"), str(tmp_path / "rig.json")
+    result = CliRunner().invoke(app, ["drift", bundle, str(tmp_path / "later")])
+    assert "holds no rig; calibrate one: m3ad-calibrate rig" in str(result.exception)
+    result = CliRunner().invoke(
+        app, ["rig", "--data", str(tmp_path / "empty"), "--out", out, "--bundle", bundle]
+    )
+    assert result.exit_code == 0, result.output
+    assert "600.0 mm from the sensor" in result.stdout or "mm from the sensor" in result.stdout
+    assert Bundle.open(tmp_path / "bundle").manifest["rig"] == json.loads(Path(out).read_text())
+    result = CliRunner().invoke(app, ["drift", bundle, str(tmp_path / "empty")])
+    assert result.exit_code == 0, result.output
+    assert "3 frames fit the rig" in result.stdout
+    result = CliRunner().invoke(app, ["drift", bundle, str(tmp_path / "later")])
+    assert isinstance(result.exception, M3adError)
+    assert "1 of 2 frames no longer fit the rig" in str(result.exception)
+
+
+def test_training_takes_the_plane_of_a_rig(tmp_path: Path) -> None:
+    from m3ad_export.cli import app as export
+
+    result = CliRunner().invoke(export, ["train", str(tmp_path), str(tmp_path / "out"), "--plane", "fixed"])
+    assert "--plane fixed and --rig go together" in str(result.exception)
