@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from m3ad.bundle import MANIFEST, Bundle, sha256_of, write_json
 from m3ad.cli import print_json, print_text, run, talk
+from m3ad.contract import Layout
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.pipeline import Inspector
@@ -84,6 +85,7 @@ def quantize(
     rest: RestOpt = "fp32",
     engine: Annotated[Engine, typer.Option(help="who places the Q/DQ pairs")] = "onnxruntime",
     smoothquant: SmoothOpt = False,
+    layout: Annotated[Layout | None, typer.Option(help="one layout only; both if left out")] = None,
     budget: BudgetOpt = BUDGET,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +100,9 @@ def quantize(
     test = find_samples(data, "test")
     feeds, origin = recorded(source, data) if chosen.precision in ("int8", "fp8") else ({}, None)
     settings = Settings(method=method, engine=engine, smoothquant=smoothquant)
-    written = write_quantized(source, out, chosen, feeds, ops, settings, origin, talk.print)
+    written = write_quantized(
+        source, out, chosen, feeds, ops, settings, origin, [layout] if layout else [], talk.print
+    )
     _gate(written, source, test, budget, as_json)
 
 

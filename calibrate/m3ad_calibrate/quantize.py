@@ -1,7 +1,7 @@
 """A bundle and a precision plan -> another bundle of the same layout whose graphs hold that precision."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,7 +91,7 @@ class Graph:
         return half_model(model, self.stage, plan)
 
 
-def graphs_of(layouts: list[Layout], table: Mapping[str, tuple[str, ...]] = GRAPHS) -> list[str]:
+def graphs_of(layouts: Sequence[Layout], table: Mapping[str, tuple[str, ...]] = GRAPHS) -> list[str]:
     """The graphs of some layouts."""
     return [name for key in ("both", *layouts) for name in table[key]]
 
@@ -104,6 +104,7 @@ def quantize(
     ops: Ops,
     settings: Settings,
     origin: dict[str, Any] | None,
+    layouts: Sequence[Layout] = (),
     say: Say = lambda _: None,
 ) -> Bundle:
     """Write a bundle in which the plan's precision lies in the ONNX files; it is not usable before its gate.
@@ -116,6 +117,7 @@ def quantize(
         ops: the custom ops, for the golden values.
         settings: see Settings.
         origin: what the manifest says of the recorded inputs, None without them.
+        layouts: which of the source's to write; all if empty.
         say: is told of each graph.
 
     Raises:
@@ -126,7 +128,9 @@ def quantize(
         raise ArtifactError(f"{source.path} is quantized already; quantize the bundle it was made from")
     if out.resolve() == source.path.resolve():
         raise M3adError(f"{out} is the bundle to quantize; name another folder for the result")
-    layouts: list[Layout] = source.manifest["layouts"]
+    layouts = list(layouts) or source.manifest["layouts"]
+    if odd := [layout for layout in layouts if layout not in source.manifest["layouts"]]:
+        raise ArtifactError(f"{source.path} has no layout {odd[0]}; export it with both: m3ad-export bundle")
     with artefact.new_folder(out, artefact.FORMAT) as folder:
         (folder / "onnx").mkdir()
         for name in graphs_of(layouts, COPIED):
@@ -138,13 +142,14 @@ def quantize(
             histograms[name] = histogram(written)
             save(written, name, folder / "onnx")
             say(f"{name}: {histograms[name]}")
-        compose(folder / "onnx", source)
-        _write_golden(folder, source, ops, plan.half is not None)
+        compose(folder / "onnx", source, layouts)
+        _write_golden(folder, source, layouts, ops, plan.half is not None)
         before, after = (
             sum(weight_bytes(p, layouts).values()) for p in (source.path / "onnx", folder / "onnx")
         )
         manifest = {
             **{k: v for k, v in source.manifest.items() if k not in ("parity", "files", "gate")},
+            "layouts": layouts,
             "precision": {
                 "type": plan.precision,
                 "half": plan.half,
@@ -179,7 +184,7 @@ def save(model: onnx.ModelProto, name: str, folder: Path) -> None:
     )
 
 
-def compose(folder: Path, source: Bundle) -> None:
+def compose(folder: Path, source: Bundle, layouts: Sequence[Layout]) -> None:
     """Write the graphs that hold custom ops from the quantized parts in `folder`, as the exporter composes them.
 
     Raises:
@@ -190,7 +195,7 @@ def compose(folder: Path, source: Bundle) -> None:
     share_external_data(extractor, folder)
     onnx.save(extractor, folder / "xyz_extractor.onnx")
     composed = ["xyz_extractor"]
-    if "fused" in source.manifest["layouts"]:
+    if "fused" in layouts:
         parts = {name: onnx.load(folder / f"{name}.onnx") for name in HEAD_PARTS}
         onnx.save(head_model(dims, **parts), folder / "head.onnx")
         composed.append("head")
@@ -201,7 +206,7 @@ def compose(folder: Path, source: Bundle) -> None:
             verify_interface(folder / f"{name}.onnx", stage)
 
 
-def weight_bytes(folder: Path, layouts: list[Layout]) -> dict[str, int]:
+def weight_bytes(folder: Path, layouts: Sequence[Layout]) -> dict[str, int]:
     """Bytes of all initializers (scales and zero points are some) of each graph that the CPU runs for these layouts."""
     names = dict.fromkeys(
         f for layout in layouts for step in steps_of(layout) for f in CPU_FILES[step] if f.endswith(".onnx")
@@ -218,14 +223,14 @@ def _initializer_bytes(model: onnx.ModelProto) -> int:
     return sum(onnx.numpy_helper.to_array(i).nbytes for i in model.graph.initializer)
 
 
-def _write_golden(folder: Path, source: Bundle, ops: Ops, is_half: bool) -> None:
+def _write_golden(folder: Path, source: Bundle, layouts: Sequence[Layout], ops: Ops, is_half: bool) -> None:
     """Golden values of the quantized stages for the source's golden frame."""
     (folder / "golden").mkdir()
     dims = source.dims
     values: dict[str, Any] = {}
     inputs = {n: np.load(source.file(f"golden/{n}.npy"), allow_pickle=False) for n in PIPELINE_INPUTS}
     with runnable(folder / "onnx", is_half) as graphs:
-        for layout in source.manifest["layouts"]:
+        for layout in layouts:
             wiring = steps(dims, layout)
             functions = {s.stage: cpu_stage(s.stage, graphs, dims, ops, 2) for s in wiring}
             found, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
