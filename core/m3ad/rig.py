@@ -119,7 +119,13 @@ def view(frame: Frame) -> View:
         FrameError: the border shows no plane.
     """
     seen = _border(frame)
-    plane = fit_plane(seen)
+    try:
+        plane = fit_plane(seen)
+    except FrameError as error:
+        raise FrameError(
+            f"frame {frame.name} shows no support at its border, so the rig has no plane to find; give frames in which the "
+            f"support is seen, or use plane removal `none`"
+        ) from error
     near = distance_m(seen, plane)
     near = near[near < INLIER_M]
     residual = math.sqrt(float(np.square(near).mean())) if len(near) else math.inf

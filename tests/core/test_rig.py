@@ -61,6 +61,10 @@ def test_a_nudged_frame_is_left_out_and_most_must_agree() -> None:
         fit_rig(moved)
     with pytest.raises(FrameError, match="there are no frames to calibrate the rig with"):
         fit_rig([])
+    blind = view_of(0)
+    blind.xyz[:12] = blind.xyz[-12:] = blind.xyz[:, :12] = blind.xyz[:, -12:] = 0
+    with pytest.raises(FrameError, match="frame view 0 shows no support at its border"):
+        fit_rig([blind])
 
 
 @pytest.mark.parametrize(
