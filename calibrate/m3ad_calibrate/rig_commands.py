@@ -12,6 +12,7 @@ from m3ad.rig import Rig, drift, fit_rig
 
 app = typer.Typer()
 MAX_FRAMES = 32
+POOR_COVERAGE = 0.5
 
 
 @app.command("rig")
@@ -38,8 +39,13 @@ def rig_command(
         return
     print_text(
         f"{out}: plane {', '.join(f'{c:.5f}' for c in rig.plane)}, {rig.distance_m * 1e3:.1f} mm from the sensor; the "
-        f"borders of {len(rig.frames)} frames lie {rig.residual_m * 1e3:.2f} mm off it"
+        f"borders of {len(rig.frames)} frames lie {rig.residual_m * 1e3:.2f} mm off it; at least "
+        f"{rig.coverage:.0%} of the pixels have a point"
     )
+    if rig.coverage < POOR_COVERAGE:
+        talk.print(
+            f"only {rig.coverage:.0%} of the pixels have a point: look at exposure and working distance"
+        )
     if rig.left_out:
         print_text(f"left out, their plane is another: {', '.join(rig.left_out)}")
 

@@ -54,7 +54,8 @@ class Rig:
         residual_m: median over the frames of their border's distance to this plane.
         offset_limit_m: how far a frame's plane may lie off at the middle of its border.
         tilt_limit_deg: how far it may be turned.
-        coverage_limit: the least share of pixels with a point.
+        coverage: the least share of pixels with a point among the frames that agreed.
+        coverage_limit: what a later frame must have.
         frames: names of those that agreed.
         left_out: names of those that did not.
     """
@@ -64,6 +65,7 @@ class Rig:
     residual_m: float
     offset_limit_m: float
     tilt_limit_deg: float
+    coverage: float
     coverage_limit: float
     frames: list[str]
     left_out: list[str]
@@ -123,8 +125,8 @@ def view(frame: Frame) -> View:
         plane = fit_plane(seen)
     except FrameError as error:
         raise FrameError(
-            f"frame {frame.name} shows no support at its border, so the rig has no plane to find; give frames in which the "
-            f"support is seen, or use plane removal `none`"
+            f"frame {frame.name} shows no support at its border, so the rig has no plane to find; give frames "
+            f"in which it is seen, or use plane removal `none`"
         ) from error
     near = distance_m(seen, plane)
     near = near[near < INLIER_M]
@@ -177,6 +179,7 @@ def fit_rig(frames: Sequence[Frame]) -> Rig:
         residual_m=float(np.median([np.median(distance_m(b, plane)) for b in borders])),
         offset_limit_m=max(LEAST_OFFSET_M, SPREADS * float(np.sqrt(np.mean(np.square(offsets))))),
         tilt_limit_deg=max(LEAST_TILT_DEG, SPREADS * float(np.sqrt(np.mean(np.square(tilts))))),
+        coverage=min(v.coverage for v in chosen),
         coverage_limit=LEAST_COVERAGE * min(v.coverage for v in chosen),
         frames=[v.name for v in chosen],
         left_out=[v.name for v, is_in in zip(views, agree, strict=True) if not is_in],

@@ -49,6 +49,7 @@ def test_the_plane_of_a_rig_is_found_beneath_parts() -> None:
     assert rig.distance_m == pytest.approx(DISTANCE_M, abs=3e-4)
     assert 1e-4 < rig.residual_m < 4e-4  # the median of 0.3 mm of noise along the normal
     assert (len(rig.frames), rig.left_out) == (5, [])
+    assert rig.coverage == pytest.approx(0.95, abs=0.01)
 
 
 def test_a_nudged_frame_is_left_out_and_most_must_agree() -> None:
