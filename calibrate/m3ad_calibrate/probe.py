@@ -23,10 +23,9 @@ from m3ad_calibrate.defects import with_defect
 from m3ad_calibrate.gate import LOWEST_RANK_CORRELATION, METRICS
 
 STRIDE = 2
-# Image AUROC of a handful of frames moves in steps larger than any budget; it is reported, the gate judges it.
-SMOOTH = ("aupro_30", "aupro_1")
-# Image AUROC of a handful of frames moves in steps larger than any budget; it is reported, the gate judges it.
-SMOOTH = ("aupro_30", "aupro_1")
+# Image AUROC and AUPRO@1 of a handful of frames move by more than any budget while their maps rank alike by 0.9999
+# (measured: 0.22 and 0.014); both are reported, and the gate judges them on all test frames.
+STEADY = "aupro_30"
 Arrays = dict[str, npt.NDArray[Any]]
 GraphFunction = Callable[[Arrays], Arrays]
 
@@ -53,7 +52,7 @@ class Damage:
 
     falls: dict[str, float]
     rank_correlation: float
-    loss: float  # the largest of fall / budget and (1 - rank correlation) / 0.01; at most 1 passes
+    loss: float  # the larger of AUPRO@30's fall / budget and (1 - rank correlation) / 0.01; 1 is all of it
 
 
 class Probe:
@@ -124,7 +123,7 @@ class Probe:
                 )
                 for a, b, f in zip(self.reference[layout], maps, self.frames, strict=True)
             )
-            loss = max(*(falls[name] / budget for name in SMOOTH), (1 - rank) / (1 - LOWEST_RANK_CORRELATION))
+            loss = max(falls[STEADY] / budget, (1 - rank) / (1 - LOWEST_RANK_CORRELATION))
             if worst is None or loss > worst.loss:
                 worst = Damage(falls, rank, loss)
         return worst or Damage(dict.fromkeys(METRICS, 0.0), 1.0, 0.0)
