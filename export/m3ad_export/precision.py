@@ -97,9 +97,9 @@ def histogram(model: onnx.ModelProto) -> dict[str, int]:
     for node in graph.node:
         if node.op_type in PRODUCTS:
             sources = [makers[name] for name in node.input[:2] if name in makers]
-            stored = {types[n.input[0]] for n in sources if n.op_type == "DequantizeLinear"}
-            name = TensorProto.DataType.Name(stored.pop() if stored else types[node.output[0]])
-            if name == "INT8" and not all(n.op_type == "DequantizeLinear" for n in sources):
+            pairs = [source for source in sources if source.op_type == "DequantizeLinear"]
+            name = TensorProto.DataType.Name(types[(pairs[0].input if pairs else node.output)[0]])
+            if name == "INT8" and len(pairs) < 2:
                 name = INT8_WEIGHTS
             counts[name] = counts.get(name, 0) + 1
     return counts

@@ -112,6 +112,8 @@ def test_weights_alone_leave_the_activation_as_it_is(model: onnx.ModelProto) -> 
     assert histogram(found) == {"INT8": 1, "INT8_WEIGHTS": 1}
     node = next(n for n in found.graph.node if n.name == "out/linear/MatMul")
     assert node.input[0] == "n"
+    first = Plan("int8", "fp32", (Keep("fc", "reads the graph's own input", "int8_weights"),))
+    assert histogram(qdq.quantized(prepared, "toy", first, {"n": 9.0})) == {"INT8": 1, "INT8_WEIGHTS": 1}
 
 
 def test_a_half_rest_types_the_scales_too(model: onnx.ModelProto) -> None:
