@@ -34,8 +34,9 @@ HEAD_GROUPS = {
     "output": r"^mgm:to_\w+\.output/|^head_rows:\w+_output/",
     "second pass": r"^head_rows:\w+_again/",
 }
-# Of the budget: the gate looks at other frames, and at every pixel.
-TARGET = 0.5
+# Of the budget: the gate looks at more frames, and the lowest of them counts. Measured: what used 0.4 of it on 4 frames
+# with and without defects used 1.1 on 24 test frames.
+TARGET = 0.2
 # What a group may be brought to when it cannot bear the plan's precision, in this order.
 STEPS: tuple[NodePrecision, ...] = ("int8_weights", "rest")
 
@@ -151,7 +152,7 @@ class Searcher:
         return replace(self.base, keep=(*lifted, *self.base.keep))
 
     def search(self, say: Say = lambda _: None) -> Search:
-        """Rank the groups, then lift the worst for their work until the loss fits half of the budget.
+        """Rank the groups, then lift the worst for their work until the loss fits TARGET of the budget.
 
         A group is lifted to INT8 weights first, to the plan's rest when every group it pays for is there. The order is
         loss per multiply-add, so that what is given up is as little work as can be.
