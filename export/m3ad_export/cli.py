@@ -138,6 +138,12 @@ def train(
     rig: RigOpt = None,
     align_steps: Annotated[int, typer.Option(min=1, help="of stage 1, MFM")] = DEFAULTS.align_steps,
     guide_steps: Annotated[int, typer.Option(min=1, help="of stage 2, MGM")] = DEFAULTS.guide_steps,
+    expected_frames: Annotated[
+        int,
+        typer.Option(
+            min=0, help="good frames that show what to expect at each pixel; 12 for parts in a fixture"
+        ),
+    ] = DEFAULTS.expected_frames,
     seed: Annotated[int, typer.Option(min=0, help="of training and of random weights")] = 0,
 ) -> None:
     """Train the heads of a category on its good parts; the encoders stay frozen."""
@@ -165,7 +171,12 @@ def train(
             ops,
             category=category or data.resolve().name,
             preprocessing=Preprocessing(plane=plane, plane_coefficients=read_rig(rig).plane if rig else None),
-            config=TrainConfig(seed=seed, align_steps=align_steps, guide_steps=guide_steps),
+            config=TrainConfig(
+                seed=seed,
+                align_steps=align_steps,
+                guide_steps=guide_steps,
+                expected_frames=expected_frames,
+            ),
             track=track,
         )
     print_text(f"{out}: {detector.record['category']}, losses in {out / 'losses.png'}")

@@ -50,7 +50,8 @@ class TrainConfig:
         fusion: what becomes of MFM's outer MLP, which Eq. 2 does not reach. `frozen` keeps its seeded random weights;
             `aligned` adds InfoNCE of the mentor with both branches. An aligned mentor is the same whichever branch it
             comes from, and MGM rebuilds each modality from the other: it is blind where the two disagree.
-        expected_frames: training frames whose scores say what to expect at each pixel; 0 where parts lie anyhow.
+        expected_frames: training frames whose scores say what to expect at each pixel, for parts that lie alike as in a
+            fixture; 0 leaves the scores as the paper has them.
         svm_frames: training frames whose whole maps fit the one-class SVM.
         svm_nu: share of their pixels below its boundary.
     """
@@ -65,7 +66,7 @@ class TrainConfig:
     guide_steps: int = 250
     guide_rows: int = 512
     guide_lr: float = 1e-3
-    expected_frames: int = 12
+    expected_frames: int = 0
     svm_frames: int = 4
     svm_nu: float = 0.5
     checkpoint_steps: int = 50

@@ -29,6 +29,7 @@ CONFIG = TrainConfig(
     guide_steps=12,
     guide_rows=32,
     svm_frames=1,
+    expected_frames=2,
     checkpoint_steps=4,
 )
 HEADS = HeadConfig(rgb_width=TINY_RGB.token_width, xyz_width=TINY_XYZ.token_width, mentor_width=16)
