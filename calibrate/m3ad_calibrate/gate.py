@@ -191,6 +191,12 @@ def frame_times(
 def summary(record: dict[str, Any], precision: str) -> str:
     """The gate in a few lines for people."""
     lines = []
+    pairs = record["defective"] * (record["frames"] - record["defective"])
+    if pairs * record["budget"] < 1:
+        lines.append(
+            f"one pair of test parts that change places is {1 / pairs:.4f} of image AUROC, more than the budget of "
+            f"{record['budget']:g}: this split cannot show it, add test parts or raise --budget"
+        )
     for layout, values in record["figures"].items():
         parts = [f"{n} {values[n]['source']:.4f} -> {values[n]['quantized']:.4f}" for n in METRICS]
         rank = values["rank_correlation"]

@@ -179,6 +179,9 @@ def test_figures_are_those_of_the_bundles_themselves(trained: Trained, tmp_path:
     assert found["frame_ms"]["ratio"] == found["frame_ms"]["quantized"] / found["frame_ms"]["source"]
     slow = {**found, "frame_ms": {**found["frame_ms"], "ratio": 1.5}}
     assert "1.50 times fp32's: slower on this CPU" in summary(slow, "int8")
+    # One good and three defective parts are three pairs: a budget of 0.005 is finer than anything they can show.
+    assert "one pair of test parts that change places is 0.3333 of image AUROC" in summary(found, "int8")
+    assert "one pair" not in summary({**found, "budget": 0.34}, "int8")
 
 
 def test_calibration_on_noise_is_caught(trained: Trained, tmp_path: Path) -> None:
