@@ -149,7 +149,7 @@ class Searcher:
     def alone(self, group: Group) -> Plan:
         """The plan in which one group is quantized and nothing else is."""
         lifted = tuple(Keep(g.pattern, "another group", "rest") for g in self.groups if g != group)
-        return replace(self.base, keep=(*lifted, *self.base.keep))
+        return replace(self.base, keep=(*self.base.keep, *lifted))
 
     def search(self, say: Say = lambda _: None) -> Search:
         """Rank the groups, then lift the worst for their work until the loss fits TARGET of the budget.
@@ -197,7 +197,8 @@ class Searcher:
             Keep(g.pattern, f"{g.name}: alone it uses {loss.get(g, 0):.2f} of the loss budget", precision)
             for g, precision in final.items()
         )
-        return replace(self.base, keep=(*kept, *self.base.keep))
+        # Behind the base's entries: a group's pattern may also match what those keep, and they decide first.
+        return replace(self.base, keep=(*self.base.keep, *kept))
 
 
 def report(search: Search) -> dict[str, Any]:
