@@ -18,7 +18,6 @@ from m3ad_client.contenders import Contender
 from m3ad_client.memory import PeakMemory, tree_rss
 
 GROWTH_FROM = 20  # arenas have settled by then
-MAP_TOLERANCE = 1e-4
 REGIONS = {"A": "tensors ready -> map", "B": "files -> verdict"}
 
 
