@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -5,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import make_input, make_tiny_detector
 from m3ad.bundle import Bundle, new_folder
 from m3ad.contract import stages
 from m3ad.errors import ArtifactError
 from m3ad.pipeline import Inspector, model_arrays
 from m3ad_export.bundle_writer import write_bundle
-from m3ad_export.onnx_export import verify_not_frozen
+from m3ad_export.detector import Detector
+from m3ad_export.onnx_export import verify_not_frozen, write_chain
+from m3ad_export.parity import check_parity, verify_parity
 from m3ad_plugins import ops
 
 
@@ -82,22 +86,34 @@ def test_sampling_frozen_into_a_graph_is_refused(tiny_bundle: Bundle, tmp_path: 
         verify_not_frozen(tmp_path / "frozen.onnx")
 
 
+def test_maps_of_large_values_may_differ_by_as_much_of_them(tiny_detector: Detector, tmp_path: Path) -> None:
+    detector = copy.deepcopy(tiny_detector)
+    detector.vm.expected = torch.full_like(detector.vm.expected, 1e-4)
+    write_chain(detector, tmp_path)
+    image = make_input(1024).image
+    deviations = check_parity(detector, tmp_path, ops, image, ("chain",), (1025,))
+    verify_parity(deviations)
+    maps = [d for d in deviations if d.value == "anomaly_map"]
+    assert all(d.max_error / d.relative_error > 1 for d in maps)  # the largest value
+    assert all(d.relative_error < 1e-4 for d in maps)
+
+
 def test_a_tampered_file_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(tiny_bundle.path, copy)
-    with (copy / "onnx/mfm.onnx").open("ab") as file:
+    copied = tmp_path / "copy"
+    shutil.copytree(tiny_bundle.path, copied)
+    with (copied / "onnx/mfm.onnx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(ArtifactError, match=r"mfm.onnx was changed after it was written.*m3ad-export bundle"):
-        Bundle.open(copy)
+        Bundle.open(copied)
 
 
 def test_a_stale_contract_version_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(tiny_bundle.path, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "contract_version": 0}))
+    copied = tmp_path / "copy"
+    shutil.copytree(tiny_bundle.path, copied)
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "contract_version": 0}))
     with pytest.raises(ArtifactError, match="contract version 0, this m3ad reads version 1"):
-        Bundle.open(copy)
+        Bundle.open(copied)
 
 
 def test_missing_and_foreign_folders_are_refused(tmp_path: Path) -> None:

@@ -86,6 +86,19 @@ def test_a_category_that_cannot_name_a_model_is_refused(tiny_bundle: Bundle, tmp
         write_repository(path, tmp_path / "repository", "onnxruntime", "chain")
 
 
+def test_a_quantized_bundle_is_served_only_behind_its_gate(bundle: Path, tmp_path: Path) -> None:
+    quantized = Bundle.open(bundle).update(precision={"type": "int8"})
+    with pytest.raises(ArtifactError, match="is quantized and was never gated; find a better plan"):
+        write_repository(bundle, tmp_path / "repo", "onnxruntime", "chain")
+    quantized.update(gate={"passed": False, "accepted": None})
+    with pytest.raises(ArtifactError, match="is quantized and failed its gate"):
+        write_repository(bundle, tmp_path / "repo", "onnxruntime", "chain")
+    assert not (tmp_path / "repo").exists()
+    quantized.update(gate={"passed": True, "accepted": None})
+    written = write_repository(bundle, tmp_path / "repo", "onnxruntime", "chain")
+    assert written.manifest["precision"] == "int8"
+
+
 def test_tampered_repository_is_refused(chain_repository: Path, tmp_path: Path) -> None:
     path = tmp_path / "repository"
     shutil.copytree(chain_repository, path)

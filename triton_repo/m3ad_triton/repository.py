@@ -82,6 +82,8 @@ def write_repository(
         ArtifactError: the bundle lacks a file, an engine or golden data, or `target` is something else.
     """
     bundle = Bundle.open(bundle_path)
+    bundle.verify_usable()
+    written = bundle.manifest["precision"]["type"] if "precision" in bundle.manifest else "fp32"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bundle.name):
         raise ArtifactError(
             f"category {bundle.name!r} cannot name a Triton model; expected letters, digits, '_', '-' and '.': "
@@ -100,7 +102,7 @@ def write_repository(
             (model / "config.pbtxt").write_text(text, encoding="utf-8")
         serving = {
             "runtime": runtime,
-            "precision": ", ".join(sorted({e.precision for e in engines})) if engines else "fp32",
+            "precision": ", ".join(sorted({e.precision for e in engines})) if engines else written,
             "model_bytes": _model_bytes(folder, len(engines) or 1),
         }
         whole = folder / bundle.name
