@@ -222,8 +222,9 @@ def test_saved_results_are_shown_side_by_side(tiny_bundle: Bundle, category: Pat
     assert "| chain | mgm | 1 | " in done.stdout
     assert "| fused | head | 1 | " in done.stdout
     assert done.stdout.count("| CFM | 21.755 |") == 1
-    files[0].write_text("[]")
-    assert "is no result of `m3ad-client eval --json`" in refusal("report", files[0])
+    for wrong in ("[]", '{"rows": []}', '{"rows": [{"region": "A"}]}'):
+        files[0].write_text(wrong)
+        assert "is no result of `m3ad-client eval --json`" in refusal("report", files[0])
 
 
 def test_no_server_is_one_sentence(category: Path) -> None:
