@@ -198,19 +198,24 @@ def test_calibration_on_noise_is_caught(trained: Trained, tmp_path: Path) -> Non
 
 
 def test_swapped_scales_are_caught(trained: Trained, tmp_path: Path) -> None:
-    """Two activations of one graph with each other's scale, written as if nothing had happened."""
+    """Each graph's smallest and largest activation with each other's scale, written as if nothing had happened."""
     bundle = written(trained, tmp_path / "out", default_plan("int8"))
-    path = bundle.file("onnx/rgb_extractor.onnx")
-    model = onnx.load(path)
-    names = [n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear"]
-    scales = {i.name: i for i in model.graph.initializer if i.name in names}
-    ordered = sorted(names, key=lambda name: float(numpy_helper.to_array(scales[name])))
-    low, high = (numpy_helper.to_array(scales[n]).copy() for n in (ordered[0], ordered[-1]))
-    scales[ordered[0]].CopyFrom(numpy_helper.from_array(high, ordered[0]))
-    scales[ordered[-1]].CopyFrom(numpy_helper.from_array(low, ordered[-1]))
-    onnx.save(model, path)
-    relist(bundle, "onnx/rgb_extractor.onnx")
-    assert any("maps rank alike by" in line for line in gated(trained, Bundle.open(bundle.path)))
+    for path in sorted((bundle.path / "onnx").glob("*.onnx")):
+        model = onnx.load(path)
+        names = {n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+        scales = {i.name: i for i in model.graph.initializer if i.name in names}
+        if not scales:
+            continue
+        ordered = sorted(scales, key=lambda name: float(numpy_helper.to_array(scales[name])))
+        low, high = (numpy_helper.to_array(scales[n]).copy() for n in (ordered[0], ordered[-1]))
+        scales[ordered[0]].CopyFrom(numpy_helper.from_array(high, ordered[0]))
+        scales[ordered[-1]].CopyFrom(numpy_helper.from_array(low, ordered[-1]))
+        onnx.save(model, path)
+        relist(bundle, f"onnx/{path.name}")
+        bundle = Bundle.open(bundle.path)
+    failed = gated(trained, bundle)
+    for layout in ("chain", "fused"):
+        assert any(f"{layout} maps rank alike by" in line for line in failed), failed
 
 
 def fp16_cosine(model: onnx.ModelProto, vote: onnx.ModelProto) -> onnx.ModelProto:
@@ -281,10 +286,10 @@ def test_int8_weights_are_a_quarter_and_run(trained: Trained, tmp_path: Path) ->
     assert counted["quantized"] < counted["source"]
 
 
-def test_command_writes_a_failed_bundle_but_says_so(trained: Trained, tmp_path: Path) -> None:
+def test_command_writes_a_failed_bundle_but_says_so(confident: Trained, tmp_path: Path) -> None:
     """The whole way: a plan file, a bundle, its gate, an engine refused and taken on somebody's account."""
-    source, data = str(trained.source.path), str(trained.data)
-    default_plan("fp8").write(tmp_path / "broken.json")  # three bits of mantissa are too few for 24 channels
+    source, data = str(confident.source.path), str(confident.data)
+    default_plan("fp8").write(tmp_path / "broken.json")  # whose three bits of mantissa miss scores of 1e-4
     arguments = ["quantize", source, str(tmp_path / "bad"), "--data", data, "--budget", str(LOOSE)]
     result = CliRunner().invoke(app, [*arguments, "--plan", str(tmp_path / "broken.json")])
     assert isinstance(result.exception, M3adError)
@@ -303,7 +308,7 @@ def test_command_writes_a_failed_bundle_but_says_so(trained: Trained, tmp_path: 
     assert document["gate"] == good.manifest["gate"]
     assert good.manifest["gate"]["passed"] is True
     good.verify_usable()
-    trained.source.verify_usable()  # a bundle in fp32 needs no gate
+    confident.source.verify_usable()  # a bundle in fp32 needs no gate
     result = CliRunner().invoke(
         app, ["gate", str(tmp_path / "good"), "--against", source, "--data", data, "--budget", str(LOOSE)]
     )
