@@ -15,12 +15,13 @@ from m3ad.contract import DEFAULT_LAYOUT, LAYOUTS, Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
 from m3ad.pipeline import Inspector
+from m3ad.preprocess import Modality
 from rich.console import Console
 from rich.progress import track
 
 from m3ad_client import report
 from m3ad_client.contenders import Contenders
-from m3ad_client.evaluate import Modality, evaluate_samples
+from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
 from m3ad_client.measure import artefacts, run_bench
 from m3ad_client.triton import Tls, TritonInspector

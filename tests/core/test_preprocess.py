@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from m3ad.contract import Dims, pipeline_tensors
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
-from m3ad.preprocess import Preprocessing, prepare, prepare_mask, to_frame
+from m3ad.preprocess import Preprocessing, prepare, prepare_mask, to_frame, without_modality
 from PIL import Image
 
 SIZES = [(224, 224), (300, 300), (500, 800), (801, 333), (97, 150)]
@@ -173,6 +173,8 @@ def test_a_plane_that_takes_the_part_is_named():
         ),
         ({"plane": "fixed", "plane_coefficients": (0, 0, np.nan, 1)}, "four finite numbers"),
         ({"plane_distance_m": 0.0}, "plane_distance_m must be positive, got 0.0"),
+        ({"without": "depth"}, "without must be rgb or xyz, got 'depth'"),
+        ({"without": "xyz", "plane": "ransac"}, "a cloud that is masked flat has no plane to remove"),
         ({"seed": -1}, "seed must not be negative, got -1"),
     ],
 )
@@ -187,6 +189,40 @@ def test_settings_of_another_version_are_refused():
     settings_ = Preprocessing().to_json()
     with pytest.raises(ArtifactError, match=r"missing or unknown: crop, seed\); export the bundle again"):
         Preprocessing.from_json({"crop": 1, **{k: v for k, v in settings_.items() if k != "seed"}})
+
+
+def test_a_masked_modality_tells_nothing():
+    frame = random_frame(64, 80, seed=3)
+    plain = without_modality(frame, "rgb")
+    assert (plain.rgb == plain.rgb[0, 0]).all()
+    np.testing.assert_allclose(plain.rgb[0, 0], frame.rgb.reshape(-1, 3).mean(axis=0), atol=0.5)
+    np.testing.assert_array_equal(plain.xyz, frame.xyz)
+    flat = without_modality(frame, "xyz")
+    np.testing.assert_array_equal(flat.rgb, frame.rgb)
+    np.testing.assert_array_equal(flat.xyz[..., :2], frame.xyz[..., :2])
+    seen = np.isfinite(frame.xyz).all(axis=2) & frame.xyz.all(axis=2)
+    np.testing.assert_array_equal(flat.xyz[~seen], frame.xyz[~seen])
+    points = flat.xyz[seen].astype(np.float64) - flat.xyz[seen].mean(axis=0)
+    assert np.linalg.svd(points, compute_uv=False)[2] < 1e-4 * np.linalg.norm(points)
+    assert abs(flat.xyz[seen, 2].mean() - frame.xyz[seen, 2].mean()) < 1e-6
+
+
+@pytest.mark.parametrize("modality", ["rgb", "xyz"])
+def test_settings_mask_every_frame(modality):
+    frame = random_frame(120, 90)
+    settings_ = Preprocessing.from_json(Preprocessing(without=modality).to_json())
+    found = prepare(frame, settings_)
+    expected = prepare(without_modality(frame, modality), Preprocessing())
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    plain, changed = prepare(frame, Preprocessing()), "image" if modality == "rgb" else "points"
+    for name in found._fields:
+        same = np.array_equal(getattr(found, name), getattr(plain, name))
+        assert same is (name != changed)
+    older = {k: v for k, v in Preprocessing().to_json().items() if k != "without"}
+    assert Preprocessing.from_json(older) == Preprocessing()
+    with pytest.raises(FrameError, match="random"):
+        prepare(replace(frame, xyz=np.zeros_like(frame.xyz)), settings_)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

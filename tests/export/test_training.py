@@ -8,17 +8,18 @@ import pytest
 import torch
 from conftest import TINY_RGB, TINY_XYZ
 from m3ad.contract import steps
-from m3ad.errors import ArtifactError, FrameError
+from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.pipeline import Pipeline, model_arrays
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import Preprocessing, prepare, without_modality
 from m3ad_export.detector import Detector, load_detector
 from m3ad_export.features import FeatureExtractor
+from m3ad_export.fit_vote import frame_scores, refit_vote
 from m3ad_export.fused import HeadRows, HeadTokens
 from m3ad_export.heads import HeadConfig, Mfm
 from m3ad_export.losses import Fusion, info_nce
 from m3ad_export.sample_data import write_sample_data
-from m3ad_export.training import Encoders, TrainConfig, draw_pool, frame_scores, train
+from m3ad_export.training import Encoders, TrainConfig, draw_pool, train
 from m3ad_export.weights import load_rgb_encoder, load_xyz_encoder
 from m3ad_plugins import ops
 
@@ -139,6 +140,30 @@ def test_a_trained_detector_loads_back(trained: tuple[Path, Detector]) -> None:
     assert loaded.record["threshold"]["value"] == max(loaded.record["threshold"]["validation_scores"])
     assert loaded.record["encoders"]["rgb"]["weights"]["kind"] == "random"
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_vote_alone_can_be_fitted_anew(
+    category: Category, trained: tuple[Path, Detector], tmp_path: Path
+) -> None:
+    """On the same frames it is the same vote; on masked ones every later frame is masked, too."""
+    splits = category.samples("train"), category.samples("validation")
+    same = refit_vote(trained[1], *splits, tmp_path / "same", ops)
+    assert same.record["threshold"] == trained[1].record["threshold"]
+    assert torch.equal(load_detector(tmp_path / "same").vm.expected, trained[1].vm.expected)
+    blind = refit_vote(trained[1], *splits, tmp_path / "blind", ops, without="rgb", expected_frames=1)
+    assert not torch.equal(blind.vm.expected, trained[1].vm.expected)
+    settings = Preprocessing.from_json(blind.record["preprocessing"])
+    assert settings.without == "rgb"
+    pipeline = Pipeline(steps(blind.dims, "chain"), blind.stage_functions(ops))
+    frame = without_modality(read_sample(splits[1][0]), "rgb")
+    values, _ = pipeline.run(model_arrays(prepare(frame, Preprocessing())))
+    assert blind.record["threshold"]["value"] == pytest.approx(float(values["score"][0]), abs=1e-5)
+    assert trained[1].record["preprocessing"]["without"] is None
+    with pytest.raises(M3adError, match="holds a detector already; name another folder for the refitted one"):
+        refit_vote(trained[1], *splits, tmp_path / "blind", ops)
+    with pytest.raises(FrameError, match="the validation split holds 0 frames"):
+        refit_vote(trained[1], splits[0], [], tmp_path / "none", ops)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_without_a_detector_is_refused(trained: tuple[Path, Detector], tmp_path: Path) -> None:
