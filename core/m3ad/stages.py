@@ -4,7 +4,7 @@ A stage is a callable from named arrays to named arrays. The in-process pipeline
 same ones. Which ONNX files a stage reads is known here alone; how they are made, in the export room.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,8 +40,11 @@ class Operator(Protocol):
     def scored_pixel(self) -> IntArray:
         """[R] the row-major pixel of each row."""
 
-    def apply(self, tokens: FloatArray, start: int = 0, stop: int | None = None) -> FloatArray:
-        """Rows start..stop of the map applied to tokens [G, D]."""
+    def apply(self, tokens: FloatArray) -> FloatArray:
+        """All rows of the map applied to tokens [G, D]."""
+
+    def tiles(self, tokens: FloatArray, rows: int) -> Iterator[FloatArray]:
+        """The same, `rows` rows at a time in one buffer that the next tile overwrites; zeros fill the last up."""
 
 
 class Ops(Protocol):
@@ -192,19 +195,16 @@ class Head:
         rgb = bilinear_operator(self.dims.rgb_side, xyz.scored_pixel, self.ops)
         count = len(xyz.scored_pixel)
         scores = np.empty((3, count), np.float32)
-        for start in range(0, count, self.tile_rows):
-            stop = min(start + self.tile_rows, count)
-            rows = {
-                "rgb_rows": self._tile(rgb.apply(tables["rgb_table"], start, stop)),
-                "xyz_rows": self._tile(xyz.apply(tables["xyz_table"], start, stop)),
-            }
-            scores[:, start:stop] = self.rows(rows)["scores"][:, : stop - start]
+        tiles = zip(
+            range(0, count, self.tile_rows),
+            rgb.tiles(tables["rgb_table"], self.tile_rows),
+            xyz.tiles(tables["xyz_table"], self.tile_rows),
+            strict=True,
+        )
+        for start, rgb_rows, xyz_rows in tiles:
+            part = self.rows({"rgb_rows": rgb_rows, "xyz_rows": xyz_rows})["scores"]
+            scores[:, start : start + self.tile_rows] = part[:, : count - start]
         return self.vote({"scores": scores, "scored_pixel": xyz.scored_pixel})
-
-    def _tile(self, rows: FloatArray) -> FloatArray:
-        """Rows filled up with the first one to a whole tile; what is computed for the filling is dropped."""
-        missing = self.tile_rows - len(rows)
-        return rows if not missing else np.concatenate([rows, np.repeat(rows[:1], missing, axis=0)])
 
 
 class CheckedStage:

@@ -50,7 +50,7 @@ class FrameFeatures:
     def chunks(
         self, rgb_table: FloatArray | None = None, xyz_table: FloatArray | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows in order, some thousand at a time: rgb_features [r, D], xyz_features [r, D].
+        """All rows in order, some thousand at a time: two of [r, D] that the next overwrite.
 
         Args:
             rgb_table: [P, D] to spread over the pixels instead of the tokens themselves.
@@ -58,11 +58,14 @@ class FrameFeatures:
         """
         rgb_table = self.rgb_tokens if rgb_table is None else rgb_table
         xyz_table = self.xyz_tokens if xyz_table is None else xyz_table
-        for start in range(0, len(self.scored_pixel), ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, len(self.scored_pixel))
-            rgb = self.rgb_operator.apply(rgb_table, start, stop)
-            xyz = self.xyz_operator.apply(xyz_table, start, stop)
-            yield torch.from_numpy(rgb), torch.from_numpy(xyz)
+        tiles = zip(
+            self.rgb_operator.tiles(rgb_table, ROWS_AT_ONCE),
+            self.xyz_operator.tiles(xyz_table, ROWS_AT_ONCE),
+            strict=True,
+        )
+        for tile, (rgb, xyz) in enumerate(tiles):
+            count = min(ROWS_AT_ONCE, len(self.scored_pixel) - tile * ROWS_AT_ONCE)
+            yield torch.from_numpy(rgb[:count]), torch.from_numpy(xyz[:count])
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of an ascending index [r]: rgb_features [r, D], xyz_features [r, D]."""

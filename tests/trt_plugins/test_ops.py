@@ -42,7 +42,8 @@ def check_interpolation(form: ModuleType, case: Case, width: int) -> None:
     tokens = RNG.normal(0, 1, (case.num_samples, width)).astype(np.float32)
     arguments = (case.points, case.point_pixel, case.points[idx])
     *operator, scored_pixel = form.interpolation_operator(*arguments, case.image_size)
-    rows = form.apply_rows(*operator, tokens)
+    rows = np.empty((len(operator[0]) - 1, tokens.shape[1]), np.float32)
+    form.apply_rows(*operator, tokens, rows)
     expected, expected_pixel = reference.token_interpolate(*arguments, tokens, case.image_size)
     np.testing.assert_array_equal(scored_pixel, expected_pixel)
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
@@ -72,8 +73,11 @@ def test_operator_rows_hold_the_reference_weights(case: Case) -> None:
     np.testing.assert_array_equal(weights > 0, expected > 0)
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-7)
     rows = len(operator.scored_pixel)
-    for start, stop in ((0, rows // 2), (rows // 2, rows), (3 % rows, 3 % rows)):
-        np.testing.assert_array_equal(operator.apply(eye, start, stop), weights[start:stop])
+    for tile in (1, rows // 2 + 1, rows, rows + 3):
+        found = np.concatenate([t.copy() for t in operator.tiles(eye, tile)])
+        assert len(found) == -(-rows // tile) * tile
+        np.testing.assert_array_equal(found[:rows], weights)
+        assert not found[rows:].any()
     for begin, end in zip(operator.indptr[:-1], operator.indptr[1:], strict=True):
         assert (np.diff(operator.indices[begin:end]) > 0).all()
 
@@ -222,8 +226,8 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
             r"tokens: expected float32 \[8, D\], got float32 \[5, 3\]",
         ),
         (
-            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16).apply(CENTERS, 5, 4),
-            "rows: expected 0 <= start <= stop <= .*, got 5..4",
+            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16).tiles(CENTERS, 0).__next__(),
+            "rows: expected at least 1, got 0",
         ),
         (
             lambda: ops.SparseRows(np.int32([0, 1]), np.int32([8]), np.ones(1, np.float32), np.int32([0]), 8),

@@ -122,11 +122,9 @@ def interpolation_operator(
     )
 
 
-def apply_rows(indptr: Int32, indices: Int32, weights: Float32, tokens: Float32) -> Float32:
-    """The sparse rows times tokens [G, D]; indptr may start above 0, at the first of a range of rows."""
-    out = np.empty((len(indptr) - 1, tokens.shape[1]), np.float32)
+def apply_rows(indptr: Int32, indices: Int32, weights: Float32, tokens: Float32, out: Float32) -> None:
+    """The sparse rows times tokens [G, D] into out; indptr may start above 0, at the first of a range of rows."""
     _call("apply_rows", indptr, indices, weights, len(out), tokens, tokens.shape[1], out, threads())
-    return out
 
 
 def one_class_svm(

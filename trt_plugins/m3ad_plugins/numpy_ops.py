@@ -73,10 +73,10 @@ def interpolation_operator(
     return indptr, operator.indices.astype(np.int32), np.asarray(operator.data, np.float32), scored_pixel
 
 
-def apply_rows(indptr: Int32, indices: Int32, weights: Float32, tokens: Float32) -> Float32:
-    """The sparse rows times tokens [G, D]; indptr may start above 0, at the first of a range of rows."""
+def apply_rows(indptr: Int32, indices: Int32, weights: Float32, tokens: Float32, out: Float32) -> None:
+    """The sparse rows times tokens [G, D] into out; indptr may start above 0, at the first of a range of rows."""
     first, last = indptr[0], indptr[-1]
     matrix = sparse.csr_matrix(
         (weights[first:last], indices[first:last], indptr - first), shape=(len(indptr) - 1, len(tokens))
     )
-    return np.asarray(matrix @ tokens, np.float32)
+    out[:] = matrix @ tokens

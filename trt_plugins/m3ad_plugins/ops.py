@@ -1,5 +1,6 @@
 """The m3ad ops on NumPy arrays: inputs are checked here, once; the native or the NumPy form does the work."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -50,29 +51,40 @@ class SparseRows:
             found = f"{self.indices.min()}..{self.indices.max()}"
             raise ValueError(f"indices: expected 0..{self.groups - 1}, got {found}")
 
-    def apply(self, tokens: Float32, start: int = 0, stop: int | None = None) -> Float32:
-        """Rows start..stop of A @ tokens.
+    def apply(self, tokens: Float32) -> Float32:
+        """A @ tokens: [G, D] float32, finite -> [R, D] float32.
+
+        Raises:
+            ValueError: tokens are not as described.
+        """
+        tokens = checked("tokens", tokens, "float32", (self.groups, "D"))
+        out = np.empty((len(self.scored_pixel), tokens.shape[1]), np.float32)
+        _form().apply_rows(self.indptr, self.indices, self.weights, tokens, out)
+        return out
+
+    def tiles(self, tokens: Float32, rows: int) -> Iterator[Float32]:
+        """A @ tokens, `rows` rows at a time, in one buffer that the next tile overwrites; zeros fill the last tile up.
 
         Args:
             tokens: [G, D] float32, finite.
-            start: first row, 0 <= start <= stop.
-            stop: end of the rows, at most R; all rows when left out.
+            rows: of a tile.
 
-        Returns:
-            [stop - start, D] float32.
+        Yields:
+            [rows, D] float32, ceil(R / rows) times.
 
         Raises:
-            ValueError: tokens are not as described, or the range leaves 0..R.
+            ValueError: tokens are not as described, or a tile has no rows.
         """
-        rows = len(self.scored_pixel)
-        stop = rows if stop is None else stop
         tokens = checked("tokens", tokens, "float32", (self.groups, "D"))
-        if not 0 <= start <= stop <= rows:
-            raise ValueError(f"rows: expected 0 <= start <= stop <= {rows}, got {start}..{stop}")
-        result: Float32 = _form().apply_rows(
-            self.indptr[start : stop + 1], self.indices, self.weights, tokens
-        )
-        return result
+        if rows < 1:
+            raise ValueError(f"rows: expected at least 1, got {rows}")
+        tile = np.empty((rows, tokens.shape[1]), np.float32)
+        for start in range(0, len(self.scored_pixel), rows):
+            indptr = self.indptr[start : start + rows + 1]
+            filled = len(indptr) - 1
+            _form().apply_rows(indptr, self.indices, self.weights, tokens, tile[:filled])
+            tile[filled:] = 0
+            yield tile
 
 
 def _check_points(
