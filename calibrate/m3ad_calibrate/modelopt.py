@@ -12,8 +12,9 @@ import numpy.typing as npt
 import onnx
 from m3ad.errors import M3adError, MissingDependencyError
 from m3ad_export.plan import Plan
+from onnx import numpy_helper
 
-from m3ad_calibrate.qdq import products
+from m3ad_calibrate import qdq
 
 Engine = Literal["onnxruntime", "modelopt"]
 
@@ -30,6 +31,7 @@ def quantized_by_modelopt(
     Raises:
         MissingDependencyError: it is not installed.
         M3adError: it has no such method, or cannot store weights alone.
+        ArtifactError: it left a product of the plan as it was.
     """
     try:
         from modelopt.onnx.quantization import quantize
@@ -42,7 +44,9 @@ def quantized_by_modelopt(
         raise M3adError(
             f"ModelOpt calibrates by max or entropy, got {method!r}; use --engine onnxruntime for it"
         )
-    chosen = products(model, stage, plan)
+    chosen = qdq.products(model, stage, plan)
+    if not chosen:
+        return model
     if "int8_weights" in chosen.values():
         raise M3adError(
             "the plan has int8_weights entries, which ModelOpt cannot write; use --engine onnxruntime"
@@ -54,14 +58,37 @@ def quantized_by_modelopt(
         source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
         onnx.save(model, source)
         data = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+        # Else ModelOpt takes a dynamic number of rows for 1, the products for matrix times vector, and skips them.
+        shapes = ",".join(f"{name}:{'x'.join(map(str, value.shape))}" for name, value in runs[0].items())
         quantize(
             str(source),
             quantize_mode=plan.precision,
             calibration_data=data,
             calibration_method=method,
+            calibration_shapes=shapes,
+            calibration_eps=["cpu"],
             op_types_to_quantize=["MatMul"],
             nodes_to_exclude=kept,
             high_precision_dtype="fp32",
             output_path=str(target),
         )
-        return onnx.load(target)
+        written = onnx.load(target)
+    _store_weights(written.graph)
+    qdq.verify(written, chosen)
+    return written
+
+
+def _store_weights(graph: onnx.GraphProto) -> None:
+    """Replace each QuantizeLinear of an initializer, as ModelOpt leaves them, by what it computes."""
+    stored = {i.name: i for i in graph.initializer}
+    for node in [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in stored]:
+        weight, scale, zero = (numpy_helper.to_array(stored[name]) for name in node.input)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        if scale.ndim:
+            scale = np.expand_dims(scale, [d for d in range(weight.ndim) if d != axis])
+        steps = weight / scale
+        if zero.dtype == np.int8:
+            steps = np.clip(np.rint(steps), -128, 127)
+        graph.initializer.append(numpy_helper.from_array(steps.astype(zero.dtype), node.output[0]))
+        graph.node.remove(node)
+    qdq.drop_unused(graph)

@@ -156,7 +156,7 @@ def quantized(model: onnx.ModelProto, stage: str, plan: Plan, limits: dict[str, 
         for entry in (o for o in result.opset_import if not o.domain):
             entry.version = max(entry.version, OPSET)
     drop_unused(result.graph)
-    _verify(result, chosen)
+    verify(result, chosen)
     return result
 
 
@@ -236,7 +236,7 @@ def _as_fp8(
             initializers[zero].CopyFrom(numpy_helper.from_array(zeros, zero))
 
 
-def _verify(model: onnx.ModelProto, chosen: dict[str, str]) -> None:
+def verify(model: onnx.ModelProto, chosen: dict[str, str]) -> None:
     """Compare every product with the plan.
 
     Raises:

@@ -217,7 +217,12 @@ def _inspector(
     else:
         from m3ad_plugins import ops
 
-        yield Inspector.open(bundle, ops, layout)
+        opened = Bundle.open(bundle)
+        try:
+            opened.verify_usable()
+        except ArtifactError as error:
+            shared.talk.print(f"warning: {error}")
+        yield Inspector(opened, ops, layout)
 
 
 def _tls(use: bool, ca: Path | None, key: Path | None, cert: Path | None) -> Tls | None:

@@ -152,6 +152,8 @@ def test_fp8_and_bf16_bundles_are_gated_too(trained: Trained, tmp_path: Path) ->
         assert (found["frame_ms"] is not None) == runs
         assert found["emulated"] is not runs
         assert precision in summary(found, precision)
+    with pytest.raises(ArtifactError, match=r"cannot run on a CPU .*; bf16 is for engines"):
+        Inspector(bundle, ops)
 
 
 def test_figures_are_those_of_the_bundles_themselves(trained: Trained, tmp_path: Path) -> None:

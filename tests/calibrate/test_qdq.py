@@ -1,4 +1,5 @@
 import re
+from importlib.util import find_spec
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ from m3ad.errors import M3adError, MissingDependencyError
 from m3ad_calibrate import qdq
 from m3ad_calibrate.modelopt import quantized_by_modelopt
 from m3ad_calibrate.quantize import Graph, Settings
-from m3ad_export.plan import Keep, Plan, default_plan
+from m3ad_export.plan import Keep, Plan, PlanPrecision, default_plan
 from m3ad_export.precision import histogram
 from onnx import TensorProto, helper, numpy_helper
 
@@ -171,5 +172,35 @@ def test_every_graph_of_a_bundle_takes_the_default_plan(
 
 
 def test_modelopt_is_asked_for_by_name(model: onnx.ModelProto) -> None:
+    if find_spec("modelopt"):
+        pytest.skip("ModelOpt is installed")
     with pytest.raises((MissingDependencyError, M3adError), match="nvidia-modelopt is not installed"):
         quantized_by_modelopt(model, "toy", INT8, [], "max")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_modelopt_writes_the_same_plan(precision: PlanPrecision) -> None:
+    """Its scales are its own; the products, the stored weights and the result are those of our writer."""
+    pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed; it wants its own environment")
+    rng = np.random.default_rng(0)
+    model = toy(rng.normal(size=(64, 32)).astype(np.float32), 0.1 * rng.normal(size=64).astype(np.float32))
+    runs = [{"x": rng.normal(size=(128, 32)).astype(np.float32)} for _ in range(3)]
+    plan = Plan(precision, "fp32", (Keep("^toy:out/", "kept by hand", "rest"),))
+    theirs, ours = (
+        Graph(model, "toy", runs, plan, Settings(engine=engine)).written(plan)
+        for engine in ("modelopt", "onnxruntime")
+    )
+    onnx.checker.check_model(theirs, full_check=True)
+    assert (
+        histogram(theirs)
+        == histogram(ours)
+        == {{"int8": "INT8", "fp8": "FLOAT8E4M3FN"}[precision]: 1, "FLOAT": 1}
+    )
+    exact, x = run(model, runs[0]["x"]), runs[0]["x"]
+    for found in (theirs, ours):
+        assert 0 < np.abs(run(found, x) - exact).max() < 0.1 * np.abs(exact).max()
+    whole = Graph(model, "toy", runs, Plan(precision, "fp32", ()), Settings(engine="modelopt"))
+    with pytest.raises(M3adError, match="the plan has int8_weights entries, which ModelOpt cannot write"):
+        whole.written(Plan(precision, "fp32", (Keep("^toy:fc/", "by hand", "int8_weights"),)))
+    with pytest.raises(M3adError, match="ModelOpt calibrates by max or entropy, got 'mse'"):
+        Graph(model, "toy", runs, plan, Settings(engine="modelopt", method="mse")).written(plan)

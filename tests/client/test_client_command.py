@@ -241,6 +241,17 @@ def test_a_tampered_bundle_is_one_sentence(tiny_bundle: Bundle, category: Path, 
     assert "mfm.onnx was changed after it was written" in refusal("infer", category, "--bundle", path)
 
 
+def test_a_quantized_bundle_that_was_never_gated_runs_with_a_warning(
+    tiny_bundle: Bundle, category: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    Bundle.open(tmp_path / "bundle").update(precision={"type": "int8"})
+    done = client("infer", category, "--bundle", tmp_path / "bundle", "--json")
+    assert done.returncode == 0
+    assert "is quantized and was never gated; find a better plan with" in " ".join(done.stderr.split())
+    json.loads(done.stdout)
+
+
 def test_tls_files_without_tls_are_a_usage_error(category: Path) -> None:
     done = client("infer", category, "--ca", category / "test/good/rgb/000.png")
     assert done.returncode == 2
