@@ -87,7 +87,7 @@ def pro_curve(maps: Floats, masks: Bools, mode: AuproMode) -> tuple[Floats, Floa
         rank = np.linspace(0, len(good) - 1, MVTEC_THRESHOLDS).astype(np.intp)
         order = np.argsort(bad)
         at_most = np.searchsorted(bad[order], good[rank], side="right")
-        above = 1 - np.concatenate([[0.0], np.cumsum(weight[order])])[at_most]
+        above = np.maximum(1 - np.concatenate([[0.0], np.cumsum(weight[order])]), 0)[at_most]
         fpr = 1 - (rank + 1) / len(good)
         return np.append(fpr[::-1], 1.0), np.append(above[::-1], 1.0)
     scores = np.concatenate([maps[~masks], bad])

@@ -96,7 +96,7 @@ def refit_vote(
 
     Raises:
         FrameError: a split is empty or holds a defect, or a frame cannot be read.
-        M3adError: `folder` already holds a detector.
+        M3adError: `folder` already holds a detector, or the detector's plane removal needs the modality.
     """
     require_good("training", train_samples)
     require_good("validation", validation_samples)
@@ -104,7 +104,10 @@ def refit_vote(
         raise M3adError(f"{folder} holds a detector already; name another folder for the refitted one")
     settings = detector.record["training"]
     expected_frames = settings["expected_frames"] if expected_frames is None else expected_frames
-    preprocessing = replace(Preprocessing.from_json(detector.record["preprocessing"]), without=without)
+    try:
+        preprocessing = replace(Preprocessing.from_json(detector.record["preprocessing"]), without=without)
+    except ValueError as error:
+        raise M3adError(f"{error}; train a detector with --plane none for this line") from error
     vm = Vm(detector.vm.config)
     threshold = fit_vote(
         vm,

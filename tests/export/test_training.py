@@ -161,6 +161,12 @@ def test_the_vote_alone_can_be_fitted_anew(
     assert trained[1].record["preprocessing"]["without"] is None
     with pytest.raises(M3adError, match="holds a detector already; name another folder for the refitted one"):
         refit_vote(trained[1], *splits, tmp_path / "blind", ops)
+    planar = replace(
+        trained[1],
+        record={**trained[1].record, "preprocessing": Preprocessing(plane="ransac").to_json()},
+    )
+    with pytest.raises(M3adError, match="flat has no plane to remove; train a detector with --plane none"):
+        refit_vote(planar, *splits, tmp_path / "none", ops, without="xyz")
     with pytest.raises(FrameError, match="the validation split holds 0 frames"):
         refit_vote(trained[1], splits[0], [], tmp_path / "none", ops)
     assert not (tmp_path / "none").exists()
