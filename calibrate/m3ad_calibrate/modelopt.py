@@ -37,8 +37,8 @@ def quantized_by_modelopt(
         from modelopt.onnx.quantization import quantize
     except ImportError as error:
         raise MissingDependencyError(
-            "nvidia-modelopt is not installed; give it an environment of its own (pip install 'nvidia-modelopt[onnx]' "
-            "m3ad[export]) or use --engine onnxruntime"
+            "nvidia-modelopt is not installed; give it an environment of its own (pip install "
+            "'m3ad[calibrate,modelopt]') or use --engine onnxruntime"
         ) from error
     if method not in ("max", "entropy"):
         raise M3adError(
