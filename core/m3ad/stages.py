@@ -133,15 +133,16 @@ class OnnxGraph:
         source, providers = str(model) if isinstance(model, Path) else model, ["CPUExecutionProvider"]
         try:
             self.session = ort.InferenceSession(source, options, providers=providers)
-        except InvalidGraph:
+        except (InvalidGraph, NotImplemented):
             # ONNX Runtime 1.31 fuses FP8 pairs into its INT8 kernels, which refuse them; as written, they run.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-            self.session = ort.InferenceSession(source, options, providers=providers)
-        except NotImplemented as error:
-            raise ArtifactError(
-                f"{model if isinstance(model, Path) else 'the graph'} cannot run on a CPU ({error}); "
-                "bf16 is for engines: m3ad-export build-engine"
-            ) from error
+            try:
+                self.session = ort.InferenceSession(source, options, providers=providers)
+            except (InvalidGraph, NotImplemented) as error:
+                raise ArtifactError(
+                    f"{model if isinstance(model, Path) else 'the graph'} cannot run on a CPU ({error}); "
+                    "bf16 is for engines: m3ad-export build-engine"
+                ) from error
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = [entry.name for entry in self.session.get_inputs()]
 
