@@ -59,11 +59,11 @@ class TritonInspector:
             self.model, parameters = self._find(model)
             self.serving: dict[str, Any] = json.loads(parameters[SERVING_PARAMETER])
             self.record = _record(self.model, parameters[RECORD_PARAMETER])
+            self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+            self.tensors, _ = pipeline_tensors(Dims(**self.record.dims))
         except BaseException:
             self.close()
             raise
-        self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
-        self.tensors, _ = pipeline_tensors(Dims(**self.record.dims))
 
     def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
         """Preprocess one frame and let the server inspect it.

@@ -116,7 +116,8 @@ class OnnxGraph:
     def __init__(self, model: Path | bytes, threads: int) -> None:
         try:
             import onnxruntime as ort
-            from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented
+            from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph
+            from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
         except ImportError as error:
             raise MissingDependencyError(
                 "onnxruntime is not installed, the CPU runtime needs it: pip install 'm3ad[cpu]'"
@@ -133,12 +134,12 @@ class OnnxGraph:
         source, providers = str(model) if isinstance(model, Path) else model, ["CPUExecutionProvider"]
         try:
             self.session = ort.InferenceSession(source, options, providers=providers)
-        except (InvalidGraph, NotImplemented):
+        except (InvalidGraph, NoKernel):
             # ONNX Runtime 1.31 fuses FP8 pairs into its INT8 kernels, which refuse them; as written, they run.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
             try:
                 self.session = ort.InferenceSession(source, options, providers=providers)
-            except (InvalidGraph, NotImplemented) as error:
+            except (InvalidGraph, NoKernel) as error:
                 raise ArtifactError(
                     f"{model if isinstance(model, Path) else 'the graph'} cannot run on a CPU ({error}); "
                     "bf16 is for engines: m3ad-export build-engine"

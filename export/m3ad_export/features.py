@@ -50,7 +50,7 @@ class FrameFeatures:
     def chunks(
         self, rgb_table: FloatArray | None = None, xyz_table: FloatArray | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows in order, some thousand at a time: two of [r, D] that the next overwrite.
+        """All rows in order, some thousand at a time: rgb and xyz rows, [r, D] each; the next pair overwrites them.
 
         Args:
             rgb_table: [P, D] to spread over the pixels instead of the tokens themselves.

@@ -197,7 +197,13 @@ def test_modelopt_writes_the_same_plan(precision: PlanPrecision) -> None:
         == {{"int8": "INT8", "fp8": "FLOAT8E4M3FN"}[precision]: 1, "FLOAT": 1}
     )
     exact, x = run(model, runs[0]["x"]), runs[0]["x"]
-    for found in (theirs, ours):
+    weight = values(model, "w").T
+    for found, suffix in ((theirs, "QuantizeLinear_Output"), (ours, "quantized")):
+        scale = values(found, "w.columns_scale")
+        error = np.abs(values(found, f"w.columns_{suffix}").astype(np.float32) * scale - weight)
+        # One rounding: half a step of INT8, 1/16 of the value in FP8 (half of 2^-9 steps where it is subnormal).
+        step = scale / 2 if precision == "int8" else np.maximum(np.abs(weight) / 16, scale * 2.0**-10)
+        assert (error <= step * (1 + 1e-5)).all()
         assert 0 < np.abs(run(found, x) - exact).max() < 0.1 * np.abs(exact).max()
     whole = Graph(model, "toy", runs, Plan(precision, "fp32", ()), Settings(engine="modelopt"))
     with pytest.raises(M3adError, match="the plan has int8_weights entries, which ModelOpt cannot write"):

@@ -116,6 +116,20 @@ def test_every_metric_is_named_with_its_mode_and_matches_its_own_function():
     assert list(metrics) == ["image_auroc", "pixel_auroc", *named]
 
 
+@pytest.mark.parametrize("seed", [0, 6])
+def test_a_useless_map_is_worth_plain_zero(seed):
+    """The weights 1/size of some regions miss 1 by rounding; the area does not turn negative for it."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((2, 16, 16), bool)
+    for mask in (masks[0], masks[0], masks[0], masks[1], masks[1], masks[1]):
+        (y, x), (height, width) = rng.integers(0, 12, 2), rng.integers(1, 4, 2)
+        mask[y : y + height, x : x + width] = True
+    maps = np.where(masks, 0.0, 1.0) + 0.1 * rng.random(masks.shape)
+    area = aupro(maps, masks, 0.01, "mvtec99")
+    assert area == 0
+    assert not np.signbit(area)
+
+
 @pytest.mark.parametrize("mode", ["mvtec99", "exact"])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000))

@@ -12,6 +12,7 @@ from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.pipeline import Pipeline, model_arrays
 from m3ad.preprocess import Preprocessing, prepare, without_modality
+from m3ad_export.cli import app
 from m3ad_export.detector import Detector, load_detector
 from m3ad_export.features import FeatureExtractor
 from m3ad_export.fit_vote import frame_scores, refit_vote
@@ -22,6 +23,7 @@ from m3ad_export.sample_data import write_sample_data
 from m3ad_export.training import Encoders, TrainConfig, draw_pool, train
 from m3ad_export.weights import load_rgb_encoder, load_xyz_encoder
 from m3ad_plugins import ops
+from typer.testing import CliRunner
 
 CONFIG = TrainConfig(
     pool_rows=1200,
@@ -170,6 +172,23 @@ def test_the_vote_alone_can_be_fitted_anew(
     with pytest.raises(FrameError, match="the validation split holds 0 frames"):
         refit_vote(trained[1], splits[0], [], tmp_path / "none", ops)
     assert not (tmp_path / "none").exists()
+
+
+def test_command_fits_the_vote_of_a_masked_line(
+    category: Category, trained: tuple[Path, Detector], tmp_path: Path
+) -> None:
+    arguments = ["vote", str(trained[0]), str(tmp_path / "out"), "--data", str(category.root)]
+    refused = CliRunner().invoke(app, [*arguments, "--without", "depth"])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "out").exists()
+    done = CliRunner().invoke(app, [*arguments, "--without", "xyz"])
+    assert done.exit_code == 0, done.output
+    record = load_detector(tmp_path / "out").record
+    assert record["preprocessing"]["without"] == "xyz"
+    assert record["training"]["expected_frames"] == CONFIG.expected_frames
+    assert f"threshold {record['threshold']['value']:.6g}, xyz masked out" in done.stdout
+    again = CliRunner().invoke(app, arguments)
+    assert isinstance(again.exception, M3adError)
 
 
 def test_a_folder_without_a_detector_is_refused(trained: tuple[Path, Detector], tmp_path: Path) -> None:
