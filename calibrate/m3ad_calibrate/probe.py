@@ -4,7 +4,7 @@ Scores are taken at every second pixel of both axes and spread over the rest bef
 the same way. Both layouts' heads are run where the bundle has them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,17 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.metrics import aupro, image_auroc, rank_correlation
 from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
-from m3ad.stages import OnnxGraph, Operator, Ops, bilinear_operator
+from m3ad.stages import OnnxGraph, Operator, Ops, StageFunction, bilinear_operator, head_scores, head_tables
 
 from m3ad_calibrate.defects import with_defect
 from m3ad_calibrate.gate import LOWEST_RANK_CORRELATION, METRICS
 
 STRIDE = 2
+ROWS_AT_ONCE = 4096
 # Image AUROC and AUPRO@1 of a handful of frames move by more than any budget while their maps rank alike by 0.9999
 # (measured: 0.22 and 0.014); both are reported, and the gate judges them on all test frames.
 STEADY = "aupro_30"
 Arrays = dict[str, npt.NDArray[Any]]
-GraphFunction = Callable[[Arrays], Arrays]
 
 
 @dataclass(slots=True)
@@ -91,7 +91,6 @@ class Probe:
         names += ["mfm", "mgm"] if "chain" in layouts else []
         self.models = {name: onnx.load(bundle.file(f"onnx/{name}.onnx")) for name in names}
         self.graphs = {name: self.session(model) for name, model in self.models.items()}
-        self.tile_rows = int(self.models["head_rows"].graph.input[0].type.tensor_type.shape.dim[0].dim_value)
         preprocessing = Preprocessing.from_json(bundle.manifest["preprocessing"])
         self.frames = []
         for i, sample in enumerate(samples):
@@ -103,11 +102,11 @@ class Probe:
         self.reference = {layout: self._maps({}, layout) for layout in self.layouts}
         self.metrics = {layout: self._metrics(maps) for layout, maps in self.reference.items()}
 
-    def session(self, model: onnx.ModelProto) -> GraphFunction:
+    def session(self, model: onnx.ModelProto) -> StageFunction:
         """A graph as a function of its inputs by name."""
         return OnnxGraph(model.SerializeToString(), self.threads)
 
-    def damage(self, changed: dict[str, GraphFunction], budget: float) -> Damage:
+    def damage(self, changed: dict[str, StageFunction], budget: float) -> Damage:
         """Run the frames with these graphs in place of the bundle's in every layout that has them; the worst counts."""
         heads = {"fused": {"head_tokens", "head_rows"}, "chain": {"mfm", "mgm"}}
         # The layouts are one network: tokens do the same damage in each, so without a changed head one layout tells it.
@@ -151,7 +150,7 @@ class Probe:
             bool(mask.any()),
         )
 
-    def _maps(self, changed: dict[str, GraphFunction], layout: Layout) -> list[npt.NDArray[np.float32]]:
+    def _maps(self, changed: dict[str, StageFunction], layout: Layout) -> list[npt.NDArray[np.float32]]:
         graphs = self.graphs | changed
         maps = []
         for frame in self.frames:
@@ -161,7 +160,9 @@ class Probe:
             if "xyz_encoder" in changed:
                 tokens |= graphs["xyz_encoder"](frame.grouped)
             scores = (
-                self._fused(graphs, frame, tokens) if layout == "fused" else _chain(graphs, frame, tokens)
+                self._fused(graphs, frame, tokens)
+                if layout == "fused"
+                else _chain(graphs, frame, tokens, self.ops)
             )
             spread = np.ascontiguousarray(scores[:, frame.nearest])
             vote = graphs["head_vote"]({"scores": spread, "scored_pixel": frame.xyz_operator.scored_pixel})
@@ -169,20 +170,17 @@ class Probe:
         return maps
 
     def _fused(
-        self, graphs: dict[str, GraphFunction], frame: Probed, tokens: Arrays
+        self, graphs: dict[str, StageFunction], frame: Probed, tokens: Arrays
     ) -> npt.NDArray[np.float32]:
-        tables = graphs["head_tokens"](tokens)
-        rgb = frame.rgb_operator.apply(tables["rgb_table"])[frame.pick]
-        xyz = frame.xyz_operator.apply(tables["xyz_table"])[frame.pick]
-        scores = np.empty((3, len(frame.pick)), np.float32)
-        for start in range(0, len(frame.pick), self.tile_rows):
-            part = slice(start, min(start + self.tile_rows, len(frame.pick)))
-            filled = {"rgb_rows": self._tile(rgb[part]), "xyz_rows": self._tile(xyz[part])}
-            scores[:, part] = graphs["head_rows"](filled)["scores"][:, : part.stop - start]
-        return scores
-
-    def _tile(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return np.concatenate([rows, np.repeat(rows[:1], self.tile_rows - len(rows), axis=0)])
+        tables = zip(
+            (frame.rgb_operator, frame.xyz_operator),
+            head_tables(tokens, graphs["head_tokens"](tokens)),
+            strict=True,
+        )
+        rows = {n: operator.apply(t)[frame.pick] for operator, each in tables for n, t in each.items()}
+        parts = range(0, len(frame.pick), ROWS_AT_ONCE)
+        tiles = ({n: r[start : start + ROWS_AT_ONCE] for n, r in rows.items()} for start in parts)
+        return np.concatenate([head_scores(tile, graphs["head_rows"], self.ops) for tile in tiles], axis=1)
 
     def _metrics(self, maps: list[npt.NDArray[np.float32]]) -> dict[str, float]:
         stacked = np.nan_to_num(np.stack(maps))
@@ -195,7 +193,9 @@ class Probe:
         }
 
 
-def _chain(graphs: dict[str, GraphFunction], frame: Probed, tokens: Arrays) -> npt.NDArray[np.float32]:
+def _chain(
+    graphs: dict[str, StageFunction], frame: Probed, tokens: Arrays, ops: Ops
+) -> npt.NDArray[np.float32]:
     first = {
         "rgb_features": frame.rgb_operator.apply(tokens["rgb_tokens"])[frame.pick],
         "xyz_features": frame.xyz_operator.apply(tokens["xyz_tokens"])[frame.pick],
@@ -203,15 +203,8 @@ def _chain(graphs: dict[str, GraphFunction], frame: Probed, tokens: Arrays) -> n
     mentor = graphs["mfm"](first)
     made = graphs["mgm"]({**first, **mentor})
     again = {name: made[name.replace("features", "reconstructed")] for name in first}
-    pairs = [(first[name], again[name]) for name in first]
-    pairs.append((mentor["mentor"], graphs["mfm"](again)["mentor"]))
-    return np.stack([_score(a, b) for a, b in pairs])
-
-
-def _score(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """|a/|a| - b/|b||^2 / 2 of rows, as VM computes it (Eq. 5)."""
-    unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (a, b)]
-    return np.asarray(0.5 * np.square(unit[0] - unit[1]).sum(axis=1), np.float32)
+    mentor_again = graphs["mfm"](again)["mentor"]
+    return ops.cosine_scores([*first.values(), mentor["mentor"]], [*again.values(), mentor_again])
 
 
 def _nearest(places: npt.NDArray[np.int32], pick: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

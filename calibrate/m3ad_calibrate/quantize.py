@@ -23,7 +23,7 @@ from m3ad_export.onnx_export import (
     verify_not_frozen,
     xyz_extractor_model,
 )
-from m3ad_export.onnx_head import HEAD_PARTS, head_model
+from m3ad_export.onnx_head import head_model, read_parts
 from m3ad_export.plan import Plan
 from m3ad_export.precision import half_model, histogram
 
@@ -196,8 +196,7 @@ def compose(folder: Path, source: Bundle, layouts: Sequence[Layout]) -> None:
     onnx.save(extractor, folder / "xyz_extractor.onnx")
     composed = ["xyz_extractor"]
     if "fused" in layouts:
-        parts = {name: onnx.load(folder / f"{name}.onnx") for name in HEAD_PARTS}
-        onnx.save(head_model(dims, **parts), folder / "head.onnx")
+        onnx.save(head_model(dims, read_parts(folder)), folder / "head.onnx")
         composed.append("head")
     for name in composed:
         verify_not_frozen(folder / f"{name}.onnx")

@@ -24,7 +24,7 @@ from m3ad.contract import Dims
 from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
-from m3ad.stages import OnnxGraph, Ops, bilinear_operator
+from m3ad.stages import OnnxGraph, Ops, bilinear_operator, head_tables
 
 FORMAT = "m3ad-calibration"
 FOLDER = "calibration/recorded"
@@ -132,9 +132,9 @@ class Recorder:
         # head_rows is not run, it only says how many rows a tile has.
         self.graphs = {name: OnnxGraph(bundle.file(f"onnx/{name}.onnx"), threads) for name in names}
         rows = self.graphs.get("head_rows")
-        shapes = [entry.shape for entry in rows.session.get_inputs()] if rows else []
-        self.tile_rows = int(shapes[0][0]) if shapes else 0
-        self.tile_bytes = sum(4 * int(np.prod(shape)) for shape in shapes)
+        self.tile_rows = rows.tile_rows if rows else 0
+        widths = [int(entry.shape[1]) for entry in rows.session.get_inputs()] if rows else []
+        self.tile_bytes = 4 * self.tile_rows * sum(widths)
 
     def frame(self, prepared: ModelInput, rows: int, tile_rows: int) -> Arrays:
         """Every graph's inputs of one frame by `<graph>/<input>`, feature rows picked evenly over the part."""
@@ -166,11 +166,13 @@ class Recorder:
             values |= {f"mgm/{name}": value for name, value in {**features, **mentor}.items()}
         if "head_rows" in self.graphs:
             tokens = {"rgb_tokens": rgb_tokens, "xyz_tokens": xyz_tokens}
-            tables = self.graphs["head_tokens"](tokens)
+            rgb_tables, xyz_tables = head_tables(tokens, self.graphs["head_tokens"](tokens))
             pick = np.linspace(0, count - 1, min(tile_rows, count)).astype(int)
             values |= {f"head_tokens/{name}": value for name, value in tokens.items()}
-            values["head_rows/rgb_rows"] = rgb.apply(tables["rgb_table"])[pick]
-            values["head_rows/xyz_rows"] = xyz.apply(tables["xyz_table"])[pick]
+            spread = [(n, rgb.apply(t)[pick]) for n, t in rgb_tables.items()]
+            spread += [(n, xyz.apply(t)[pick]) for n, t in xyz_tables.items()]
+            wanted = self.graphs["head_rows"].inputs
+            values |= {f"head_rows/{name}": rows for name, rows in spread if name in wanted}
         return values
 
 

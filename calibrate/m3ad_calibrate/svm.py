@@ -18,7 +18,7 @@ from m3ad.bundle import Bundle
 from m3ad.contract import Stage, stages
 from m3ad.errors import ArtifactError, FrameError
 from m3ad_export.onnx_export import dense_model, verify_interface
-from m3ad_export.onnx_head import HEAD_PARTS, head_model, prefixed
+from m3ad_export.onnx_head import head_model, prefixed, read_parts
 from m3ad_export.voting import OneClassSvm, Vm, VotingConfig, fit_one_class_svm
 from torch import Tensor, nn
 
@@ -112,8 +112,8 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
             if path.exists():
                 _replace(path, with_tail(onnx.load(path), tail))
         if "fused" in bundle.manifest["layouts"]:
-            parts = {name: onnx.load(folder / "onnx" / f"{name}.onnx") for name in HEAD_PARTS}
-            _replace(folder / "onnx" / "head.onnx", head_model(bundle.dims, **parts))
+            model = head_model(bundle.dims, read_parts(folder / "onnx"))
+            _replace(folder / "onnx" / "head.onnx", model)
             verify_interface(folder / "onnx" / "head.onnx", table["head"])
         golden = torch.from_numpy(np.load(folder / "golden" / "score_maps.npy", allow_pickle=False))
         with torch.inference_mode():

@@ -4,7 +4,7 @@ A stage is a callable from named arrays to named arrays. The in-process pipeline
 same ones. Which ONNX files a stage reads is known here alone; how they are made, in the export room.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,8 @@ CPU_FILES: dict[str, tuple[str, ...]] = {
     "head": ("head_tokens.onnx", "head_rows.onnx", "head_vote.onnx"),
 }
 
+TILE_ROWS = "m3ad_tile_rows"  # the property of head_rows.onnx that says how many rows to give it at a time
+
 
 class Operator(Protocol):
     """A sparse linear map from tokens to rows, as `m3ad_plugins.ops` builds it."""
@@ -43,8 +45,8 @@ class Operator(Protocol):
     def apply(self, tokens: FloatArray) -> FloatArray:
         """All rows of the map applied to tokens [G, D]."""
 
-    def tiles(self, tokens: FloatArray, rows: int) -> Iterator[FloatArray]:
-        """The same, `rows` rows at a time in one buffer that the next tile overwrites; zeros fill the last up."""
+    def tiles(self, tables: Mapping[str, FloatArray], rows: int) -> Iterator[dict[str, FloatArray]]:
+        """The map applied to each table [G, D], at most `rows` rows at a time; the next tile overwrites them."""
 
 
 class Ops(Protocol):
@@ -71,6 +73,11 @@ class Ops(Protocol):
         self, points: FloatArray, point_pixel: IntArray, centers: FloatArray, image_size: int = IMAGE_SIZE
     ) -> Operator:
         """The operator from group tokens [G, D] to the rows of the scored pixels."""
+
+    def cosine_scores(
+        self, features: Sequence[FloatArray], reconstructed: Sequence[FloatArray]
+    ) -> FloatArray:
+        """n features [R, D_n] and their reconstructions -> scores [n, R]."""
 
     def SparseRows(  # noqa: N802  (a class of the ops module)
         self, indptr: IntArray, indices: IntArray, weights: FloatArray, scored_pixel: IntArray, groups: int
@@ -147,10 +154,24 @@ class OnnxGraph:
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = [entry.name for entry in self.session.get_inputs()]
 
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile, of a graph that is run in tiles."""
+        return int(self.session.get_modelmeta().custom_metadata_map[TILE_ROWS])
+
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run the graph on the arrays it names as inputs."""
         results = self.session.run(self.outputs, {name: arrays[name] for name in self.inputs})
         return dict(zip(self.outputs, results, strict=True))
+
+    def run_into(self, arrays: Arrays, results: Arrays) -> None:
+        """Run the graph and write each output into the array of its name: nothing is allocated or copied."""
+        binding = self.session.io_binding()
+        for name in self.inputs:
+            binding.bind_cpu_input(name, arrays[name])
+        for name, array in results.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self.session.run_with_iobinding(binding)
 
 
 class XyzExtractor:
@@ -193,25 +214,47 @@ class Head:
     def __init__(self, folder: Path, dims: Dims, ops: Ops, threads: int) -> None:
         self.dims, self.ops = dims, ops
         self.tokens, self.rows, self.vote = (OnnxGraph(folder / f, threads) for f in CPU_FILES["head"])
-        self.tile_rows = int(self.rows.session.get_inputs()[0].shape[0])
+        self.tile_rows = self.rows.tile_rows
 
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """First layers on the tokens, then every scored pixel, a tile at a time."""
-        tables = self.tokens(arrays)
         xyz = self.ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"])
         rgb = bilinear_operator(self.dims.rgb_side, xyz.scored_pixel, self.ops)
-        count = len(xyz.scored_pixel)
-        scores = np.empty((3, count), np.float32)
+        rgb_tables, xyz_tables = head_tables(arrays, self.tokens(arrays))
+        scores = np.empty((3, len(xyz.scored_pixel)), np.float32)
         tiles = zip(
-            range(0, count, self.tile_rows),
-            rgb.tiles(tables["rgb_table"], self.tile_rows),
-            xyz.tiles(tables["xyz_table"], self.tile_rows),
+            range(0, scores.shape[1], self.tile_rows),
+            rgb.tiles(rgb_tables, self.tile_rows),
+            xyz.tiles(xyz_tables, self.tile_rows),
             strict=True,
         )
+        made = {
+            v.name: np.empty((self.tile_rows, v.shape[1]), np.float32)
+            for v in self.rows.session.get_outputs()
+        }
+
+        def run_rows(rows: Arrays) -> dict[str, npt.NDArray[Any]]:
+            found = {name: array[: len(rows["rgb_features"])] for name, array in made.items()}
+            self.rows.run_into(rows, found)
+            return found
+
         for start, rgb_rows, xyz_rows in tiles:
-            part = self.rows({"rgb_rows": rgb_rows, "xyz_rows": xyz_rows})["scores"]
-            scores[:, start : start + self.tile_rows] = part[:, : count - start]
+            part = head_scores({**rgb_rows, **xyz_rows}, run_rows, self.ops)
+            scores[:, start : start + self.tile_rows] = part
         return self.vote({"scores": scores, "scored_pixel": xyz.scored_pixel})
+
+
+def head_tables(tokens: Arrays, first_layers: Arrays) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """What the head's rows are interpolated from, RGB and XYZ: the tokens, and what `head_tokens` made of them."""
+    rgb, xyz = ({n: t for n, t in first_layers.items() if n.startswith(p)} for p in ("rgb", "xyz"))
+    return {"rgb_features": tokens["rgb_tokens"], **rgb}, {"xyz_features": tokens["xyz_tokens"], **xyz}
+
+
+def head_scores(rows: Arrays, head_rows: StageFunction, ops: Ops) -> FloatArray:
+    """Rows of both tables -> scores [3, T] of RGB, XYZ and mentor (Eq. 5)."""
+    found = head_rows(rows)
+    features = [rows["rgb_features"], rows["xyz_features"], found["mentor"]]
+    return ops.cosine_scores(features, [found[f"{name}_reconstructed"] for name in ("rgb", "xyz", "mentor")])
 
 
 class CheckedStage:

@@ -25,7 +25,7 @@ from m3ad.worker import MapAndTimes, Runner, serve
 from torch import Tensor
 
 from m3ad_export.detector import Detector, load_detector
-from m3ad_export.fused import HeadRows, HeadTokens
+from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens, tile_scores
 from m3ad_export.heads import Mapping
 from m3ad_export.torch_ops import (
     distances,
@@ -112,12 +112,18 @@ def fused(detector: Detector) -> Form:
 
     def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
         rgb_tokens, centers, xyz_tokens = _tokens(detector, image, points)
-        rgb_table, xyz_table = tokens(rgb_tokens, xyz_tokens)
+        made = dict(zip(FIRST_LAYERS, tokens(rgb_tokens, xyz_tokens), strict=True))
+        tables = {"rgb_features": rgb_tokens, "xyz_features": xyz_tokens, **made}
         pixel = scored_pixels(point_pixel)
-        xyz_rows = pooled(interpolated(xyz_table, *three_nearest(points, centers)), point_pixel)[pixel]
-        rgb_rows = upsampled(rgb_table, detector.rgb.config.side)[pixel]
-        tiles = zip(torch.split(rgb_rows, ROWS_AT_ONCE), torch.split(xyz_rows, ROWS_AT_ONCE), strict=True)
-        scores = torch.cat([rows(rgb, xyz) for rgb, xyz in tiles], dim=1)
+        three = three_nearest(points, centers)
+        spread = {
+            name: upsampled(table, detector.rgb.config.side)[pixel]
+            if name.startswith("rgb")
+            else pooled(interpolated(table, *three), point_pixel)[pixel]
+            for name, table in tables.items()
+        }
+        tiles = zip(*(torch.split(each, ROWS_AT_ONCE) for each in spread.values()), strict=True)
+        scores = torch.cat([tile_scores(rows, dict(zip(spread, tile, strict=True))) for tile in tiles], dim=1)
         anomaly_map: Tensor = detector.vm.voted(scores, pixel)[0]
         return anomaly_map
 

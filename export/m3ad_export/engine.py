@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 from m3ad_export.engine_types import inspector_types, network_types, verify_precision, verify_target
 from m3ad_export.onnx_export import values_read
-from m3ad_export.onnx_head import DEVICE_TILE_ROWS, HEAD_PARTS, head_model, with_tile
+from m3ad_export.onnx_head import HEAD_PARTS, TILED_PARTS, head_model, with_tile
 from m3ad_export.plan import default_plan
 from m3ad_export.precision import Precision, half_model, histogram
 
@@ -132,12 +132,12 @@ def stage_model(
 
     def part(name: str) -> onnx.ModelProto:
         model = onnx.load(folder / f"{name}.onnx")
-        if name == "head_rows":
-            model = with_tile(model, DEVICE_TILE_ROWS)
+        if name in TILED_PARTS:
+            model = with_tile(model)
         return half_model(model, name, default_plan(precision)) if precision in ("fp16", "bf16") else model
 
     # The head's precision is written into its parts: a loop's body is no place for it afterwards.
-    model = head_model(dims, **{name: part(name) for name in HEAD_PARTS}) if stage == "head" else part(stage)
+    model = head_model(dims, {name: part(name) for name in HEAD_PARTS}) if stage == "head" else part(stage)
     if with_plugins:
         # Up to 10.6 the parser takes a function body before a plugin of the same name: none is left to take.
         del model.functions[:]

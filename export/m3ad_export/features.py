@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,31 +48,30 @@ class FrameFeatures:
         return self.xyz_operator.scored_pixel
 
     def chunks(
-        self, rgb_table: FloatArray | None = None, xyz_table: FloatArray | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows in order, some thousand at a time: rgb and xyz rows, [r, D] each; the next pair overwrites them.
+        self,
+        rgb_tables: Mapping[str, FloatArray] | None = None,
+        xyz_tables: Mapping[str, FloatArray] | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """All rows in order, some thousand at a time: [r, D] by name; the next ones overwrite them.
 
         Args:
-            rgb_table: [P, D] to spread over the pixels instead of the tokens themselves.
-            xyz_table: [G, D], likewise.
+            rgb_tables: [P, D] by name, to spread over the pixels; the tokens as rgb_features when left out.
+            xyz_tables: [G, D], likewise.
         """
-        rgb_table = self.rgb_tokens if rgb_table is None else rgb_table
-        xyz_table = self.xyz_tokens if xyz_table is None else xyz_table
         tiles = zip(
-            self.rgb_operator.tiles(rgb_table, ROWS_AT_ONCE),
-            self.xyz_operator.tiles(xyz_table, ROWS_AT_ONCE),
+            self.rgb_operator.tiles(rgb_tables or {"rgb_features": self.rgb_tokens}, ROWS_AT_ONCE),
+            self.xyz_operator.tiles(xyz_tables or {"xyz_features": self.xyz_tokens}, ROWS_AT_ONCE),
             strict=True,
         )
-        for tile, (rgb, xyz) in enumerate(tiles):
-            count = min(ROWS_AT_ONCE, len(self.scored_pixel) - tile * ROWS_AT_ONCE)
-            yield torch.from_numpy(rgb[:count]), torch.from_numpy(xyz[:count])
+        for rgb, xyz in tiles:
+            yield {name: torch.from_numpy(rows) for name, rows in (*rgb.items(), *xyz.items())}
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of an ascending index [r]: rgb_features [r, D], xyz_features [r, D]."""
         picked = []
-        for first, (rgb, xyz) in enumerate(self.chunks()):
+        for first, chunk in enumerate(self.chunks()):
             here = index[index // ROWS_AT_ONCE == first] - first * ROWS_AT_ONCE
-            picked.append((rgb[here], xyz[here]))
+            picked.append((chunk["rgb_features"][here], chunk["xyz_features"][here]))
         return torch.cat([rgb for rgb, _ in picked]), torch.cat([xyz for _, xyz in picked])
 
 

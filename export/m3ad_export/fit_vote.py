@@ -13,12 +13,12 @@ import torch
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import Sample
 from m3ad.preprocess import Modality, Preprocessing
-from m3ad.stages import Ops
+from m3ad.stages import Ops, head_tables
 from torch import Tensor
 
 from m3ad_export.detector import Detector, save_detector
 from m3ad_export.features import FeatureExtractor, FrameFeatures
-from m3ad_export.fused import HeadRows, HeadTokens
+from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens, tile_scores
 from m3ad_export.heads import Mfm, Mgm
 from m3ad_export.voting import Vm, fit_expected, fit_one_class_svm
 
@@ -140,6 +140,8 @@ def spread_over(items: Sequence[Item], count: int) -> list[Item]:
 @torch.inference_mode()
 def frame_scores(frame: FrameFeatures, tokens: HeadTokens, rows: HeadRows) -> tuple[Tensor, Tensor]:
     """One frame through the fused head, a few thousand rows at a time: scores [3, R], scored_pixel [R]."""
-    tables = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
-    scores = [rows(rgb, xyz) for rgb, xyz in frame.chunks(*(t.numpy() for t in tables))]
+    made = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
+    first_layers = {name: table.numpy() for name, table in zip(FIRST_LAYERS, made, strict=True)}
+    tables = head_tables({"rgb_tokens": frame.rgb_tokens, "xyz_tokens": frame.xyz_tokens}, first_layers)
+    scores = [tile_scores(rows, chunk) for chunk in frame.chunks(*tables)]
     return torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3ad_export.heads import Mapping, Mfm, Mgm
-from m3ad_export.voting import score
+from m3ad_export.voting import CosineScores
 
 
 def merged_linear(last: nn.Linear, first: nn.Linear) -> nn.Linear:
@@ -34,13 +34,19 @@ def first_layer_on_tokens(layers: list[Tensor]) -> Tensor:
     return torch.cat(layers)
 
 
-class HeadTokens(nn.Module):
-    """rgb_tokens [P, D], xyz_tokens [G, D] -> rgb_table [P, D + hidden], xyz_table [G, D + hidden].
+FIRST_LAYERS = ("rgb_mfm", "rgb_mgm", "xyz_mfm", "xyz_mgm")  # of HeadTokens, to HeadRows
 
-    A table holds the tokens and, beside them, every first layer that reads them, without its bias.
+
+class HeadTokens(nn.Module):
+    """rgb_tokens [P, D], xyz_tokens [G, D] -> rgb_mfm [P, H], rgb_mgm [P, H'], xyz_mfm [G, H], xyz_mgm [G, H'].
+
+    Every first layer that reads the tokens: MFM's, and MGM's of the mapping to the other modality. The RGB ones have
+    their bias, because bilinear weights sum to one; those of pooling do not at the foreground's border, so the XYZ
+    ones get theirs afterwards.
     """
 
     rgb_weight: Tensor
+    rgb_bias: Tensor
     xyz_weight: Tensor
 
     def __init__(self, mfm: Mfm, mgm: Mgm) -> None:
@@ -48,33 +54,44 @@ class HeadTokens(nn.Module):
         width = mfm.config.mentor_width
         to_xyz_rgb = split_columns(mgm.to_xyz.input, width)[1]
         to_rgb_xyz = split_columns(mgm.to_rgb.input, width)[1]
+        self.rgb_split = [mfm.rgb_branch.first.out_features, mgm.to_xyz.input.out_features]
+        self.xyz_split = [mfm.xyz_branch.first.out_features, mgm.to_rgb.input.out_features]
         rgb = first_layer_on_tokens([mfm.rgb_branch.first.weight.detach(), to_xyz_rgb])
         xyz = first_layer_on_tokens([mfm.xyz_branch.first.weight.detach(), to_rgb_xyz])
+        rgb_bias = torch.cat([mfm.rgb_branch.first.bias.detach(), mgm.to_xyz.input.bias.detach()])
         self.register_buffer("rgb_weight", rgb)
+        self.register_buffer("rgb_bias", rgb_bias)
         self.register_buffer("xyz_weight", xyz)
 
-    def forward(self, rgb_tokens: Tensor, xyz_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        rgb_table = torch.cat([rgb_tokens, rgb_tokens @ self.rgb_weight.T], dim=1)
-        xyz_table = torch.cat([xyz_tokens, xyz_tokens @ self.xyz_weight.T], dim=1)
-        return rgb_table, xyz_table
+    def forward(self, rgb_tokens: Tensor, xyz_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rgb_mfm, rgb_mgm = torch.split(
+            F.linear(rgb_tokens, self.rgb_weight, self.rgb_bias), self.rgb_split, dim=1
+        )
+        xyz_mfm, xyz_mgm = torch.split(xyz_tokens @ self.xyz_weight.T, self.xyz_split, dim=1)
+        return rgb_mfm, rgb_mgm, xyz_mfm, xyz_mgm
 
 
 class GuidedMapping(nn.Module):
-    """One direction of MGM after its first layer has met the features: mentor, hidden rows -> last hidden rows."""
+    """One direction of MGM after its first layer has met the features: mentor, hidden rows -> last hidden rows.
+
+    The hidden rows lack the first layer's bias where `bias` is given.
+    """
 
     guide_weight: Tensor
-    input_bias: Tensor
+    bias: Tensor | None
 
-    def __init__(self, mentor_layer: nn.Linear, mapping: Mapping, width: int) -> None:
+    def __init__(
+        self, mentor_layer: nn.Linear, mapping: Mapping, width: int, bias: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.mentor_layer = mentor_layer
         self.projection = mapping.projection
         self.register_buffer("guide_weight", split_columns(mapping.input, width)[0])
-        self.register_buffer("input_bias", mapping.input.bias.detach())
+        self.register_buffer("bias", bias)
 
     def forward(self, mentor: Tensor, hidden: Tensor) -> Tensor:
-        guide = F.gelu(self.mentor_layer(mentor)) @ self.guide_weight.T
-        return F.gelu(self.projection(F.gelu(guide + hidden + self.input_bias)))
+        hidden = F.gelu(self.mentor_layer(mentor)) @ self.guide_weight.T + hidden
+        return F.gelu(self.projection(F.gelu(hidden if self.bias is None else hidden + self.bias)))
 
 
 class FirstAgain(nn.Module):
@@ -94,38 +111,40 @@ class FirstAgain(nn.Module):
 
 
 class HeadRows(nn.Module):
-    """Rows of both tables for T scored pixels -> scores [3, T]: 1 - cos of RGB, XYZ and mentor.
+    """First layers' rows of T scored pixels -> rgb_reconstructed, xyz_reconstructed, mentor, mentor_reconstructed.
 
-    rgb_rows [T, D + hidden], xyz_rows [T, D + hidden]
+    rgb_mfm, rgb_mgm, xyz_mfm, xyz_mgm: the rows interpolated from `HeadTokens`' tables, [T, ...]
     """
 
     def __init__(self, mfm: Mfm, mgm: Mgm) -> None:
         super().__init__()
         self.mfm = mfm
         width = mfm.config.mentor_width
-        rgb_first, xyz_first = mfm.rgb_branch.first, mfm.xyz_branch.first
-        self.rgb_split = [mfm.config.rgb_width, rgb_first.out_features, mgm.to_xyz.input.out_features]
-        self.xyz_split = [mfm.config.xyz_width, xyz_first.out_features, mgm.to_rgb.input.out_features]
-        self.to_rgb = GuidedMapping(mgm.mentor_to_rgb, mgm.to_rgb, width)
+        self.to_rgb = GuidedMapping(mgm.mentor_to_rgb, mgm.to_rgb, width, mgm.to_rgb.input.bias.detach())
         self.to_xyz = GuidedMapping(mgm.mentor_to_xyz, mgm.to_xyz, width)
         self.rgb_output, self.xyz_output = mgm.to_rgb.output, mgm.to_xyz.output
-        self.rgb_again = FirstAgain(mgm.to_rgb.output, rgb_first)
-        self.xyz_again = FirstAgain(mgm.to_xyz.output, xyz_first)
+        self.rgb_again = FirstAgain(mgm.to_rgb.output, mfm.rgb_branch.first)
+        self.xyz_again = FirstAgain(mgm.to_xyz.output, mfm.xyz_branch.first)
 
     def mentor(self, rgb_hidden: Tensor, xyz_hidden: Tensor) -> Tensor:
         """MFM behind its first layers: their outputs, biases included -> mentor."""
         rgb, xyz = F.gelu(rgb_hidden), F.gelu(xyz_hidden)
         return self.mfm.fuse(*self.mfm.aligned(self.mfm.rgb_branch.last(rgb), self.mfm.xyz_branch.last(xyz)))
 
-    def forward(self, rgb_rows: Tensor, xyz_rows: Tensor) -> Tensor:
-        rgb, rgb_mfm, rgb_mgm = torch.split(rgb_rows, self.rgb_split, dim=1)
-        xyz, xyz_mfm, xyz_mgm = torch.split(xyz_rows, self.xyz_split, dim=1)
-        mentor = self.mentor(
-            rgb_mfm + self.mfm.rgb_branch.first.bias, xyz_mfm + self.mfm.xyz_branch.first.bias
-        )
+    def forward(
+        self, rgb_mfm: Tensor, rgb_mgm: Tensor, xyz_mfm: Tensor, xyz_mgm: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mentor = self.mentor(rgb_mfm, xyz_mfm + self.mfm.xyz_branch.first.bias)
         rgb_last = self.to_rgb(mentor, xyz_mgm)
         xyz_last = self.to_xyz(mentor, rgb_mgm)
         rgb_rec, xyz_rec = self.rgb_output(rgb_last), self.xyz_output(xyz_last)
         again = self.mentor(self.rgb_again(rgb_last, rgb_rec), self.xyz_again(xyz_last, xyz_rec))
-        pairs = ((rgb, rgb_rec), (xyz, xyz_rec), (mentor, again))
-        return torch.stack([score(a, b) for a, b in pairs])
+        return rgb_rec, xyz_rec, mentor, again
+
+
+def tile_scores(rows: HeadRows, tile: dict[str, Tensor]) -> Tensor:
+    """Scores [3, T] of a tile's rows by name: rgb_features, xyz_features and those of FIRST_LAYERS, each [T, ...]."""
+    rgb_rec, xyz_rec, mentor, mentor_rec = rows(*(tile[name] for name in FIRST_LAYERS))
+    pairs = (tile["rgb_features"], rgb_rec, tile["xyz_features"], xyz_rec, mentor, mentor_rec)
+    scores: Tensor = CosineScores()(*pairs)
+    return scores

@@ -1,14 +1,17 @@
 """The fused head in ONNX: one graph for TensorRT and any ONNX runtime, and its plugin-free parts for the CPU."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 from m3ad.contract import IMAGE_SIZE, Dims, Stage, Tensor, stages
+from m3ad.stages import TILE_ROWS
 from onnx import compose, helper, parser
 from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
-from m3ad_export.fused import HeadRows, HeadTokens
+from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens
 from m3ad_export.onnx_export import (
     dense_model,
     model_with_ops,
@@ -17,76 +20,113 @@ from m3ad_export.onnx_export import (
     verify_interface,
     verify_not_frozen,
 )
-from m3ad_export.voting import HeadVote
+from m3ad_export.voting import CosineScores, HeadVote
 
-# Rows of a tile. On a CPU a smaller one stays in the caches (per row 0.93 of 2048's time, measured) and wastes less of
-# the last tile; on a device it would be all launches.
+# Rows of a tile. On a CPU a smaller one stays in the caches (per row 0.93 of 2048's time, measured); on a device it
+# would be all launches.
 CPU_TILE_ROWS, DEVICE_TILE_ROWS = 512, 2048
-HEAD_PARTS = ("head_tokens", "head_rows", "head_vote")
+HEAD_PARTS = ("head_tokens", "head_rows", "head_scores", "head_vote")
+TILED_PARTS = ("head_rows", "head_scores")
 
 
 def head_stages(detector: Detector) -> dict[str, tuple[nn.Module, Stage]]:
-    """The plugin-free parts of `head`, each with its module, described like stages; the CPU runs them one by one."""
-    dims = detector.dims
-    table = stages(dims)
+    """The plugin-free parts of `head`, each with its module, described like stages.
+
+    A CPU runs them one by one, and the scores as a custom op.
+    """
+    table = stages(detector.dims)
     rgb_tokens, _, xyz_tokens, *_ = table["head"].inputs
-    tokens = HeadTokens(detector.mfm, detector.mgm)
-    rgb_width = dims.rgb_width + len(tokens.rgb_weight)
-    xyz_width = dims.xyz_width + len(tokens.xyz_weight)
-    tables = (
-        Tensor("rgb_table", (dims.rgb_tokens, rgb_width)),
-        Tensor("xyz_table", (dims.groups, xyz_width)),
-    )
-    rows = (Tensor("rgb_rows", (CPU_TILE_ROWS, rgb_width)), Tensor("xyz_rows", (CPU_TILE_ROWS, xyz_width)))
-    scored_pixel = table["vm"].inputs[-1]
-    return {
-        "head_tokens": (tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), tables)),
-        "head_rows": (
-            HeadRows(detector.mfm, detector.mgm),
-            Stage("head_rows", rows, (Tensor("scores", (3, CPU_TILE_ROWS)),)),
+    *pairs, scored_pixel = table["vm"].inputs
+    _, rgb_rec, _, xyz_rec, mentor, mentor_rec = pairs
+    tokens, rows = HeadTokens(detector.mfm, detector.mgm), HeadRows(detector.mfm, detector.mgm)
+    counts = [t.dims[0] for t in (rgb_tokens, rgb_tokens, xyz_tokens, xyz_tokens)]
+    shapes = zip(FIRST_LAYERS, counts, (*tokens.rgb_split, *tokens.xyz_split), strict=True)
+    tables = tuple(Tensor(name, (count, width)) for name, count, width in shapes)
+    scores = Tensor("scores", (3, "R"))
+    described: list[tuple[nn.Module, Stage]] = [
+        (tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), tables)),
+        (
+            rows,
+            Stage(
+                "head_rows",
+                tuple(replace(t, dims=("R", t.dims[1])) for t in tables),
+                (rgb_rec, xyz_rec, mentor, mentor_rec),
+            ),
         ),
-        "head_vote": (
-            HeadVote(detector.vm),
-            Stage("head_vote", (Tensor("scores", (3, "R")), scored_pixel), table["head"].outputs),
-        ),
-    }
+        (CosineScores(), Stage("head_scores", tuple(pairs), (scores,))),
+        (HeadVote(detector.vm), Stage("head_vote", (scores, scored_pixel), table["head"].outputs)),
+    ]
+    return {stage.name: (module, stage) for module, stage in described}
 
 
 def write_head(detector: Detector, folder: Path) -> None:
-    """Write `head.onnx` of the fused layout and the plugin-free parts of it that the CPU runs into `folder`."""
+    """Write `head.onnx` of the fused layout and its plugin-free parts into `folder`."""
     parts = {name: dense_model(module, stage) for name, (module, stage) in head_stages(detector).items()}
+    helper.set_model_props(parts["head_rows"], {TILE_ROWS: str(CPU_TILE_ROWS)})
     for name, part in parts.items():
         onnx.save(part, folder / f"{name}.onnx")
-    onnx.save(head_model(detector.dims, **parts), folder / "head.onnx")
+    onnx.save(head_model(detector.dims, parts), folder / "head.onnx")
     verify_interface(folder / "head.onnx", stages(detector.dims)["head"])
     verify_not_frozen(folder / "head.onnx")
 
 
-def head_model(
-    dims: Dims, head_tokens: onnx.ModelProto, head_rows: onnx.ModelProto, head_vote: onnx.ModelProto
-) -> onnx.ModelProto:
-    """The three parts as one graph: TokenInterpolate and bilinear taps between them, the rows in a loop over tiles."""
+def read_parts(folder: Path) -> dict[str, onnx.ModelProto]:
+    """The plugin-free parts from the `onnx` folder of a bundle."""
+    return {name: onnx.load(folder / f"{name}.onnx") for name in HEAD_PARTS}
+
+
+def head_model(dims: Dims, parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
+    """The parts as one graph: TokenInterpolate and bilinear taps between them, the rows in a loop over tiles.
+
+    A modality's tokens and their first layers stand side by side in one table, so that they are spread in one go.
+    """
     stage = stages(dims)["head"]
-    head_rows = with_tile(head_rows, DEVICE_TILE_ROWS)
-    opset = max(opset_of(part) for part in (head_tokens, head_rows, head_vote))
-    rgb_table, xyz_table = (_tensor(v) for v in head_tokens.graph.output)
-    rgb_rows, xyz_rows = (_tensor(v) for v in head_rows.graph.input)
-    scored_pixel = stages(dims)["vm"].inputs[-1]
+    opset = max(opset_of(part) for part in parts.values())
+    *_, scored_pixel = stages(dims)["vm"].inputs
+    first_layers = {
+        v.name: v.type.tensor_type.shape.dim[1].dim_value for v in parts["head_tokens"].graph.output
+    }
+    widths = {
+        modality: {
+            f"{modality}_features": width,
+            **{name: w for name, w in first_layers.items() if name.startswith(modality)},
+        }
+        for modality, width in (("rgb", dims.rgb_width), ("xyz", dims.xyz_width))
+    }
+    rgb_width, xyz_width = (sum(columns.values()) for columns in widths.values())
     bilinear = dense_model(
         RgbRows(dims.rgb_side),
-        Stage("bilinear", (rgb_table, Tensor("tile_pixel", (DEVICE_TILE_ROWS,), "int32")), (rgb_rows,)),
+        Stage(
+            "bilinear",
+            (
+                Tensor("rgb_table", (dims.rgb_tokens, rgb_width)),
+                Tensor("tile_pixel", (DEVICE_TILE_ROWS,), "int32"),
+            ),
+            (Tensor("rgb_rows", (DEVICE_TILE_ROWS, rgb_width)),),
+        ),
     )
     interpolate = op_node(
         "TokenInterpolate",
-        ["points", "point_pixel", "centers", xyz_table.name],
+        ["points", "point_pixel", "centers", "xyz_table"],
         ["xyz_all", scored_pixel.name],
         image_size=IMAGE_SIZE,
     )
-    bilinear, head_rows = (prefixed(m, m.graph.name) for m in (bilinear, head_rows))
-    body = tile_loop_body(bilinear.graph, head_rows.graph)
-    width = xyz_rows.dims[1]
+    # The rows carry these names inside the loop.
+    tokens = compose.add_prefix(parts["head_tokens"], "head_tokens.", rename_inputs=False)
+    joined = [
+        helper.make_node(
+            "Concat",
+            [f"{modality}_tokens", *(f"head_tokens.{name}" for name in [*columns][1:])],
+            [f"{modality}_table"],
+            name=f"{modality}_table",
+            axis=1,
+        )
+        for modality, columns in widths.items()
+    ]
+    tiled = [prefixed(m, m.graph.name) for m in (bilinear, *(with_tile(parts[n]) for n in TILED_PARTS))]
+    body = tile_loop_body(tiled[0].graph, widths, [m.graph for m in tiled[1:]])
     tiling = parser.parse_graph(f"""
-    tiling (int32[R] scored_pixel, float[R, {width}] xyz_all) => (float[3, R] scores) {{
+    tiling (int32[R] scored_pixel, float[R, {xyz_width}] xyz_all) => (float[3, R] scores) {{
         tile = Constant <value_ints = [{DEVICE_TILE_ROWS}]> ()
         one = Constant <value_ints = [1]> ()
         always = Constant <value = bool {{1}}> ()
@@ -111,28 +151,31 @@ def head_model(
     nodes = list(tiling.node)
     at = next(i for i, n in enumerate(nodes) if n.output[0] == "per_tile")
     nodes[at] = helper.make_node("Loop", ["trips", "always"], ["tile_scores"], name="head_rows", body=body)
-    dense = [prefixed(m, m.graph.name) for m in (head_tokens, head_vote)]
+    vote = prefixed(parts["head_vote"], "head_vote")
     return model_with_ops(
         stage,
-        [*dense[0].graph.node, interpolate, *nodes, *dense[1].graph.node],
-        [i for m in (*dense, bilinear, head_rows) for i in m.graph.initializer],
+        [*tokens.graph.node, *joined, interpolate, *nodes, *vote.graph.node],
+        [i for m in (tokens, vote, *tiled) for i in m.graph.initializer],
         opset,
     )
 
 
-def with_tile(head_rows: onnx.ModelProto, rows: int) -> onnx.ModelProto:
-    """A copy of `head_rows` for tiles of another size; nothing in it but its inputs and outputs speaks of the size."""
+def with_tile(part: onnx.ModelProto, rows: int = DEVICE_TILE_ROWS) -> onnx.ModelProto:
+    """A copy of a part whose tensors have this many rows; nothing else in it speaks of their number."""
     resized = onnx.ModelProto()
-    resized.CopyFrom(head_rows)
-    for value in resized.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = rows
-    resized.graph.output[0].type.tensor_type.shape.dim[1].dim_value = rows
+    resized.CopyFrom(part)
+    for value in (*resized.graph.input, *resized.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "R":
+                dim.dim_value = rows
     del resized.graph.value_info[:]
     return resized
 
 
-def tile_loop_body(bilinear: onnx.GraphProto, head_rows: onnx.GraphProto) -> onnx.GraphProto:
-    """One trip: the tile's pixels and rows cut out, both tables' rows, scores [3, T] stacked by the loop.
+def tile_loop_body(
+    bilinear: onnx.GraphProto, widths: Mapping[str, Mapping[str, int]], parts: Sequence[onnx.GraphProto]
+) -> onnx.GraphProto:
+    """One trip: the tile's pixels, their rows cut out and split, the parts; scores [3, T] are stacked by the loop.
 
     It reads all_pixel, all_rows and the RGB table of the graph around it.
     """
@@ -146,9 +189,24 @@ def tile_loop_body(bilinear: onnx.GraphProto, head_rows: onnx.GraphProto) -> onn
         tile_pixel = Slice (all_pixel, start, stop, tile_axis)
         xyz_rows = Slice (all_rows, start, stop, tile_axis)
     }}""")
-    return helper.make_graph(
-        [*cut.node, *bilinear.node, *head_rows.node], "tile", list(cut.input), list(cut.output)
-    )
+    split = [
+        node
+        for modality, columns in widths.items()
+        for node in (
+            helper.make_node(
+                "Constant", [], [f"{modality}_widths"], name=f"{modality}_widths", value_ints=columns.values()
+            ),
+            helper.make_node(
+                "Split",
+                [f"{modality}_rows", f"{modality}_widths"],
+                list(columns),
+                name=f"{modality}_columns",
+                axis=1,
+            ),
+        )
+    ]
+    nodes = [*cut.node, *bilinear.node, *split, *(node for part in parts for node in part.node)]
+    return helper.make_graph(nodes, "tile", list(cut.input), list(cut.output))
 
 
 def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
@@ -157,7 +215,3 @@ def prefixed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
     renamed = compose.add_prefix(model, f"{prefix}.", rename_inputs=False, rename_outputs=False)
     assert kept == {v.name for v in (*renamed.graph.input, *renamed.graph.output)}
     return renamed
-
-
-def _tensor(value: onnx.ValueInfoProto) -> Tensor:
-    return Tensor(value.name, tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim))

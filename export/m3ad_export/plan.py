@@ -37,10 +37,9 @@ class Keep:
 # Names are `module/operation/OpType`, as the exporter writes them.
 KEEP_FP32: tuple[Keep, ...] = (
     Keep(
-        r"^(vm|head_vote):",
+        r"^(vm|head_scores|head_vote):",
         "scores lie near 1 - cos = 0, where fp16 steps are as large as the signal; voting multiplies them",
     ),
-    Keep(r"^head_rows:/(?!gelu)", "the scores themselves, and the rows they compare"),
     Keep(r"^project:", "distances to centres decide the weights; 3-NN in fp16 loses its true neighbours"),
     Keep(r"/LayerNormalization", "sums of squares over wide rows overflow fp16"),
     Keep(r"/Softmax", "exponentials overflow; TensorRT fuses an fp32 softmax into attention"),

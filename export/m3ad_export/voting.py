@@ -57,6 +57,22 @@ def score(feature: Tensor, reconstructed: Tensor) -> Tensor:
     return 0.5 * difference.square().sum(dim=1)
 
 
+class CosineScores(nn.Module):
+    """`score` of three pairs of rows [R, ...] -> scores [3, R], in the order of SCORES."""
+
+    def forward(
+        self,
+        rgb: Tensor,
+        rgb_reconstructed: Tensor,
+        xyz: Tensor,
+        xyz_reconstructed: Tensor,
+        mentor: Tensor,
+        mentor_reconstructed: Tensor,
+    ) -> Tensor:
+        pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
+        return torch.stack([score(a, b) for a, b in pairs])
+
+
 def smooth(maps: Tensor) -> Tensor:
     """f: five 5x5 and three 7x7 box means with zero padding (CFM); [n, 224, 224] -> [n, 224, 224]."""
     x = maps[None]
@@ -111,6 +127,7 @@ class Vm(nn.Module):
     def __init__(self, config: VotingConfig) -> None:
         super().__init__()
         self.config = config
+        self.scores = CosineScores()
         self.svm = OneClassSvm(config.svm_width)
         self.register_buffer("expected", torch.ones(len(SCORES), IMAGE_SIZE * IMAGE_SIZE))
 
@@ -155,8 +172,8 @@ class Vm(nn.Module):
         mentor_reconstructed: Tensor,
         scored_pixel: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
-        return self.voted(torch.stack([score(a, b) for a, b in pairs]), scored_pixel)
+        pairs = (rgb, rgb_reconstructed, xyz, xyz_reconstructed, mentor, mentor_reconstructed)
+        return self.voted(self.scores(*pairs), scored_pixel)
 
     def voted(self, scores: Tensor, scored_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores [3, R] -> anomaly_map, score, score_maps."""

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_input, randomise
-from m3ad_export.fused import HeadRows, HeadTokens, merged_linear, split_columns
+from m3ad.stages import bilinear_operator
+from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens, merged_linear, split_columns, tile_scores
 from m3ad_export.heads import HeadConfig, Mfm, Mgm, heads_from_config
 from m3ad_export.voting import score
 from m3ad_plugins import ops
@@ -58,14 +59,17 @@ def test_first_layers_on_tokens_commute_with_interpolation_and_pooling(
     operator = ops.interpolation_operator(frame.points, frame.point_pixel, frame.points[idx])
     assert operator.apply(np.ones((64, 1), np.float32)).min() < 0.5
 
-    def project(tokens: Tensor) -> Tensor:
-        return torch.from_numpy(operator.apply(tokens.detach().numpy()))
+    operators = {"xyz": operator, "rgb": bilinear_operator(8, operator.scored_pixel, ops)}
 
-    rgb_tokens, xyz_tokens = torch.randn(64, RGB), torch.randn(64, XYZ)
+    def project(name: str, tokens: Tensor) -> Tensor:
+        return torch.from_numpy(operators[name[:3]].apply(tokens.detach().numpy()))
+
+    tokens = {"rgb_features": torch.randn(64, RGB), "xyz_features": torch.randn(64, XYZ)}
     with torch.no_grad():
-        rgb_table, xyz_table = HeadTokens(mfm, mgm)(rgb_tokens, xyz_tokens)
-        found = HeadRows(mfm, mgm)(project(rgb_table), project(xyz_table))
-        expected = plain_scores(mfm, mgm, project(rgb_tokens), project(xyz_tokens))
+        first_layers = dict(zip(FIRST_LAYERS, HeadTokens(mfm, mgm)(*tokens.values()), strict=True))
+        rows = {name: project(name, table) for name, table in (tokens | first_layers).items()}
+        found = tile_scores(HeadRows(mfm, mgm), rows)
+        expected = plain_scores(mfm, mgm, rows["rgb_features"], rows["xyz_features"])
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 

@@ -42,8 +42,10 @@ def check_interpolation(form: ModuleType, case: Case, width: int) -> None:
     tokens = RNG.normal(0, 1, (case.num_samples, width)).astype(np.float32)
     arguments = (case.points, case.point_pixel, case.points[idx])
     *operator, scored_pixel = form.interpolation_operator(*arguments, case.image_size)
-    rows = np.empty((len(operator[0]) - 1, tokens.shape[1]), np.float32)
-    form.apply_rows(*operator, tokens, rows)
+    tables = [tokens, -tokens[:, : width // 2].copy()]
+    rows, halves = [np.empty((len(operator[0]) - 1, t.shape[1]), np.float32) for t in tables]
+    form.apply_rows(*operator, tables, [rows, halves])
+    np.testing.assert_array_equal(halves, -rows[:, : width // 2])
     expected, expected_pixel = reference.token_interpolate(*arguments, tokens, case.image_size)
     np.testing.assert_array_equal(scored_pixel, expected_pixel)
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
@@ -59,7 +61,8 @@ def test_sampling_and_grouping_equal_reference(form: ModuleType, case: Case) -> 
 @forms
 @small
 def test_interpolation_equals_reference(form: ModuleType, case: Case) -> None:
-    check_interpolation(form, case, 5)
+    for width in (5, 16, 70, 147):  # blocks of 64, of 16, single columns
+        check_interpolation(form, case, width)
 
 
 @small
@@ -74,10 +77,12 @@ def test_operator_rows_hold_the_reference_weights(case: Case) -> None:
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-7)
     rows = len(operator.scored_pixel)
     for tile in (1, rows // 2 + 1, rows, rows + 3):
-        found = np.concatenate([t.copy() for t in operator.tiles(eye, tile)])
-        assert len(found) == -(-rows // tile) * tile
-        np.testing.assert_array_equal(found[:rows], weights)
-        assert not found[rows:].any()
+        tiles = [
+            {n: t.copy() for n, t in each.items()} for each in operator.tiles({"a": eye, "b": -eye}, tile)
+        ]
+        assert [len(t["a"]) for t in tiles[:-1]] == [tile] * (-(-rows // tile) - 1)
+        np.testing.assert_array_equal(np.concatenate([t["a"] for t in tiles]), weights)
+        np.testing.assert_array_equal(np.concatenate([t["b"] for t in tiles]), -weights)
     for begin, end in zip(operator.indptr[:-1], operator.indptr[1:], strict=True):
         assert (np.diff(operator.indices[begin:end]) > 0).all()
 
@@ -165,6 +170,35 @@ def test_one_class_svm_equals_scikit_learn(
     np.testing.assert_allclose(decision, expected, rtol=1e-4, atol=2e-5 * width)
 
 
+@forms
+@pytest.mark.parametrize(("rows", "widths"), [(1, (1,)), (7, (16, 5, 33)), (300, (768, 1152, 256))])
+def test_cosine_scores_equal_one_minus_the_cosine(
+    form: ModuleType, rows: int, widths: tuple[int, ...]
+) -> None:
+    distance = pytest.importorskip("scipy.spatial.distance", reason="the independent form is SciPy's")
+    features = [RNG.normal(0, 3, (rows, width)).astype(np.float32) for width in widths]
+    apart = np.geomspace(1e-3, 10, rows)[
+        :, None
+    ]  # scores down to 1e-7, where 1 - cos has no digits left in fp32
+    again = [(a + apart * RNG.normal(0, 1, a.shape)).astype(np.float32) for a in features]
+    found = form.cosine_scores(features, again)
+    pairs = [zip(a.astype(float), b.astype(float), strict=True) for a, b in zip(features, again, strict=True)]
+    expected = np.array([[distance.cosine(a, b) for a, b in pair] for pair in pairs])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-12)
+    np.testing.assert_allclose(found[expected > 1e-3], expected[expected > 1e-3], rtol=1e-5)
+
+
+@forms
+def test_cosine_scores_of_zero_and_missing_rows(form: ModuleType) -> None:
+    a, b = (RNG.normal(0, 1, (4, 20)).astype(np.float32) for _ in range(2))
+    a[0], b[1], b[3, 7] = 0, 0, np.nan
+    scores = form.cosine_scores([a], [b])[0]
+    np.testing.assert_allclose(scores[:2], 0.5, rtol=1e-6)
+    assert 0 < scores[2] < 2
+    assert np.isnan(scores[3])
+
+
 POINTS, PIXEL = organised(5, 16, 100)
 CENTERS = POINTS[:8]
 NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
@@ -226,7 +260,9 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
             r"tokens: expected float32 \[8, D\], got float32 \[5, 3\]",
         ),
         (
-            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16).tiles(CENTERS, 0).__next__(),
+            lambda: (
+                ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16).tiles({"t": CENTERS}, 0).__next__()
+            ),
             "rows: expected at least 1, got 0",
         ),
         (
@@ -236,6 +272,14 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
         (
             lambda: ops.SparseRows(np.int32([0, 2]), np.int32([3]), np.ones(1, np.float32), np.int32([0]), 8),
             "indptr: expected 0 rising to the 1 entries, got",
+        ),
+        (
+            lambda: ops.cosine_scores([POINTS, CENTERS], [POINTS]),
+            "features: expected as many as reconstructed, got 2 and 1",
+        ),
+        (
+            lambda: ops.cosine_scores([CENTERS], [CENTERS[:, :2]]),
+            r"reconstructed: expected float32 \[8, 3\], got float32 \[8, 2\]",
         ),
         (
             lambda: ops.one_class_svm(POINTS, CENTERS, CENTERS[:, 0], 0.0, "poly"),

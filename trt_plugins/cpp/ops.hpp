@@ -27,9 +27,20 @@ int32_t interpolationOperator(float const* points, int32_t const* pointPixel, in
                               float const* centers, int32_t groups, int32_t imageSize, int32_t* indptr,
                               int32_t* indices, float* weights, int32_t* scoredPixel, int32_t threads);
 
-//! out [rows, width] = the sparse rows indptr [rows + 1] times tokens [groups, width].
-void applyRows(int32_t const* indptr, int32_t const* indices, float const* weights, int32_t rows,
-               float const* tokens, int32_t width, float* out, int32_t threads);
+//! Row r is indices and weights [indptr[r] .. indptr[r + 1] - 1].
+struct SparseRows {
+    int32_t const* indptr;
+    int32_t const* indices;
+    float const* weights;
+};
+
+//! For each of `count` tables [groups, width]: out [rows, width] = the sparse rows times it.
+void applyRows(SparseRows const& a, int32_t rows, float const* const* tables, int32_t const* widths,
+               float* const* out, int32_t count, int32_t threads);
+
+//! scores [pairs, rows] = |F/|F| - F~/|F~||^2 / 2 of each pair of features and reconstructed [rows, width].
+void cosineScores(float const* const* features, float const* const* reconstructed, int32_t const* widths,
+                  int32_t pairs, int32_t rows, float* scores, int32_t threads);
 
 //! decision [rows] = sum_k c_k k(v_k, x) - rho, k = v.x or, with rbf, exp(-gamma |v - x|^2).
 void oneClassSvm(float const* x, int32_t rows, int32_t width, float const* supportVectors,

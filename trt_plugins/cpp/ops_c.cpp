@@ -64,8 +64,17 @@ M3AD_API m3ad_interpolation_operator(float const* points, int32_t const* pointPi
 }
 
 M3AD_API m3ad_apply_rows(int32_t const* indptr, int32_t const* indices, float const* weights, int32_t rows,
-                         float const* tokens, int32_t width, float* out, int32_t threads) {
-    return guarded([&] { m3ad::applyRows(indptr, indices, weights, rows, tokens, width, out, threads); });
+                         float const* const* tables, int32_t const* widths, float* const* out, int32_t count,
+                         int32_t threads) {
+    return guarded(
+        [&] { m3ad::applyRows({indptr, indices, weights}, rows, tables, widths, out, count, threads); });
+}
+
+M3AD_API m3ad_cosine_scores(float const* const* features, float const* const* reconstructed,
+                            int32_t const* widths, int32_t pairs, int32_t rows, float* scores,
+                            int32_t threads) {
+    return guarded(
+        [&] { m3ad::cosineScores(features, reconstructed, widths, pairs, rows, scores, threads); });
 }
 
 M3AD_API m3ad_one_class_svm(float const* x, int32_t rows, int32_t width, float const* supportVectors,

@@ -120,22 +120,6 @@ int32_t poolRow(std::vector<PixelTokens> const& pixels, PoolTaps rows, PoolTaps 
     return count;
 }
 
-M3AD_CLONES void applyRange(int32_t const* indptr, int32_t const* indices, float const* weights,
-                            int32_t begin, int32_t end, float const* tokens, int32_t width,
-                            float* __restrict out) {
-    for (int32_t row = begin; row < end; ++row) {
-        float* __restrict target = out + int64_t{row} * width;
-        std::fill(target, target + width, 0.0F);
-        for (int32_t n = indptr[row]; n < indptr[row + 1]; ++n) {
-            float const weight = weights[n];
-            float const* __restrict token = tokens + int64_t{indices[n]} * width;
-            for (int32_t d = 0; d < width; ++d) {
-                target[d] = add(target[d], mul(weight, token[d]));
-            }
-        }
-    }
-}
-
 } // namespace
 
 int32_t interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
@@ -181,13 +165,6 @@ int32_t interpolationOperator(float const* points, int32_t const* pointPixel, in
         std::memmove(weights + to, weights + from, (indptr[rows] - to) * sizeof *weights);
     }
     return rows;
-}
-
-void applyRows(int32_t const* indptr, int32_t const* indices, float const* weights, int32_t rows,
-               float const* tokens, int32_t width, float* out, int32_t threads) {
-    parallelFor(rows, threads, [&](int32_t begin, int32_t end, int32_t) {
-        applyRange(indptr, indices, weights, begin, end, tokens, width, out);
-    });
 }
 
 } // namespace m3ad

@@ -9,7 +9,9 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 
-def checked(name: str, array: Any, dtype: str, dims: tuple[int | str, ...]) -> NDArray[Any]:
+def checked(
+    name: str, array: Any, dtype: str, dims: tuple[int | str, ...], *, finite: bool = True
+) -> NDArray[Any]:
     """`array` in C order, once it is what the op expects; a letter in `dims` stands for any size.
 
     Raises:
@@ -22,7 +24,7 @@ def checked(name: str, array: Any, dtype: str, dims: tuple[int | str, ...]) -> N
     if not fits or found.dtype != dtype:
         expected = ", ".join(str(dim) for dim in dims)
         raise ValueError(f"{name}: expected {dtype} [{expected}], got {found.dtype} {list(found.shape)}")
-    if dtype == "float32" and not np.isfinite(found).all():
+    if finite and dtype == "float32" and not np.isfinite(found).all():
         bad = int(np.count_nonzero(~np.isfinite(found)))
         raise ValueError(
             f"{name}: {bad} of {found.size} values are NaN or infinite; remove the missing points first "

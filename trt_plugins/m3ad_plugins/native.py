@@ -3,6 +3,7 @@
 import ctypes
 import os
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,8 @@ _SIGNATURES = {
     "knn_group": [_POINTER, _POINTER, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _POINTER, _INT],
     "point_group": [_POINTER, _POINTER, *[_INT] * 3, _FLOAT, _INT, *[_POINTER] * 3, _INT],
     "interpolation_operator": [_POINTER, _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 5, _INT],
-    "apply_rows": [_POINTER, _POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT],
+    "apply_rows": [_POINTER, _POINTER, _POINTER, _INT, *[_POINTER] * 3, _INT, _INT],
+    "cosine_scores": [*[_POINTER] * 3, _INT, _INT, _POINTER, _INT],
     "one_class_svm": [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT, _FLOAT, _INT, _FLOAT, _POINTER, _INT],
 }
 
@@ -122,9 +124,28 @@ def interpolation_operator(
     )
 
 
-def apply_rows(indptr: Int32, indices: Int32, weights: Float32, tokens: Float32, out: Float32) -> None:
-    """The sparse rows times tokens [G, D] into out; indptr may start above 0, at the first of a range of rows."""
-    _call("apply_rows", indptr, indices, weights, len(out), tokens, tokens.shape[1], out, threads())
+def _pointers(arrays: Sequence[Float32]) -> Any:
+    return (_POINTER * len(arrays))(*(array.ctypes.data for array in arrays))
+
+
+def _widths(arrays: Sequence[Float32]) -> Any:
+    return (_INT * len(arrays))(*(array.shape[1] for array in arrays))
+
+
+def apply_rows(
+    indptr: Int32, indices: Int32, weights: Float32, tables: Sequence[Float32], out: Sequence[Float32]
+) -> None:
+    """The sparse rows times each table [G, D] into its out; indptr may start above 0, at a range's first row."""
+    arrays = (_pointers(tables), _widths(tables), _pointers(out))
+    _call("apply_rows", indptr, indices, weights, len(indptr) - 1, *arrays, len(tables), threads())
+
+
+def cosine_scores(features: Sequence[Float32], reconstructed: Sequence[Float32]) -> Float32:
+    """As `reference.cosine_scores`."""
+    scores = np.empty((len(features), len(features[0])), np.float32)
+    arrays = (_pointers(features), _pointers(reconstructed), _widths(features))
+    _call("cosine_scores", *arrays, *scores.shape, scores, threads())
+    return scores
 
 
 def one_class_svm(

@@ -3,6 +3,7 @@
 Same results as `reference` (identical indices), without its [N, G] matrices. Inputs are already checked.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from m3ad_plugins.arrays import Float32, Int32
 
 CHUNK = 512  # points per step: a [CHUNK, 1024] fp32 block and its temporaries stay in cache
 
+cosine_scores = reference.cosine_scores
 one_class_svm = reference.one_class_svm
 
 
@@ -73,10 +75,11 @@ def interpolation_operator(
     return indptr, operator.indices.astype(np.int32), np.asarray(operator.data, np.float32), scored_pixel
 
 
-def apply_rows(indptr: Int32, indices: Int32, weights: Float32, tokens: Float32, out: Float32) -> None:
-    """The sparse rows times tokens [G, D] into out; indptr may start above 0, at the first of a range of rows."""
+def apply_rows(
+    indptr: Int32, indices: Int32, weights: Float32, tables: Sequence[Float32], out: Sequence[Float32]
+) -> None:
+    """The sparse rows times each table [G, D] into its out; indptr may start above 0, at a range's first row."""
     first, last = indptr[0], indptr[-1]
-    matrix = sparse.csr_matrix(
-        (weights[first:last], indices[first:last], indptr - first), shape=(len(indptr) - 1, len(tokens))
-    )
-    out[:] = matrix @ tokens
+    parts = (weights[first:last], indices[first:last], indptr - first)
+    for table, rows in zip(tables, out, strict=True):
+        rows[:] = sparse.csr_matrix(parts, shape=(len(indptr) - 1, len(table))) @ table

@@ -1,6 +1,6 @@
 """The m3ad ops on NumPy arrays: inputs are checked here, once; the native or the NumPy form does the work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -59,32 +59,31 @@ class SparseRows:
         """
         tokens = checked("tokens", tokens, "float32", (self.groups, "D"))
         out = np.empty((len(self.scored_pixel), tokens.shape[1]), np.float32)
-        _form().apply_rows(self.indptr, self.indices, self.weights, tokens, out)
+        _form().apply_rows(self.indptr, self.indices, self.weights, [tokens], [out])
         return out
 
-    def tiles(self, tokens: Float32, rows: int) -> Iterator[Float32]:
-        """A @ tokens, `rows` rows at a time, in one buffer that the next tile overwrites; zeros fill the last tile up.
+    def tiles(self, tables: Mapping[str, Float32], rows: int) -> Iterator[dict[str, Float32]]:
+        """A @ table for each table, at most `rows` rows at a time, in buffers that the next tile overwrites.
 
         Args:
-            tokens: [G, D] float32, finite.
+            tables: by name, [G, D] float32, finite.
             rows: of a tile.
 
         Yields:
-            [rows, D] float32, ceil(R / rows) times.
+            By the same names, [rows, D] float32; the last tile has what is left.
 
         Raises:
-            ValueError: tokens are not as described, or a tile has no rows.
+            ValueError: a table is not as described, or a tile has no rows.
         """
-        tokens = checked("tokens", tokens, "float32", (self.groups, "D"))
+        inputs = [checked(n, t, "float32", (self.groups, "D")) for n, t in tables.items()]
         if rows < 1:
             raise ValueError(f"rows: expected at least 1, got {rows}")
-        tile = np.empty((rows, tokens.shape[1]), np.float32)
+        buffers = [np.empty((rows, t.shape[1]), np.float32) for t in inputs]
         for start in range(0, len(self.scored_pixel), rows):
             indptr = self.indptr[start : start + rows + 1]
-            filled = len(indptr) - 1
-            _form().apply_rows(indptr, self.indices, self.weights, tokens, tile[:filled])
-            tile[filled:] = 0
-            yield tile
+            tile = [buffer[: len(indptr) - 1] for buffer in buffers]
+            _form().apply_rows(indptr, self.indices, self.weights, inputs, tile)
+            yield dict(zip(tables, tile, strict=True))
 
 
 def _check_points(
@@ -272,6 +271,35 @@ def token_interpolate(
     """
     operator = interpolation_operator(points, point_pixel, centers, image_size)
     return operator.apply(tokens), operator.scored_pixel
+
+
+def cosine_scores(features: Sequence[Float32], reconstructed: Sequence[Float32]) -> Float32:
+    """Score rows of features against their reconstruction.
+
+    s = 1 - cos(F, F~) = |F/|F| - F~/|F~||^2 / 2   (Mentor3AD Eq. 5; the second form keeps small scores exact)
+
+    Args:
+        features: n arrays [R, D_n] float32.
+        reconstructed: n arrays of the same shapes.
+
+    Returns:
+        [n, R] float32, 0..2; 1/2 where one of a pair is zero, NaN where a value is not finite.
+
+    Raises:
+        ValueError: an argument is not as described.
+    """
+    if not features or len(features) != len(reconstructed):
+        raise ValueError(
+            f"features: expected as many as reconstructed, got {len(features)} and {len(reconstructed)}"
+        )
+    rows = len(features[0])
+    first = [checked("features", a, "float32", (rows, "D"), finite=False) for a in features]
+    second = [
+        checked("reconstructed", b, "float32", a.shape, finite=False)
+        for a, b in zip(first, reconstructed, strict=True)
+    ]
+    result: Float32 = _form().cosine_scores(first, second)
+    return result
 
 
 def one_class_svm(

@@ -7,7 +7,10 @@ Sampling and grouping follow Point-MAE (Pang et al. 2022), interpolation PointNe
 3.4) and the pooling of M3DM (Wang et al. 2023).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from m3ad_plugins.arrays import Float32, Int32
 
@@ -81,6 +84,17 @@ def token_interpolate(
     taps = (pool > 0).astype(np.int32)
     scored = np.flatnonzero(taps @ foreground @ taps.T)
     return pooled[scored], scored.astype(np.int32)
+
+
+def cosine_scores(features: Sequence[Float32], reconstructed: Sequence[Float32]) -> Float32:
+    """|F/|F| - F~/|F~||^2 / 2 of each pair, in fp64; see `ops.cosine_scores`."""
+
+    def unit(rows: Float32) -> NDArray[np.float64]:
+        norm = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        return np.asarray(rows / np.maximum(norm, 1e-12))
+
+    pairs = zip(features, reconstructed, strict=True)
+    return np.stack([((unit(a) - unit(b)) ** 2).sum(1) / 2 for a, b in pairs]).astype(np.float32)
 
 
 def one_class_svm(
