@@ -101,8 +101,8 @@ def server(
     write_repository(renamed(tiny_bundle, "stale", folder), stale, "onnxruntime", "fused")
     config = stale / "stale" / "config.pbtxt"
     text = config.read_text()
-    assert '\\"contract_version\\": 1,' in text
-    config.write_text(text.replace('\\"contract_version\\": 1,', '\\"contract_version\\": 999,'))
+    assert '\\"contract_version\\": 2,' in text
+    config.write_text(text.replace('\\"contract_version\\": 2,', '\\"contract_version\\": 999,'))
     rehash(stale)
     with LocalServer([chain_repository, fused_repository, stale]) as running:
         yield running

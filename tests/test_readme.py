@@ -38,7 +38,7 @@ def test_quick_start_runs_as_written(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
     assert list((tmp_path / "demo" / "inspected").rglob("*.overlay.png"))
-    assert len(list((tmp_path / "demo/bundle/engines/sm89").glob("*.plan"))) == 9
+    assert len(list((tmp_path / "demo/bundle/engines/sm89").glob("*.plan"))) == 10
 
 
 def test_every_path_of_the_tree_exists() -> None:

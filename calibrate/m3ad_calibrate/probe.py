@@ -17,7 +17,7 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.metrics import aupro, image_auroc, rank_correlation
 from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
-from m3ad.stages import OnnxGraph, Operator, Ops, StageFunction, bilinear_operator, head_scores, head_tables
+from m3ad.stages import OnnxGraph, Operator, Ops, StageFunction, bilinear_operator, by_modality, head_scores
 
 from m3ad_calibrate.defects import with_defect
 from m3ad_calibrate.gate import LOWEST_RANK_CORRELATION, METRICS
@@ -172,15 +172,16 @@ class Probe:
     def _fused(
         self, graphs: dict[str, StageFunction], frame: Probed, tokens: Arrays
     ) -> npt.NDArray[np.float32]:
-        tables = zip(
-            (frame.rgb_operator, frame.xyz_operator),
-            head_tables(tokens, graphs["head_tokens"](tokens)),
-            strict=True,
-        )
-        rows = {n: operator.apply(t)[frame.pick] for operator, each in tables for n, t in each.items()}
-        parts = range(0, len(frame.pick), ROWS_AT_ONCE)
-        tiles = ({n: r[start : start + ROWS_AT_ONCE] for n, r in rows.items()} for start in parts)
-        return np.concatenate([head_scores(tile, graphs["head_rows"], self.ops) for tile in tiles], axis=1)
+        pick, operators = frame.pick, (frame.rgb_operator, frame.xyz_operator)
+        tables = zip(operators, by_modality(graphs["head_tokens"](tokens)), strict=True)
+        rows = {name: operator.apply(t)[pick] for operator, each in tables for name, t in each.items()}
+        features = [operator.apply(t)[pick] for operator, t in zip(operators, tokens.values(), strict=True)]
+        scores = []
+        for start in range(0, len(pick), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            made = graphs["head_rows"]({name: r[part] for name, r in rows.items()})
+            scores.append(head_scores(features[0][part], features[1][part], made, self.ops))
+        return np.concatenate(scores, axis=1)
 
     def _metrics(self, maps: list[npt.NDArray[np.float32]]) -> dict[str, float]:
         stacked = np.nan_to_num(np.stack(maps))

@@ -148,7 +148,8 @@ def quantized(model: onnx.ModelProto, stage: str, plan: Plan, limits: dict[str, 
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
-    del result.metadata_props[:], result.graph.value_info[:]
+    del result.graph.value_info[:]
+    keep_outputs(result.graph)
     _read_directly(result.graph, {name for name, p in chosen.items() if p != "int8_weights"})
     if plan.precision == "fp8":
         _as_fp8(result.graph, {name for name, p in chosen.items() if p == "fp8"}, weights, limits)
@@ -189,6 +190,19 @@ def _constant(
         return None
     (value,) = ReferenceEvaluator(maker).run(None, inputs)
     return np.asarray(value)
+
+
+def keep_outputs(graph: onnx.GraphProto) -> None:
+    """Let an output that a product also reads leave as it was made, where the quantizer returns its rounded form."""
+    makers = {name: node for node in graph.node for name in node.output}
+    renamed: dict[str, str] = {}
+    for output in graph.output:
+        if makers[output.name].op_type == "DequantizeLinear":
+            made = makers[makers[output.name].input[0]].input[0]
+            renamed |= {made: output.name, output.name: f"{output.name}_DequantizeLinear_Output"}
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
 
 
 def _read_directly(graph: onnx.GraphProto, quantized_products: set[str]) -> None:

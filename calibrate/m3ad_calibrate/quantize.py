@@ -41,7 +41,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
     "chain": ("mfm", "mgm", "vm"),
     "fused": ("head_tokens", "head_rows", "head_vote"),
 }
-COPIED: dict[str, tuple[str, ...]] = {"both": (), "chain": ("project",), "fused": ()}
+COPIED: dict[str, tuple[str, ...]] = {"both": (), "chain": ("project",), "fused": ("head_scores",)}
 Say = Callable[[str], None]
 
 
@@ -88,7 +88,10 @@ class Graph:
             wanted = qdq.activations(self.model, self.stage, plan)
             limits = {name: limit(self.seen[name], self.settings.method, kind) for name in wanted}
             model = qdq.quantized(self.model, self.stage, plan, limits)
-        return half_model(model, self.stage, plan)
+        result = half_model(model, self.stage, plan)
+        del result.metadata_props[:]  # the quantizers drop the graph's own and leave theirs
+        result.metadata_props.MergeFrom(self.model.metadata_props)
+        return result
 
 
 def graphs_of(layouts: Sequence[Layout], table: Mapping[str, tuple[str, ...]] = GRAPHS) -> list[str]:

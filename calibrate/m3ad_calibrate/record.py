@@ -24,7 +24,7 @@ from m3ad.contract import Dims
 from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
-from m3ad.stages import OnnxGraph, Ops, bilinear_operator, head_tables
+from m3ad.stages import OnnxGraph, Ops, bilinear_operator, by_modality
 
 FORMAT = "m3ad-calibration"
 FOLDER = "calibration/recorded"
@@ -166,13 +166,11 @@ class Recorder:
             values |= {f"mgm/{name}": value for name, value in {**features, **mentor}.items()}
         if "head_rows" in self.graphs:
             tokens = {"rgb_tokens": rgb_tokens, "xyz_tokens": xyz_tokens}
-            rgb_tables, xyz_tables = head_tables(tokens, self.graphs["head_tokens"](tokens))
+            rgb_tables, xyz_tables = by_modality(self.graphs["head_tokens"](tokens))
             pick = np.linspace(0, count - 1, min(tile_rows, count)).astype(int)
             values |= {f"head_tokens/{name}": value for name, value in tokens.items()}
-            spread = [(n, rgb.apply(t)[pick]) for n, t in rgb_tables.items()]
-            spread += [(n, xyz.apply(t)[pick]) for n, t in xyz_tables.items()]
-            wanted = self.graphs["head_rows"].inputs
-            values |= {f"head_rows/{name}": rows for name, rows in spread if name in wanted}
+            values |= {f"head_rows/{name}": rgb.apply(table)[pick] for name, table in rgb_tables.items()}
+            values |= {f"head_rows/{name}": xyz.apply(table)[pick] for name, table in xyz_tables.items()}
         return values
 
 

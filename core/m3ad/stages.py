@@ -45,6 +45,9 @@ class Operator(Protocol):
     def apply(self, tokens: FloatArray) -> FloatArray:
         """All rows of the map applied to tokens [G, D]."""
 
+    def interpolated(self, tokens: FloatArray) -> Any:
+        """The same without forming the rows, for `cosine_scores`."""
+
     def tiles(self, tables: Mapping[str, FloatArray], rows: int) -> Iterator[dict[str, FloatArray]]:
         """The map applied to each table [G, D], at most `rows` rows at a time; the next tile overwrites them."""
 
@@ -75,9 +78,9 @@ class Ops(Protocol):
         """The operator from group tokens [G, D] to the rows of the scored pixels."""
 
     def cosine_scores(
-        self, features: Sequence[FloatArray], reconstructed: Sequence[FloatArray]
+        self, features: Sequence[Any], reconstructed: Sequence[FloatArray], start: int = 0
     ) -> FloatArray:
-        """n features [R, D_n] and their reconstructions -> scores [n, R]."""
+        """n features [R, D_n], or interpolated rows from `start` on, and their reconstructions -> scores [n, R]."""
 
     def SparseRows(  # noqa: N802  (a class of the ops module)
         self, indptr: IntArray, indices: IntArray, weights: FloatArray, scored_pixel: IntArray, groups: int
@@ -220,41 +223,37 @@ class Head:
         """First layers on the tokens, then every scored pixel, a tile at a time."""
         xyz = self.ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"])
         rgb = bilinear_operator(self.dims.rgb_side, xyz.scored_pixel, self.ops)
-        rgb_tables, xyz_tables = head_tables(arrays, self.tokens(arrays))
+        rgb_tables, xyz_tables = by_modality(self.tokens(arrays))
+        features = (rgb.interpolated(arrays["rgb_tokens"]), xyz.interpolated(arrays["xyz_tokens"]))
         scores = np.empty((3, len(xyz.scored_pixel)), np.float32)
+        buffers = {
+            v.name: np.empty((self.tile_rows, v.shape[1]), np.float32)
+            for v in self.rows.session.get_outputs()
+        }
         tiles = zip(
             range(0, scores.shape[1], self.tile_rows),
             rgb.tiles(rgb_tables, self.tile_rows),
             xyz.tiles(xyz_tables, self.tile_rows),
             strict=True,
         )
-        made = {
-            v.name: np.empty((self.tile_rows, v.shape[1]), np.float32)
-            for v in self.rows.session.get_outputs()
-        }
-
-        def run_rows(rows: Arrays) -> dict[str, npt.NDArray[Any]]:
-            found = {name: array[: len(rows["rgb_features"])] for name, array in made.items()}
-            self.rows.run_into(rows, found)
-            return found
-
         for start, rgb_rows, xyz_rows in tiles:
-            part = head_scores({**rgb_rows, **xyz_rows}, run_rows, self.ops)
-            scores[:, start : start + self.tile_rows] = part
+            part = scores[:, start : start + self.tile_rows]
+            made = {name: buffer[: part.shape[1]] for name, buffer in buffers.items()}
+            self.rows.run_into({**rgb_rows, **xyz_rows}, made)
+            part[:] = head_scores(*features, made, self.ops, start)
         return self.vote({"scores": scores, "scored_pixel": xyz.scored_pixel})
 
 
-def head_tables(tokens: Arrays, first_layers: Arrays) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """What the head's rows are interpolated from, RGB and XYZ: the tokens, and what `head_tokens` made of them."""
+def by_modality(first_layers: Arrays) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """The tables that `head_tokens` makes, those of the RGB tokens and those of the XYZ tokens."""
     rgb, xyz = ({n: t for n, t in first_layers.items() if n.startswith(p)} for p in ("rgb", "xyz"))
-    return {"rgb_features": tokens["rgb_tokens"], **rgb}, {"xyz_features": tokens["xyz_tokens"], **xyz}
+    return rgb, xyz
 
 
-def head_scores(rows: Arrays, head_rows: StageFunction, ops: Ops) -> FloatArray:
-    """Rows of both tables -> scores [3, T] of RGB, XYZ and mentor (Eq. 5)."""
-    found = head_rows(rows)
-    features = [rows["rgb_features"], rows["xyz_features"], found["mentor"]]
-    return ops.cosine_scores(features, [found[f"{name}_reconstructed"] for name in ("rgb", "xyz", "mentor")])
+def head_scores(rgb_features: Any, xyz_features: Any, made: Arrays, ops: Ops, start: int = 0) -> FloatArray:
+    """Features and what `head_rows` made of their first layers -> scores [3, T] of RGB, XYZ and mentor (Eq. 5)."""
+    reconstructed = [made[f"{name}_reconstructed"] for name in ("rgb", "xyz", "mentor")]
+    return ops.cosine_scores([rgb_features, xyz_features, made["mentor"]], reconstructed, start)
 
 
 class CheckedStage:

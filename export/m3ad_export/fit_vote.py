@@ -13,7 +13,7 @@ import torch
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import Sample
 from m3ad.preprocess import Modality, Preprocessing
-from m3ad.stages import Ops, head_tables
+from m3ad.stages import Ops, by_modality
 from torch import Tensor
 
 from m3ad_export.detector import Detector, save_detector
@@ -142,6 +142,7 @@ def frame_scores(frame: FrameFeatures, tokens: HeadTokens, rows: HeadRows) -> tu
     """One frame through the fused head, a few thousand rows at a time: scores [3, R], scored_pixel [R]."""
     made = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
     first_layers = {name: table.numpy() for name, table in zip(FIRST_LAYERS, made, strict=True)}
-    tables = head_tables({"rgb_tokens": frame.rgb_tokens, "xyz_tokens": frame.xyz_tokens}, first_layers)
-    scores = [tile_scores(rows, chunk) for chunk in frame.chunks(*tables)]
+    rgb, xyz = by_modality(first_layers)
+    tiles = frame.chunks({"rgb_features": frame.rgb_tokens, **rgb}, {"xyz_features": frame.xyz_tokens, **xyz})
+    scores = [tile_scores(rows, tile) for tile in tiles]
     return torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel)

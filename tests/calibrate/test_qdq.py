@@ -9,7 +9,7 @@ import pytest
 from m3ad.bundle import Bundle
 from m3ad.errors import M3adError, MissingDependencyError
 from m3ad_calibrate import qdq
-from m3ad_calibrate.modelopt import quantized_by_modelopt
+from m3ad_calibrate.modelopt import Engine, quantized_by_modelopt
 from m3ad_calibrate.quantize import Graph, Settings
 from m3ad_export.plan import Keep, Plan, PlanPrecision, default_plan
 from m3ad_export.precision import histogram
@@ -51,10 +51,10 @@ def values(model: onnx.ModelProto, name: str) -> np.ndarray:
     return numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == name))
 
 
-def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+def run(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})[0]
+    return ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})
 
 
 def test_int8_is_what_the_formula_says(model: onnx.ModelProto) -> None:
@@ -72,7 +72,7 @@ def test_int8_is_what_the_formula_says(model: onnx.ModelProto) -> None:
     xq = np.clip(np.round(x / (3 / 127)), -127, 127) * (3 / 127)
     h = xq @ w.T + bias
     n = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * values(model, "g")
-    np.testing.assert_allclose(run(found, x), n @ values(model, "v"), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(run(found, x)[0], n @ values(model, "v"), rtol=1e-3, atol=1e-3)
     assert histogram(found) == {"INT8": 1, "FLOAT": 1}
 
 
@@ -103,7 +103,7 @@ def test_fp8_values_are_those_of_the_type(model: onnx.ModelProto) -> None:
     h = fp8(x, np.float32(3 / 448)) @ fp8(weight, np.abs(weight).max(1, keepdims=True) / 448).T
     h = h + values(model, "b")
     n = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * values(model, "g")
-    np.testing.assert_allclose(run(found, x), n @ values(model, "v"), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(run(found, x)[0], n @ values(model, "v"), rtol=1e-3, atol=1e-3)
 
 
 def test_weights_alone_leave_the_activation_as_it_is(model: onnx.ModelProto) -> None:
@@ -117,6 +117,30 @@ def test_weights_alone_leave_the_activation_as_it_is(model: onnx.ModelProto) -> 
     assert histogram(qdq.quantized(prepared, "toy", first, {"n": 9.0})) == {"INT8": 1, "INT8_WEIGHTS": 1}
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "modelopt"])
+def test_an_output_that_a_product_reads_is_not_rounded(precision: PlanPrecision, engine: Engine) -> None:
+    """`n` feeds the second product and leaves the graph, as the mentor does: only the product sees its eight bits."""
+    if engine == "modelopt":
+        pytest.importorskip(
+            "modelopt", reason="nvidia-modelopt is not installed; it wants its own environment"
+        )
+    rng = np.random.default_rng(0)
+    model = toy(rng.normal(size=(64, 32)).astype(np.float32), rng.normal(size=64).astype(np.float32))
+    model.graph.output.append(helper.make_tensor_value_info("n", TensorProto.FLOAT, ["R", 64]))
+    onnx.helper.set_model_props(model, {"read by": "the runtime"})
+    runs = [{"x": rng.normal(size=(128, 32)).astype(np.float32)}]
+    plan = Plan(precision, "fp32", (Keep("^toy:fc/", "so that n is exact", "rest"),))
+    found = Graph(model, "toy", runs, plan, Settings(engine=engine)).written(plan)
+    onnx.checker.check_model(found, full_check=True)
+    assert [v.name for v in found.graph.output] == ["y", "n"]
+    assert {p.key: p.value for p in found.metadata_props} == {"read by": "the runtime"}
+    y, n = run(found, runs[0]["x"])
+    full_y, full_n = run(model, runs[0]["x"])
+    np.testing.assert_allclose(n, full_n, rtol=1e-5, atol=1e-5)
+    assert 1e-4 < np.abs(y - full_y).max() < 0.1 * np.abs(full_y).max()
+
+
 def test_a_half_rest_types_the_scales_too(model: onnx.ModelProto) -> None:
     plan = default_plan("int8", "fp16")
     x = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
@@ -127,8 +151,8 @@ def test_a_half_rest_types_the_scales_too(model: onnx.ModelProto) -> None:
     scales = {by_name[n.input[1]].data_type for n in found.graph.node if n.op_type == "QuantizeLinear"}
     assert scales == {TensorProto.FLOAT16}
     assert next(o.version for o in found.opset_import if not o.domain) == 19
-    full = run(model, x)
-    assert np.abs(run(found, x) - full).max() < 0.05 * np.abs(full).max()
+    full = run(model, x)[0]
+    assert np.abs(run(found, x)[0] - full).max() < 0.05 * np.abs(full).max()
 
 
 def test_smoothquant_computes_the_same_before_rounding_and_less_error_after(model: onnx.ModelProto) -> None:
@@ -141,14 +165,17 @@ def test_smoothquant_computes_the_same_before_rounding_and_less_error_after(mode
     names = smoothable(prepared)
     assert list(names) == ["n"]
     smooth = smoothed(prepared, observe(prepared, [{"x": x}], names))
-    np.testing.assert_allclose(run(smooth, x), run(model, x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(smooth, x)[0], run(model, x)[0], rtol=1e-4, atol=1e-4)
     only_last = Plan("int8", "fp32", (Keep("fc", "fp32 here", "rest"),))
     plain = Graph(model, "toy", [{"x": x}], only_last, Settings()).written(only_last)
     better = Graph(model, "toy", [{"x": x}], only_last, Settings(smoothquant=True)).written(only_last)
     small = np.argsort(values(model, "g"))[:4]  # channels that an outlier channel's scale drowns
     small = 15 - small  # the last product turns the channels around
-    full = run(model, x)[:, small]
-    assert np.abs(run(better, x)[:, small] - full).max() < 0.5 * np.abs(run(plain, x)[:, small] - full).max()
+    full = run(model, x)[0][:, small]
+    assert (
+        np.abs(run(better, x)[0][:, small] - full).max()
+        < 0.5 * np.abs(run(plain, x)[0][:, small] - full).max()
+    )
 
 
 @pytest.mark.parametrize("stage", ["rgb_extractor", "xyz_encoder", "mfm", "mgm", "head_tokens", "head_rows"])
@@ -169,6 +196,7 @@ def test_every_graph_of_a_bundle_takes_the_default_plan(
         assert dequantized.issuperset(node.input) == wanted, node.name
         assert wanted or not dequantized & set(node.input), node.name
     assert [v.name for v in found.graph.output] == [v.name for v in model.graph.output]
+    assert dequantized.isdisjoint(v.name for v in found.graph.output)
 
 
 def test_modelopt_is_asked_for_by_name(model: onnx.ModelProto) -> None:
@@ -196,7 +224,7 @@ def test_modelopt_writes_the_same_plan(precision: PlanPrecision) -> None:
         == histogram(ours)
         == {{"int8": "INT8", "fp8": "FLOAT8E4M3FN"}[precision]: 1, "FLOAT": 1}
     )
-    exact, x = run(model, runs[0]["x"]), runs[0]["x"]
+    exact, x = run(model, runs[0]["x"])[0], runs[0]["x"]
     weight = values(model, "w").T
     for found, suffix in ((theirs, "QuantizeLinear_Output"), (ours, "quantized")):
         scale = values(found, "w.columns_scale")
@@ -204,7 +232,7 @@ def test_modelopt_writes_the_same_plan(precision: PlanPrecision) -> None:
         # One rounding: half a step of INT8, 1/16 of the value in FP8 (half of 2^-9 steps where it is subnormal).
         step = scale / 2 if precision == "int8" else np.maximum(np.abs(weight) / 16, scale * 2.0**-10)
         assert (error <= step * (1 + 1e-5)).all()
-        assert 0 < np.abs(run(found, x) - exact).max() < 0.1 * np.abs(exact).max()
+        assert 0 < np.abs(run(found, x)[0] - exact).max() < 0.1 * np.abs(exact).max()
     whole = Graph(model, "toy", runs, Plan(precision, "fp32", ()), Settings(engine="modelopt"))
     with pytest.raises(M3adError, match="the plan has int8_weights entries, which ModelOpt cannot write"):
         whole.written(Plan(precision, "fp32", (Keep("^toy:fc/", "by hand", "int8_weights"),)))

@@ -303,7 +303,7 @@ def test_served_bench_sees_stages_and_server_memory(server: LocalServer, categor
         ),
         (
             ["--model", "stale"],
-            "written for contract version 999, this client speaks 1; install the same m3ad",
+            "written for contract version 999, this client speaks 2; install the same m3ad",
         ),
         ([], "choose a category with --model; Triton at .* serves: .*tiny"),
     ],

@@ -112,7 +112,7 @@ def test_a_stale_contract_version_is_named(tiny_bundle: Bundle, tmp_path: Path) 
     shutil.copytree(tiny_bundle.path, copied)
     manifest = json.loads((copied / "manifest.json").read_text())
     (copied / "manifest.json").write_text(json.dumps({**manifest, "contract_version": 0}))
-    with pytest.raises(ArtifactError, match="contract version 0, this m3ad reads version 1"):
+    with pytest.raises(ArtifactError, match="contract version 0, this m3ad reads version 2"):
         Bundle.open(copied)
 
 

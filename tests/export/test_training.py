@@ -266,7 +266,7 @@ def test_pool_rows_stay_paired_by_pixel(category: Category, tmp_path: Path) -> N
     assert rgb.shape == (1200, TINY_RGB.token_width)
     for i, sample in enumerate(samples):
         frame = extract(sample)
-        every = torch.cat([torch.cat(pair, dim=1) for pair in frame.chunks()])
+        every = torch.cat([torch.cat([*pair.values()], dim=1) for pair in frame.chunks()])
         paired = torch.cat([rgb, xyz], dim=1)[600 * i : 600 * (i + 1)]
         distance = torch.cdist(paired.double(), every.double())
         assert distance.min(dim=1).values.max() < 1e-4

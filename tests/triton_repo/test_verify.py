@@ -165,7 +165,7 @@ def test_another_contract_version_is_told(repository: Path) -> None:
     manifest = read_manifest(repository, FORMAT, "")
     write_json(repository / "manifest.json", {**manifest, "contract_version": 7})
     (problem,) = find_problems(repository)
-    assert "contract version 7, this m3ad reads 1. Write it again: m3ad-triton write" in problem
+    assert "contract version 7, this m3ad reads 2. Write it again: m3ad-triton write" in problem
 
 
 @pytest.mark.parametrize("library", [None, "libm3ad_plugins.so"])

@@ -181,7 +181,7 @@ def test_cosine_scores_equal_one_minus_the_cosine(
         :, None
     ]  # scores down to 1e-7, where 1 - cos has no digits left in fp32
     again = [(a + apart * RNG.normal(0, 1, a.shape)).astype(np.float32) for a in features]
-    found = form.cosine_scores(features, again)
+    found = form.cosine_scores([(None, None, None, a) for a in features], again)
     pairs = [zip(a.astype(float), b.astype(float), strict=True) for a, b in zip(features, again, strict=True)]
     expected = np.array([[distance.cosine(a, b) for a, b in pair] for pair in pairs])
     assert found.dtype == np.float32
@@ -193,10 +193,27 @@ def test_cosine_scores_equal_one_minus_the_cosine(
 def test_cosine_scores_of_zero_and_missing_rows(form: ModuleType) -> None:
     a, b = (RNG.normal(0, 1, (4, 20)).astype(np.float32) for _ in range(2))
     a[0], b[1], b[3, 7] = 0, 0, np.nan
-    scores = form.cosine_scores([a], [b])[0]
+    scores = form.cosine_scores([(None, None, None, a)], [b])[0]
     np.testing.assert_allclose(scores[:2], 0.5, rtol=1e-6)
     assert 0 < scores[2] < 2
     assert np.isnan(scores[3])
+
+
+@forms
+@pytest.mark.parametrize("start", [0, 3, 41])
+def test_cosine_scores_form_interpolated_rows_themselves(
+    form: ModuleType, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_form", lambda: form)
+    operator = ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16)
+    tables = [RNG.normal(0, 1, (8, width)).astype(np.float32) for width in (40, 70)]
+    rows = [operator.apply(table)[start:] for table in tables]
+    again = [a + RNG.normal(0, 0.1, a.shape).astype(np.float32) for a in (*rows, rows[0])]
+    found = ops.cosine_scores([*map(operator.interpolated, tables), rows[0]], again, start)
+    np.testing.assert_allclose(found, reference.cosine_scores([*rows, rows[0]], again), rtol=1e-4)
+    message = f"expected interpolated rows {start + 1}..{len(operator.scored_pixel)} of 40 columns"
+    with pytest.raises(ValueError, match=message):
+        ops.cosine_scores([operator.interpolated(tables[0])], again[:1], start + 1)
 
 
 POINTS, PIXEL = organised(5, 16, 100)
@@ -279,7 +296,7 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
         ),
         (
             lambda: ops.cosine_scores([CENTERS], [CENTERS[:, :2]]),
-            r"reconstructed: expected float32 \[8, 3\], got float32 \[8, 2\]",
+            r"features: expected float32 \[8, 2\], got float32 \[8, 3\]",
         ),
         (
             lambda: ops.one_class_svm(POINTS, CENTERS, CENTERS[:, 0], 0.0, "poly"),

@@ -38,8 +38,15 @@ struct SparseRows {
 void applyRows(SparseRows const& a, int32_t rows, float const* const* tables, int32_t const* widths,
                float* const* out, int32_t count, int32_t threads);
 
-//! scores [pairs, rows] = |F/|F| - F~/|F~||^2 / 2 of each pair of features and reconstructed [rows, width].
-void cosineScores(float const* const* features, float const* const* reconstructed, int32_t const* widths,
+//! Rows [rows, width]: the sparse rows times the table `values`, or `values` themselves where indptr is null.
+struct Features {
+    SparseRows rows;
+    float const* values;
+};
+
+//! scores [pairs, rows] = |F/|F| - F~/|F~||^2 / 2 of each pair of features F and reconstructed F~ [rows,
+//! width].
+void cosineScores(Features const* features, float const* const* reconstructed, int32_t const* widths,
                   int32_t pairs, int32_t rows, float* scores, int32_t threads);
 
 //! decision [rows] = sum_k c_k k(v_k, x) - rho, k = v.x or, with rbf, exp(-gamma |v - x|^2).

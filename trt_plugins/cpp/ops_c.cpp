@@ -70,7 +70,8 @@ M3AD_API m3ad_apply_rows(int32_t const* indptr, int32_t const* indices, float co
         [&] { m3ad::applyRows({indptr, indices, weights}, rows, tables, widths, out, count, threads); });
 }
 
-M3AD_API m3ad_cosine_scores(float const* const* features, float const* const* reconstructed,
+//! features: per pair indptr, indices and weights of the sparse rows (null without) and the values.
+M3AD_API m3ad_cosine_scores(m3ad::Features const* features, float const* const* reconstructed,
                             int32_t const* widths, int32_t pairs, int32_t rows, float* scores,
                             int32_t threads) {
     return guarded(

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 namespace m3ad {
 namespace {
@@ -12,7 +13,10 @@ namespace {
 //! Sixteen floats: one register of AVX-512, two of AVX2; loaded from anywhere.
 typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
 constexpr int32_t kLANES = 16;
-constexpr int32_t kBLOCK = 4; //!< Lanes a pass: the sums stay in registers, a tile's tokens in the first cache
+//! Lanes a pass: the sums stay in registers, a tile's tokens in the first cache.
+constexpr int32_t kBLOCK = 4;
+//! Features of so many rows stay in the second cache until they are compared.
+constexpr int32_t kSCORED = 16;
 constexpr float kMIN_NORM = 1e-12F;
 
 M3AD_HOST_DEVICE Lanes const& lanes(float const* values) {
@@ -69,14 +73,15 @@ M3AD_HOST_DEVICE float total(Lanes const& sum) {
     return result;
 }
 
-M3AD_CLONES void scoreRange(float const* feature, float const* reconstructed, int32_t begin, int32_t end,
-                            int32_t width, float* scores) {
-    for (int32_t row = begin; row < end; ++row) {
+//! feature and reconstructed [rows, width] -> scores [rows].
+M3AD_CLONES void scoreRows(float const* feature, float const* reconstructed, int32_t rows, int32_t width,
+                           float* scores) {
+    int32_t const whole = width / kLANES * kLANES;
+    for (int32_t row = 0; row < rows; ++row) {
         float const* a = feature + int64_t{row} * width;
         float const* b = reconstructed + int64_t{row} * width;
         Lanes aa = {}, bb = {}, dd = {};
         float tailA = 0, tailB = 0, tail = 0;
-        int32_t const whole = width / kLANES * kLANES;
         for (int32_t d = 0; d < whole; d += kLANES) {
             aa += lanes(a + d) * lanes(a + d);
             bb += lanes(b + d) * lanes(b + d);
@@ -99,6 +104,17 @@ M3AD_CLONES void scoreRange(float const* feature, float const* reconstructed, in
     }
 }
 
+//! The same for features that are sparse rows times a table, formed a few at a time and never stored.
+void scoreSparseRows(SparseRows a, float const* table, float const* reconstructed, int32_t begin, int32_t end,
+                     int32_t width, float* scores) {
+    std::vector<float> features(static_cast<size_t>(kSCORED) * width);
+    for (int32_t row = begin; row < end; row += kSCORED) {
+        int32_t const count = std::min(kSCORED, end - row);
+        applyRange({a.indptr + row, a.indices, a.weights}, 0, count, table, width, features.data());
+        scoreRows(features.data(), reconstructed + int64_t{row} * width, count, width, scores + row);
+    }
+}
+
 } // namespace
 
 void applyRows(SparseRows const& a, int32_t rows, float const* const* tables, int32_t const* widths,
@@ -110,11 +126,18 @@ void applyRows(SparseRows const& a, int32_t rows, float const* const* tables, in
     });
 }
 
-void cosineScores(float const* const* features, float const* const* reconstructed, int32_t const* widths,
+void cosineScores(Features const* features, float const* const* reconstructed, int32_t const* widths,
                   int32_t pairs, int32_t rows, float* scores, int32_t threads) {
     parallelFor(rows, threads, [&](int32_t begin, int32_t end, int32_t) {
         for (int32_t p = 0; p < pairs; ++p) {
-            scoreRange(features[p], reconstructed[p], begin, end, widths[p], scores + int64_t{p} * rows);
+            Features const& f = features[p];
+            float* const found = scores + int64_t{p} * rows;
+            int64_t const from = int64_t{begin} * widths[p];
+            if (f.rows.indptr != nullptr) {
+                scoreSparseRows(f.rows, f.values, reconstructed[p], begin, end, widths[p], found);
+            } else {
+                scoreRows(f.values + from, reconstructed[p] + from, end - begin, widths[p], found + begin);
+            }
         }
     });
 }

@@ -5,13 +5,14 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
+from mmap import mmap
 from typing import Any
 
 import numpy as np
 from m3ad.errors import M3adError
 
 from m3ad_plugins import build
-from m3ad_plugins.arrays import Float32, Int32
+from m3ad_plugins.arrays import Features, Float32, Int32
 
 ROW_CAPACITY = 48  # kROW_CAPACITY in cpp/ops.hpp
 
@@ -108,8 +109,10 @@ def interpolation_operator(
     """The linear map of `reference.token_interpolate`: indptr, indices, weights, scored_pixel of its rows."""
     pixels = image_size * image_size
     indptr, scored_pixel = np.empty(pixels + 1, np.int32), np.empty(pixels, np.int32)
-    indices = np.empty(pixels * ROW_CAPACITY, np.int32)
-    weights = np.empty(pixels * ROW_CAPACITY, np.float32)
+    # Room for every row at its widest, of which a few per cent are touched. NumPy asks for huge pages for arrays of
+    # this size, and clearing those took 20 ms of a frame (measured); plain pages are cleared as they are touched.
+    indices = np.frombuffer(mmap(-1, pixels * ROW_CAPACITY * 4), np.int32)
+    weights = np.frombuffer(mmap(-1, pixels * ROW_CAPACITY * 4), np.float32)
     found = np.zeros(1, np.int32)
     sizes = (len(points), centers, len(centers), image_size)
     outputs = (indptr, indices, weights, scored_pixel, found)
@@ -140,10 +143,11 @@ def apply_rows(
     _call("apply_rows", indptr, indices, weights, len(indptr) - 1, *arrays, len(tables), threads())
 
 
-def cosine_scores(features: Sequence[Float32], reconstructed: Sequence[Float32]) -> Float32:
-    """As `reference.cosine_scores`."""
-    scores = np.empty((len(features), len(features[0])), np.float32)
-    arrays = (_pointers(features), _pointers(reconstructed), _widths(features))
+def cosine_scores(features: Sequence[Features], reconstructed: Sequence[Float32]) -> Float32:
+    """As `reference.cosine_scores`, sparse rows formed a few at a time."""
+    scores = np.empty((len(features), len(reconstructed[0])), np.float32)
+    parts = [0 if part is None else part.ctypes.data for each in features for part in each]
+    arrays = ((_POINTER * len(parts))(*parts), _pointers(reconstructed), _widths(reconstructed))
     _call("cosine_scores", *arrays, *scores.shape, scores, threads())
     return scores
 

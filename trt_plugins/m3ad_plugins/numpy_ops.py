@@ -10,11 +10,10 @@ import numpy as np
 from scipy import sparse
 
 from m3ad_plugins import reference
-from m3ad_plugins.arrays import Float32, Int32
+from m3ad_plugins.arrays import Features, Float32, Int32
 
 CHUNK = 512  # points per step: a [CHUNK, 1024] fp32 block and its temporaries stay in cache
 
-cosine_scores = reference.cosine_scores
 one_class_svm = reference.one_class_svm
 
 
@@ -83,3 +82,15 @@ def apply_rows(
     parts = (weights[first:last], indices[first:last], indptr - first)
     for table, rows in zip(tables, out, strict=True):
         rows[:] = sparse.csr_matrix(parts, shape=(len(indptr) - 1, len(table))) @ table
+
+
+def cosine_scores(features: Sequence[Features], reconstructed: Sequence[Float32]) -> Float32:
+    """As `reference.cosine_scores`, of rows that may still have to be formed."""
+    formed = []
+    for indptr, indices, weights, values in features:
+        rows = values
+        if indptr is not None and indices is not None and weights is not None:
+            rows = np.empty((len(indptr) - 1, values.shape[1]), np.float32)
+            apply_rows(indptr, indices, weights, [values], [rows])
+        formed.append(rows)
+    return reference.cosine_scores(formed, reconstructed)

@@ -8,7 +8,7 @@ import numpy as np
 from m3ad.contract import IMAGE_SIZE
 
 from m3ad_plugins import native, numpy_ops
-from m3ad_plugins.arrays import Float32, Int32, checked
+from m3ad_plugins.arrays import Features, Float32, Int32, checked
 
 KERNELS = ("linear", "rbf")
 
@@ -62,6 +62,14 @@ class SparseRows:
         _form().apply_rows(self.indptr, self.indices, self.weights, [tokens], [out])
         return out
 
+    def interpolated(self, tokens: Float32) -> "InterpolatedRows":
+        """A @ tokens without forming it: [G, D] float32, finite.
+
+        Raises:
+            ValueError: tokens are not as described.
+        """
+        return InterpolatedRows(self, checked("tokens", tokens, "float32", (self.groups, "D")))
+
     def tiles(self, tables: Mapping[str, Float32], rows: int) -> Iterator[dict[str, Float32]]:
         """A @ table for each table, at most `rows` rows at a time, in buffers that the next tile overwrites.
 
@@ -84,6 +92,14 @@ class SparseRows:
             tile = [buffer[: len(indptr) - 1] for buffer in buffers]
             _form().apply_rows(indptr, self.indices, self.weights, inputs, tile)
             yield dict(zip(tables, tile, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class InterpolatedRows:
+    """A @ table [R, D], formed where it is needed; `SparseRows.interpolated` makes one."""
+
+    operator: SparseRows
+    table: Float32
 
 
 def _check_points(
@@ -273,14 +289,17 @@ def token_interpolate(
     return operator.apply(tokens), operator.scored_pixel
 
 
-def cosine_scores(features: Sequence[Float32], reconstructed: Sequence[Float32]) -> Float32:
+def cosine_scores(
+    features: Sequence[Float32 | InterpolatedRows], reconstructed: Sequence[Float32], start: int = 0
+) -> Float32:
     """Score rows of features against their reconstruction.
 
     s = 1 - cos(F, F~) = |F/|F| - F~/|F~||^2 / 2   (Mentor3AD Eq. 5; the second form keeps small scores exact)
 
     Args:
-        features: n arrays [R, D_n] float32.
-        reconstructed: n arrays of the same shapes.
+        features: n of [R, D_n] float32, or of interpolated rows, of which start .. start + R - 1 are meant.
+        reconstructed: n arrays [R, D_n] float32.
+        start: of the interpolated rows.
 
     Returns:
         [n, R] float32, 0..2; 1/2 where one of a pair is zero, NaN where a value is not finite.
@@ -292,14 +311,28 @@ def cosine_scores(features: Sequence[Float32], reconstructed: Sequence[Float32])
         raise ValueError(
             f"features: expected as many as reconstructed, got {len(features)} and {len(reconstructed)}"
         )
-    rows = len(features[0])
-    first = [checked("features", a, "float32", (rows, "D"), finite=False) for a in features]
-    second = [
-        checked("reconstructed", b, "float32", a.shape, finite=False)
-        for a, b in zip(first, reconstructed, strict=True)
+    pairs = [
+        _checked_pair(a, b, len(reconstructed[0]), start)
+        for a, b in zip(features, reconstructed, strict=True)
     ]
-    result: Float32 = _form().cosine_scores(first, second)
+    result: Float32 = _form().cosine_scores([a for a, _ in pairs], [b for _, b in pairs])
     return result
+
+
+def _checked_pair(
+    features: Float32 | InterpolatedRows, reconstructed: Float32, rows: int, start: int
+) -> tuple[Features, Float32]:
+    again = checked("reconstructed", reconstructed, "float32", (rows, "D"), finite=False)
+    if not isinstance(features, InterpolatedRows):
+        return (None, None, None, checked("features", features, "float32", again.shape, finite=False)), again
+    operator, table = features.operator, features.table
+    have = len(operator.scored_pixel)
+    if not 0 <= start <= have - rows or table.shape[1] != again.shape[1]:
+        raise ValueError(
+            f"features: expected interpolated rows {start}..{start + rows - 1} of {again.shape[1]} columns, got "
+            f"{have} rows of {table.shape[1]}"
+        )
+    return (operator.indptr[start : start + rows + 1], operator.indices, operator.weights, table), again
 
 
 def one_class_svm(
