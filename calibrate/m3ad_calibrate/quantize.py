@@ -15,14 +15,7 @@ from m3ad.contract import PIPELINE_INPUTS, Layout, stages, steps
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.pipeline import Pipeline
 from m3ad.stages import CPU_FILES, Ops, cpu_stage
-from m3ad_export.onnx_export import (
-    ENCODER_GRAPH,
-    ENCODER_WEIGHTS,
-    share_external_data,
-    verify_interface,
-    verify_not_frozen,
-    xyz_extractor_model,
-)
+from m3ad_export.onnx_export import ENCODER_GRAPH, verify_interface, verify_not_frozen, write_xyz_extractor
 from m3ad_export.onnx_head import head_model, read_parts
 from m3ad_export.plan import Plan
 from m3ad_export.precision import half_model, histogram
@@ -143,7 +136,7 @@ def quantize(
             model = onnx.load(source.file(f"onnx/{name}.onnx"))
             written = Graph(model, name, feeds.get(name, []), plan, settings).written(plan)
             histograms[name] = histogram(written)
-            save(written, name, folder / "onnx")
+            onnx.save(written, folder / "onnx" / f"{name}.onnx")
             say(f"{name}: {histograms[name]}")
         compose(folder / "onnx", source, layouts)
         _write_golden(folder, source, layouts, ops, plan.half is not None)
@@ -173,20 +166,6 @@ def quantize(
     return Bundle.open(out)
 
 
-def save(model: onnx.ModelProto, name: str, folder: Path) -> None:
-    """Write a graph as the exporter does: the 3D encoder's weights beside it, all others inside."""
-    if f"{name}.onnx" != ENCODER_GRAPH:
-        onnx.save(model, folder / f"{name}.onnx")
-        return
-    onnx.save(
-        model,
-        folder / ENCODER_GRAPH,
-        save_as_external_data=True,
-        location=ENCODER_WEIGHTS,
-        size_threshold=1024,
-    )
-
-
 def compose(folder: Path, source: Bundle, layouts: Sequence[Layout]) -> None:
     """Write the graphs that hold custom ops from the quantized parts in `folder`, as the exporter composes them.
 
@@ -194,9 +173,7 @@ def compose(folder: Path, source: Bundle, layouts: Sequence[Layout]) -> None:
         ArtifactError: a graph does not have the contract's tensors, or does not depend on its inputs.
     """
     dims = source.dims
-    extractor = xyz_extractor_model(onnx.load(folder / ENCODER_GRAPH), dims)
-    share_external_data(extractor, folder)
-    onnx.save(extractor, folder / "xyz_extractor.onnx")
+    write_xyz_extractor(onnx.load(folder / ENCODER_GRAPH), dims, folder)
     composed = ["xyz_extractor"]
     if "fused" in layouts:
         onnx.save(head_model(dims, read_parts(folder)), folder / "head.onnx")

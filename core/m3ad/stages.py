@@ -24,7 +24,7 @@ IntArray = npt.NDArray[np.int32]
 # TensorRT and any other ONNX runtime; here its plugin-free part is run and the ops are called between.
 CPU_FILES: dict[str, tuple[str, ...]] = {
     "rgb_extractor": ("rgb_extractor.onnx",),
-    "xyz_extractor": ("xyz_encoder.onnx", "xyz_encoder.weights"),
+    "xyz_extractor": ("xyz_encoder_cpu.onnx", "xyz_encoder.weights"),
     "project": (),
     "mfm": ("mfm.onnx",),
     "mgm": ("mgm.onnx",),

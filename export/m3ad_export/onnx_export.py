@@ -22,13 +22,19 @@ from m3ad.errors import ArtifactError
 from m3ad.stages import CPU_FILES
 from m3ad_plugins.onnx_functions import function_protos
 from onnx import helper
+from onnx.external_data_helper import set_external_data
 from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
 from m3ad_export.folded_pointnet import folded_encoder
+from m3ad_export.in_parts import in_parts
 
 OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
-ENCODER_GRAPH, ENCODER_WEIGHTS = CPU_FILES["xyz_extractor"]
+SMALLEST_EXTERNAL = (
+    1024  # bytes of a weight that lies outside its graph; smaller ones are read while a graph is loaded
+)
+ENCODER_GRAPH = "xyz_encoder.onnx"  # the plain one, which is quantized and composed; a CPU runs it in parts
+ENCODER_IN_PARTS, ENCODER_WEIGHTS = CPU_FILES["xyz_extractor"]
 
 _TORCH_DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
@@ -51,17 +57,7 @@ def write_chain(detector: Detector, folder: Path) -> None:
     for name in ("rgb_extractor", "mfm", "mgm", "vm"):
         onnx.save(dense_model(modules[name], table[name]), folder / f"{name}.onnx")
     encoder = dense_model(folded_encoder(detector.xyz), xyz_encoder_stage(detector.dims))
-    extractor = xyz_extractor_model(encoder, detector.dims)
-    onnx.save(
-        encoder,
-        folder / ENCODER_GRAPH,
-        save_as_external_data=True,
-        location=ENCODER_WEIGHTS,
-        size_threshold=1024,
-    )
-    # The file with the ops refers to the same weights: they lie in the bundle once.
-    share_external_data(extractor, folder)
-    onnx.save(extractor, folder / "xyz_extractor.onnx")
+    write_xyz_extractor(encoder, detector.dims, folder)
     onnx.save(project_model(detector), folder / "project.onnx")
     for name in table:
         path = folder / f"{name}.onnx"
@@ -69,6 +65,24 @@ def write_chain(detector: Detector, folder: Path) -> None:
             verify_interface(path, table[name])
     verify_not_frozen(folder / "xyz_extractor.onnx")
     verify_not_frozen(folder / "project.onnx")
+
+
+def write_xyz_extractor(encoder: onnx.ModelProto, dims: Dims, folder: Path) -> None:
+    """Write the encoder, plain, in parts for a CPU and as `xyz_extractor.onnx`; all three refer to one weights file."""
+    others = {ENCODER_IN_PARTS: in_parts(encoder), "xyz_extractor.onnx": xyz_extractor_model(encoder, dims)}
+    # Not by onnx.save's own option: that refuses a file of this name in the working directory (onnx 1.23).
+    for initializer in encoder.graph.initializer:
+        if len(initializer.raw_data) >= SMALLEST_EXTERNAL:
+            set_external_data(initializer, ENCODER_WEIGHTS)
+    onnx.save(encoder, folder / ENCODER_GRAPH)
+    external = {i.name: i for i in encoder.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL}
+    for name, model in others.items():
+        for initializer in model.graph.initializer:
+            if initializer.name in external:
+                initializer.CopyFrom(external[initializer.name])
+        onnx.save(model, folder / name)
+    # onnx writes weights for their owner alone; a server that runs as someone else must read them too.
+    (folder / ENCODER_WEIGHTS).chmod((folder / ENCODER_GRAPH).stat().st_mode)
 
 
 def dense_model(module: nn.Module, stage: Stage) -> onnx.ModelProto:
@@ -224,15 +238,6 @@ def model_with_ops(
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the standard ops that a model is written in."""
     return next(int(entry.version) for entry in model.opset_import if not entry.domain)
-
-
-def share_external_data(model: onnx.ModelProto, folder: Path) -> None:
-    """Let `model`'s large initializers refer to the weights file that `ENCODER_GRAPH` has written."""
-    written = onnx.load(folder / ENCODER_GRAPH, load_external_data=False)
-    external = {i.name: i for i in written.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL}
-    for initializer in model.graph.initializer:
-        if initializer.name in external:
-            initializer.CopyFrom(external[initializer.name])
 
 
 def verify_interface(path: Path, stage: Stage) -> None:

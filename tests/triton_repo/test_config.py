@@ -66,7 +66,7 @@ def test_the_ensemble_carries_what_a_client_must_know(chain_repository: Path, ti
     record = json.loads(ensemble.parameters["m3ad"].string_value)
     assert record == asdict(ServingRecord.of(tiny_bundle, "chain"))
     serving = json.loads(ensemble.parameters["m3ad_serving"].string_value)
-    files = ("rgb_extractor.onnx", "xyz_encoder.onnx", "mfm.onnx", "mgm.onnx", "vm.onnx")
+    files = ("rgb_extractor.onnx", "xyz_encoder_cpu.onnx", "mfm.onnx", "mgm.onnx", "vm.onnx")
     assert serving["model_bytes"] >= sum((tiny_bundle.path / "onnx" / f).stat().st_size for f in files)
     assert serving["runtime"] == "onnxruntime"
 
