@@ -8,9 +8,8 @@ import math
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-CPU_PARTS = (
-    16  # 2048 rows of 512 channels are 4 MiB; 8 and 32 parts are as fast, one is slower (MEASUREMENTS.md)
-)
+# 2048 rows of 512 channels are 4 MiB; 8 and 32 parts are about as fast, one is slower (MEASUREMENTS.md).
+CPU_PARTS = 16
 # What works on each row by itself. All else reads whole values, the batch norms' statistics first of all.
 BETWEEN = ("Gemm", "MatMul", "Add", "Mul", "Relu", "Reshape", "Cast", "QuantizeLinear", "DequantizeLinear")
 LAST = "ReduceMax"
@@ -30,9 +29,14 @@ def in_parts(encoder: onnx.ModelProto, parts: int = CPU_PARTS) -> onnx.ModelProt
     if parts == 1:
         return encoder
     start = next(node.output[0] for node in encoder.graph.node if node.op_type == "Relu")
+    constants = {i.name for i in encoder.graph.initializer}
     chained, rows = [], {start}
     for node in encoder.graph.node:
-        if node.op_type in (*BETWEEN, LAST) and rows.intersection(node.input):
+        # Quantized layers subtract a negated bias; the statistics subtract a mean.
+        is_row_by_row = node.op_type in (*BETWEEN, LAST) or (
+            node.op_type == "Sub" and node.input[1] in constants
+        )
+        if is_row_by_row and rows.intersection(node.input):
             chained.append(node.name)
             rows.update(node.output if node.op_type != LAST else ())
     result = onnx.ModelProto()

@@ -71,6 +71,7 @@ def test_a_plan_s_precision_is_kept(tiny_bundle: Bundle, precision: str) -> None
         limits = dict.fromkeys(qdq.activations(model, "xyz_encoder", plan), 4.0)
         model = qdq.quantized(model, "xyz_encoder", plan, limits)
     whole = half_model(model, "xyz_encoder", plan)
+    assert Counter(node.op_type for node in in_parts(whole).graph.node)["ReduceMax"] == 2 * 16
     inputs = some_groups(TINY_XYZ.groups, TINY_XYZ.group_size)
     expected, found = tokens(whole, inputs), tokens(in_parts(whole), inputs)
     assert np.abs(expected).max() > 0.1
