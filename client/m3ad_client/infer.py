@@ -46,9 +46,11 @@ def find_inputs(paths: Sequence[Path], split: str) -> list[Sample]:
     """The frames that the command line names: RGB and XYZ of one, or a folder in any known layout.
 
     Raises:
-        FrameError: there are none, or a file lacks its partner.
+        FrameError: there are none, a file lacks its partner, or files and folders are mixed.
     """
     if len(paths) == 2:
+        if folders := [path for path in paths if path.is_dir()]:
+            raise FrameError(f"{folders[0]} is a folder; expected RGB and XYZ of one frame, or one folder alone")
         rgb_path, xyz_path = paths
         return [Sample(rgb_path, xyz_path, None, "", "", rgb_path.stem)]
     if len(paths) != 1:

@@ -225,6 +225,7 @@ def test_no_server_is_one_sentence(category: Path) -> None:
         (["empty"], "holds no frames"),
         (["absent"], "absent is not a folder"),
         (["rgb.png"], "rgb.png is one file; name its partner, too"),
+        (["empty", "rgb.png"], "empty is a folder; expected RGB and XYZ of one frame, or one folder alone"),
         (["a", "b", "c"], "expected RGB and XYZ of one frame or one folder, got 3 paths"),
     ],
 )
