@@ -73,7 +73,6 @@ def quantized_by_modelopt(
             output_path=str(target),
         )
         written = onnx.load(target)
-    written.metadata_props.MergeFrom(model.metadata_props)
     _store_weights(written.graph)
     qdq.keep_outputs(written.graph)
     qdq.verify(written, chosen)

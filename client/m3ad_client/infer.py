@@ -50,7 +50,9 @@ def find_inputs(paths: Sequence[Path], split: str) -> list[Sample]:
     """
     if len(paths) == 2:
         if folders := [path for path in paths if path.is_dir()]:
-            raise FrameError(f"{folders[0]} is a folder; expected RGB and XYZ of one frame, or one folder alone")
+            raise FrameError(
+                f"{folders[0]} is a folder; expected RGB and XYZ of one frame, or one folder alone"
+            )
         rgb_path, xyz_path = paths
         return [Sample(rgb_path, xyz_path, None, "", "", rgb_path.stem)]
     if len(paths) != 1:
