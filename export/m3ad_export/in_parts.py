@@ -30,21 +30,21 @@ def in_parts(encoder: onnx.ModelProto, parts: int = CPU_PARTS) -> onnx.ModelProt
         return encoder
     start = next(node.output[0] for node in encoder.graph.node if node.op_type == "Relu")
     constants = {i.name for i in encoder.graph.initializer}
-    chained, rows = [], {start}
+    rows, chained = {start}, set()
     for node in encoder.graph.node:
         # Quantized layers subtract a negated bias; the statistics subtract a mean.
         is_row_by_row = node.op_type in (*BETWEEN, LAST) or (
             node.op_type == "Sub" and node.input[1] in constants
         )
         if is_row_by_row and rows.intersection(node.input):
-            chained.append(node.name)
+            chained.add(node.output[0])
             rows.update(node.output if node.op_type != LAST else ())
     result = onnx.ModelProto()
     result.CopyFrom(encoder)
     writer = _Writer(result.graph, shapes, rows, parts)
     del result.graph.node[:]
     for node in encoder.graph.node:
-        writer.add(node, node.name in chained)
+        writer.add(node, node.output[0] in chained)
     read = {name for node in result.graph.node for name in node.input}
     for unused in [i for i in result.graph.initializer if i.name not in read]:
         result.graph.initializer.remove(unused)
@@ -61,38 +61,40 @@ class _Writer:
         self.constants = {i.name: i for i in graph.initializer}
         self.waiting: list[onnx.NodeProto] = []
         self.split: set[str] = set()  # values that exist as <name>.0, <name>.1, ...
+        self.apart: set[str] = set()  # those that do not exist whole
 
     def add(self, node: onnx.NodeProto, is_chained: bool) -> None:
         """Take the next node of the whole graph."""
         if is_chained:
             self.waiting.append(node)
             return
-        made = {name for each in self.waiting for name in each.output}
-        if wanted := made.intersection(node.input):
+        if any(name in node.input for each in self.waiting for name in each.output):
             self._write_waiting()
-            for name in sorted(wanted):
-                pieces = [f"{name}.{part}" for part in range(self.parts)]
-                self.graph.node.append(
-                    helper.make_node("Concat", pieces, [name], name=f"{name}/Concat", axis=0)
-                )
+        for name in sorted(self.apart.intersection(node.input)):
+            joined = helper.make_node("Concat", self._pieces(name), [name], name=f"{name}/Concat", axis=0)
+            self.graph.node.append(joined)
+            self.apart.remove(name)
         self.graph.node.append(node)
 
     def _write_waiting(self) -> None:
         for node in self.waiting:
-            for name in node.input:
+            for name in dict.fromkeys(node.input):
                 if self._goes_with_rows(node, name) and name not in self.split:
-                    pieces = [f"{name}.{part}" for part in range(self.parts)]
-                    self.graph.node.append(
-                        helper.make_node(
-                            "Split", [name], pieces, name=f"{name}/Split", axis=0, num_outputs=self.parts
-                        )
+                    pieces = self._pieces(name)
+                    split = helper.make_node(
+                        "Split", [name], pieces, name=f"{name}/Split", axis=0, num_outputs=self.parts
                     )
+                    self.graph.node.append(split)
                     self.split.add(name)
             self.split.update(node.output)
+            self.apart.update(node.output)
         for part in range(self.parts):
             for node in self.waiting:
                 self.graph.node.append(self._part_of(node, part))
         self.waiting.clear()
+
+    def _pieces(self, name: str) -> list[str]:
+        return [f"{name}.{part}" for part in range(self.parts)]
 
     def _goes_with_rows(self, node: onnx.NodeProto, name: str) -> bool:
         if name in self.rows or name in self.split:

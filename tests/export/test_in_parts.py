@@ -17,6 +17,7 @@ from m3ad_export.onnx_export import dense_model, write_xyz_extractor, xyz_encode
 from m3ad_export.plan import default_plan
 from m3ad_export.point_mae import BnMode, PointMaeEncoder
 from m3ad_export.precision import half_model
+from onnx import helper, numpy_helper
 
 
 def tokens(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -59,6 +60,22 @@ def test_parts_compute_what_the_whole_computes(mode: BnMode, groups: int, asked:
 def test_groups_that_cannot_be_divided_stay_whole() -> None:
     whole = encoder("sample", 37)
     assert in_parts(whole) is whole
+
+
+def test_a_value_in_parts_is_joined_for_each_node_that_reads_all_of_it() -> None:
+    """A pair of quantization does this: the products read its rows, the statistics the whole."""
+    whole = encoder("sample", 64)
+    nodes = whole.graph.node
+    relu = next(i for i, node in enumerate(nodes) if node.op_type == "Relu")
+    start = nodes[relu].output[0]
+    for node in nodes[relu + 1 :]:
+        node.input[:] = ["again" if name == start else name for name in node.input]
+    nodes.insert(relu + 1, helper.make_node("Mul", [start, "two"], ["again"], name="again"))
+    whole.graph.initializer.append(numpy_helper.from_array(np.full(1, 2, np.float32), "two"))
+    parts = in_parts(whole)
+    onnx.checker.check_model(parts, full_check=True)
+    inputs = some_groups(64, TINY_XYZ.group_size)
+    np.testing.assert_allclose(tokens(parts, inputs), tokens(whole, inputs), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "fp16"])
