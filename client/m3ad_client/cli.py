@@ -174,7 +174,7 @@ def bench(
         for wrong in {*(chosen or ())} - {*known}:
             raise typer.BadParameter(f"--{option} {wrong} is unknown, expected {', '.join(known)}")
     samples = find_inputs(paths, split)
-    opened = None if bundle is None else Bundle.open(bundle)
+    opened = None if bundle is None else _opened(bundle)
     count = threads or len(os.sched_getaffinity(0))
     with Contenders() as contenders:
         if bundle is not None:
@@ -217,12 +217,17 @@ def _inspector(
     else:
         from m3ad_plugins import ops
 
-        opened = Bundle.open(bundle)
-        try:
-            opened.verify_usable()
-        except ArtifactError as error:
-            shared.talk.print(f"warning: {error}")
-        yield Inspector(opened, ops, layout)
+        yield Inspector(_opened(bundle), ops, layout)
+
+
+def _opened(path: Path) -> Bundle:
+    """The bundle, with a warning when it is quantized and did not pass its gate."""
+    bundle = Bundle.open(path)
+    try:
+        bundle.verify_usable()
+    except ArtifactError as error:
+        shared.talk.print(f"warning: {error}")
+    return bundle
 
 
 def _tls(use: bool, ca: Path | None, key: Path | None, cert: Path | None) -> Tls | None:

@@ -242,12 +242,13 @@ def test_a_tampered_bundle_is_one_sentence(tiny_bundle: Bundle, category: Path, 
     assert "mfm.onnx was changed after it was written" in refusal("infer", category, "--bundle", path)
 
 
+@pytest.mark.parametrize("command", [["infer"], ["bench", "--frames", "1", "--warmup", "1"]])
 def test_a_quantized_bundle_that_was_never_gated_runs_with_a_warning(
-    tiny_bundle: Bundle, category: Path, tmp_path: Path
+    command: list[str], tiny_bundle: Bundle, category: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
     Bundle.open(tmp_path / "bundle").update(precision={"type": "int8"})
-    done = client("infer", category, "--bundle", tmp_path / "bundle", "--json")
+    done = client(command[0], category, *command[1:], "--bundle", tmp_path / "bundle", "--json")
     assert done.returncode == 0
     assert "is quantized and was never gated; find a better plan with" in " ".join(done.stderr.split())
     json.loads(done.stdout)
