@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from m3ad.bundle import Bundle, file_entries, read_manifest, write_json
+from m3ad.contract import CONTRACT_VERSION
 from m3ad.frames import Frame
 from m3ad_triton.repository import FORMAT, write_repository
 from m3ad_triton.server import LocalServer
@@ -101,8 +102,9 @@ def server(
     write_repository(renamed(tiny_bundle, "stale", folder), stale, "onnxruntime", "fused")
     config = stale / "stale" / "config.pbtxt"
     text = config.read_text()
-    assert '\\"contract_version\\": 2,' in text
-    config.write_text(text.replace('\\"contract_version\\": 2,', '\\"contract_version\\": 999,'))
+    current = f'\\"contract_version\\": {CONTRACT_VERSION},'
+    assert current in text
+    config.write_text(text.replace(current, '\\"contract_version\\": 999,'))
     rehash(stale)
     with LocalServer([chain_repository, fused_repository, stale]) as running:
         yield running

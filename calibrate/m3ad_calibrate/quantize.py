@@ -16,7 +16,7 @@ from m3ad.errors import ArtifactError, M3adError
 from m3ad.pipeline import Pipeline
 from m3ad.stages import CPU_FILES, Ops, cpu_stage
 from m3ad_export.onnx_export import ENCODER_GRAPH, verify_interface, verify_not_frozen, write_xyz_extractor
-from m3ad_export.onnx_head import head_model, read_parts
+from m3ad_export.onnx_head import HEAD_PARTS, head_model, read_parts
 from m3ad_export.plan import Plan
 from m3ad_export.precision import half_model, histogram
 
@@ -28,13 +28,13 @@ from m3ad_calibrate.ranges import EightBits, Method, Observed, limit, observe
 from m3ad_calibrate.record import Feeds
 from m3ad_calibrate.smooth import smoothable, smoothed
 
-# The plugin-free graphs a plan is written into, by layout; the rest of a bundle is copied.
+# The plugin-free graphs of a bundle by layout: a plan is written into the first, the others are copied.
+COPIED: dict[str, tuple[str, ...]] = {"both": (), "chain": ("project",), "fused": ("head_scores",)}
 GRAPHS: dict[str, tuple[str, ...]] = {
     "both": ("rgb_extractor", "xyz_encoder"),
     "chain": ("mfm", "mgm", "vm"),
-    "fused": ("head_tokens", "head_rows", "head_vote"),
+    "fused": tuple(part for part in HEAD_PARTS if part not in COPIED["fused"]),
 }
-COPIED: dict[str, tuple[str, ...]] = {"both": (), "chain": ("project",), "fused": ("head_scores",)}
 Say = Callable[[str], None]
 
 

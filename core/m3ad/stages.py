@@ -7,7 +7,7 @@ same ones. Which ONNX files a stage reads is known here alone; how they are made
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 StageFunction = Callable[[Arrays], dict[str, npt.NDArray[Any]]]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
+Named = TypeVar("Named")
 
 # Files the CPU needs per stage, the ONNX graph first. The graph with the custom ops in it (`<stage>.onnx`) is for
 # TensorRT and any other ONNX runtime; here its plugin-free part is run and the ops are called between.
@@ -244,9 +245,9 @@ class Head:
         return self.vote({"scores": scores, "scored_pixel": xyz.scored_pixel})
 
 
-def by_modality(first_layers: Arrays) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """The tables that `head_tokens` makes, those of the RGB tokens and those of the XYZ tokens."""
-    rgb, xyz = ({n: t for n, t in first_layers.items() if n.startswith(p)} for p in ("rgb", "xyz"))
+def by_modality(tables: Mapping[str, Named]) -> tuple[dict[str, Named], dict[str, Named]]:
+    """What belongs to the RGB tokens and what to the XYZ tokens: the head's tables begin with their modality's name."""
+    rgb, xyz = ({n: t for n, t in tables.items() if n.startswith(p)} for p in ("rgb", "xyz"))
     return rgb, xyz
 
 

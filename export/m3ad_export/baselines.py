@@ -21,6 +21,7 @@ from m3ad.contract import IMAGE_SIZE
 from m3ad.errors import MissingDependencyError
 from m3ad.pipeline import weights_line
 from m3ad.preprocess import ModelInput, Preprocessing
+from m3ad.stages import by_modality
 from m3ad.worker import MapAndTimes, Runner, serve
 from torch import Tensor
 
@@ -113,15 +114,12 @@ def fused(detector: Detector) -> Form:
     def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
         rgb_tokens, centers, xyz_tokens = _tokens(detector, image, points)
         made = dict(zip(FIRST_LAYERS, tokens(rgb_tokens, xyz_tokens), strict=True))
-        tables = {"rgb_features": rgb_tokens, "xyz_features": xyz_tokens, **made}
+        rgb, xyz = by_modality({"rgb_features": rgb_tokens, "xyz_features": xyz_tokens, **made})
         pixel = scored_pixels(point_pixel)
         three = three_nearest(points, centers)
-        spread = {
-            name: upsampled(table, detector.rgb.config.side)[pixel]
-            if name.startswith("rgb")
-            else pooled(interpolated(table, *three), point_pixel)[pixel]
-            for name, table in tables.items()
-        }
+        spread = {name: upsampled(table, detector.rgb.config.side)[pixel] for name, table in rgb.items()}
+        for name, table in xyz.items():
+            spread[name] = pooled(interpolated(table, *three), point_pixel)[pixel]
         tiles = zip(*(torch.split(each, ROWS_AT_ONCE) for each in spread.values()), strict=True)
         scores = torch.cat([tile_scores(rows, dict(zip(spread, tile, strict=True))) for tile in tiles], dim=1)
         anomaly_map: Tensor = detector.vm.voted(scores, pixel)[0]

@@ -141,8 +141,7 @@ def spread_over(items: Sequence[Item], count: int) -> list[Item]:
 def frame_scores(frame: FrameFeatures, tokens: HeadTokens, rows: HeadRows) -> tuple[Tensor, Tensor]:
     """One frame through the fused head, a few thousand rows at a time: scores [3, R], scored_pixel [R]."""
     made = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
-    first_layers = {name: table.numpy() for name, table in zip(FIRST_LAYERS, made, strict=True)}
-    rgb, xyz = by_modality(first_layers)
-    tiles = frame.chunks({"rgb_features": frame.rgb_tokens, **rgb}, {"xyz_features": frame.xyz_tokens, **xyz})
-    scores = [tile_scores(rows, tile) for tile in tiles]
+    tables = {"rgb_features": frame.rgb_tokens, "xyz_features": frame.xyz_tokens}
+    tables |= {name: table.numpy() for name, table in zip(FIRST_LAYERS, made, strict=True)}
+    scores = [tile_scores(rows, tile) for tile in frame.chunks(*by_modality(tables))]
     return torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 from m3ad.contract import IMAGE_SIZE, Dims, Stage, Tensor, stages
-from m3ad.stages import TILE_ROWS
+from m3ad.stages import TILE_ROWS, by_modality
 from onnx import compose, helper, parser
 from torch import nn
 
@@ -86,13 +86,8 @@ def head_model(dims: Dims, parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelPr
     first_layers = {
         v.name: v.type.tensor_type.shape.dim[1].dim_value for v in parts["head_tokens"].graph.output
     }
-    widths = {
-        modality: {
-            f"{modality}_features": width,
-            **{name: w for name, w in first_layers.items() if name.startswith(modality)},
-        }
-        for modality, width in (("rgb", dims.rgb_width), ("xyz", dims.xyz_width))
-    }
+    columns = by_modality({"rgb_features": dims.rgb_width, "xyz_features": dims.xyz_width, **first_layers})
+    widths = dict(zip(("rgb", "xyz"), columns, strict=True))
     rgb_width, xyz_width = (sum(columns.values()) for columns in widths.values())
     bilinear = dense_model(
         RgbRows(dims.rgb_side),

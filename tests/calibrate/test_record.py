@@ -10,6 +10,7 @@ from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import Preprocessing, prepare
 from m3ad_calibrate.record import FOLDER, read_record, record
+from m3ad_export.onnx_head import CPU_TILE_ROWS
 from m3ad_export.sample_data import write_sample_data
 from m3ad_plugins import ops
 
@@ -53,7 +54,7 @@ def test_what_is_recorded_is_what_the_stages_read(bundle: Bundle, data: Path) ->
     rows = ort.InferenceSession(str(bundle.file("onnx/head_rows.onnx")))
     for run in feeds["head_rows"]:
         assert [run[v.name].shape for v in rows.get_inputs()] == [
-            (512, v.shape[1]) for v in rows.get_inputs()
+            (CPU_TILE_ROWS, v.shape[1]) for v in rows.get_inputs()
         ]
     Bundle.open(bundle.path)  # a record is no tampering
 

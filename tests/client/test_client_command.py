@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import TINY_RGB, TINY_XYZ
 from m3ad.bundle import Bundle
+from m3ad.contract import CONTRACT_VERSION
 from m3ad.frames import Frame, find_samples, read_frame, read_sample, read_sample_mask
 from m3ad.metrics import evaluate
 from m3ad.pipeline import Inspector
@@ -305,7 +306,7 @@ def test_served_bench_sees_stages_and_server_memory(server: LocalServer, categor
         ),
         (
             ["--model", "stale"],
-            "written for contract version 999, this client speaks 2; install the same m3ad",
+            f"written for contract version 999, this client speaks {CONTRACT_VERSION}; install the same m3ad",
         ),
         ([], "choose a category with --model; Triton at .* serves: .*tiny"),
     ],

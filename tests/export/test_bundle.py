@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_input, make_tiny_detector
 from m3ad.bundle import Bundle, new_folder
-from m3ad.contract import stages
+from m3ad.contract import CONTRACT_VERSION, stages
 from m3ad.errors import ArtifactError
 from m3ad.pipeline import Inspector, model_arrays
 from m3ad_export.bundle_writer import write_bundle
@@ -112,7 +112,9 @@ def test_a_stale_contract_version_is_named(tiny_bundle: Bundle, tmp_path: Path) 
     shutil.copytree(tiny_bundle.path, copied)
     manifest = json.loads((copied / "manifest.json").read_text())
     (copied / "manifest.json").write_text(json.dumps({**manifest, "contract_version": 0}))
-    with pytest.raises(ArtifactError, match="contract version 0, this m3ad reads version 2"):
+    with pytest.raises(
+        ArtifactError, match=f"contract version 0, this m3ad reads version {CONTRACT_VERSION}"
+    ):
         Bundle.open(copied)
 
 

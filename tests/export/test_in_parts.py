@@ -80,7 +80,7 @@ def test_a_value_in_parts_is_joined_for_each_node_that_reads_all_of_it() -> None
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "fp16"])
 def test_a_plan_s_precision_is_kept(tiny_bundle: Bundle, precision: str) -> None:
-    """Limits far beyond the values would round them all to zero: they lie where the offsets do."""
+    """Quantized and half graphs have other nodes between the products; all of them go in parts."""
     model = onnx.load(tiny_bundle.path / "onnx" / "xyz_encoder.onnx")
     plan = default_plan(precision)  # type: ignore[arg-type]
     if precision != "fp16":
@@ -115,12 +115,12 @@ def test_all_forms_share_one_weights_file_that_anyone_may_read(
     weights = tmp_path / "xyz_encoder.weights"
     assert weights.stat().st_mode & 0o777 == 0o644
     files = [tmp_path / f"{name}.onnx" for name in ("xyz_encoder", "xyz_encoder_cpu", "xyz_extractor")]
-    assert sum(file.stat().st_size for file in files) < 4 * weights.stat().st_size
     for file in files[:2]:
         np.testing.assert_allclose(tokens(file, inputs), expected, rtol=0, atol=1e-5)
     for file in files:
         graph = onnx.load(file, load_external_data=False).graph
         outside = [i for i in graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
-        assert len(outside) >= 10
+        assert outside
+        assert all(len(i.raw_data) < 1024 for i in graph.initializer), file
         places = {e.value for i in outside for e in i.external_data if e.key == "location"}
         assert places == {"xyz_encoder.weights"}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from m3ad.bundle import read_manifest, write_json
+from m3ad.contract import CONTRACT_VERSION
 from m3ad.errors import ArtifactError
 from m3ad_triton import config
 from m3ad_triton.repository import FORMAT
@@ -165,7 +166,10 @@ def test_another_contract_version_is_told(repository: Path) -> None:
     manifest = read_manifest(repository, FORMAT, "")
     write_json(repository / "manifest.json", {**manifest, "contract_version": 7})
     (problem,) = find_problems(repository)
-    assert "contract version 7, this m3ad reads 2. Write it again: m3ad-triton write" in problem
+    assert (
+        f"contract version 7, this m3ad reads {CONTRACT_VERSION}. Write it again: m3ad-triton write"
+        in problem
+    )
 
 
 @pytest.mark.parametrize("library", [None, "libm3ad_plugins.so"])

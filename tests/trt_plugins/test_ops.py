@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from m3ad_plugins import native, numpy_ops, ops, reference
+from scipy.spatial import distance
 
 small = pytest.mark.parametrize("case", SMALL, ids=str)
 full = pytest.mark.parametrize("case", FULL, ids=str)
@@ -175,11 +176,9 @@ def test_one_class_svm_equals_scikit_learn(
 def test_cosine_scores_equal_one_minus_the_cosine(
     form: ModuleType, rows: int, widths: tuple[int, ...]
 ) -> None:
-    distance = pytest.importorskip("scipy.spatial.distance", reason="the independent form is SciPy's")
     features = [RNG.normal(0, 3, (rows, width)).astype(np.float32) for width in widths]
-    apart = np.geomspace(1e-3, 10, rows)[
-        :, None
-    ]  # scores down to 1e-7, where 1 - cos has no digits left in fp32
+    # Scores down to 1e-7, where 1 - cos has no digits left in fp32.
+    apart = np.geomspace(1e-3, 10, rows)[:, None]
     again = [(a + apart * RNG.normal(0, 1, a.shape)).astype(np.float32) for a in features]
     found = form.cosine_scores([(None, None, None, a) for a in features], again)
     pairs = [zip(a.astype(float), b.astype(float), strict=True) for a, b in zip(features, again, strict=True)]
