@@ -175,12 +175,11 @@ class Probe:
         pick, operators = frame.pick, (frame.rgb_operator, frame.xyz_operator)
         tables = zip(operators, by_modality(graphs["head_tokens"](tokens)), strict=True)
         rows = {name: operator.apply(t)[pick] for operator, each in tables for name, t in each.items()}
-        features = [operator.apply(t)[pick] for operator, t in zip(operators, tokens.values(), strict=True)]
         scores = []
         for start in range(0, len(pick), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            made = graphs["head_rows"]({name: r[part] for name, r in rows.items()})
-            scores.append(head_scores(features[0][part], features[1][part], made, self.ops))
+            tile = {name: r[part] for name, r in rows.items()}
+            scores.append(head_scores(tile, graphs["head_rows"](tile), self.ops))
         return np.concatenate(scores, axis=1)
 
     def _metrics(self, maps: list[npt.NDArray[np.float32]]) -> dict[str, float]:
@@ -205,7 +204,8 @@ def _chain(
     made = graphs["mgm"]({**first, **mentor})
     again = {name: made[name.replace("features", "reconstructed")] for name in first}
     mentor_again = graphs["mfm"](again)["mentor"]
-    return ops.cosine_scores([*first.values(), mentor["mentor"]], [*again.values(), mentor_again])
+    pairs = {**again, "mentor": mentor_again}
+    return ops.cosine_scores([*first.values(), mentor["mentor"]], [[rows] for rows in pairs.values()])
 
 
 def _nearest(places: npt.NDArray[np.int32], pick: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

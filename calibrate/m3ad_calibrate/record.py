@@ -166,7 +166,8 @@ class Recorder:
             values |= {f"mgm/{name}": value for name, value in {**features, **mentor}.items()}
         if "head_rows" in self.graphs:
             tokens = {"rgb_tokens": rgb_tokens, "xyz_tokens": xyz_tokens}
-            rgb_tables, xyz_tables = by_modality(self.graphs["head_tokens"](tokens))
+            tables = self.graphs["head_tokens"](tokens)
+            rgb_tables, xyz_tables = by_modality({n: tables[n] for n in self.graphs["head_rows"].inputs})
             pick = np.linspace(0, count - 1, min(tile_rows, count)).astype(int)
             values |= {f"head_tokens/{name}": value for name, value in tokens.items()}
             values |= {f"head_rows/{name}": rgb.apply(table)[pick] for name, table in rgb_tables.items()}

@@ -22,7 +22,7 @@ from m3ad_calibrate.record import Feeds
 
 Say = Callable[[str], None]
 # A group is what one pattern of a plan names. The heads' groups name the same layers in both layouts; the fused head
-# runs MFM's first layers and the feature half of MGM's on tokens, in one product with the tokens of a modality.
+# runs MFM's first layers and the feature half of MGM's on tokens.
 BLOCK = re.compile(r"^(?P<tower>blocks\.(?:blocks\.)?\d+)\.(?P<part>attn\.(?:qkv|proj)|mlp\.fc[12])/")
 HEAD_GROUPS = {
     "MFM's first layers, chain": r"^mfm:\w+_branch\.first/",

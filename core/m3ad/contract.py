@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-CONTRACT_VERSION = 2  # raised with every change of a wall or of the files in a bundle
+CONTRACT_VERSION = 3  # raised with every change of a wall or of the files in a bundle
 IMAGE_SIZE = 224
 MIN_POINTS = 1024
 MAX_POINTS = IMAGE_SIZE * IMAGE_SIZE

@@ -5,7 +5,9 @@ same ones. Which ONNX files a stage reads is known here alone; how they are made
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -47,7 +49,7 @@ class Operator(Protocol):
         """All rows of the map applied to tokens [G, D]."""
 
     def interpolated(self, tokens: FloatArray) -> Any:
-        """The same without forming the rows, for `cosine_scores`."""
+        """The same, formed when `write(start, out, threads)` or `cosine_scores` asks for some of the rows."""
 
     def tiles(self, tables: Mapping[str, FloatArray], rows: int) -> Iterator[dict[str, FloatArray]]:
         """The map applied to each table [G, D], at most `rows` rows at a time; the next tile overwrites them."""
@@ -79,9 +81,16 @@ class Ops(Protocol):
         """The operator from group tokens [G, D] to the rows of the scored pixels."""
 
     def cosine_scores(
-        self, features: Sequence[Any], reconstructed: Sequence[FloatArray], start: int = 0
+        self,
+        features: Sequence[Any],
+        reconstructed: Sequence[Sequence[FloatArray]],
+        start: int = 0,
+        threads: int | None = None,
     ) -> FloatArray:
-        """n features [R, D_n], or interpolated rows from `start` on, and their reconstructions -> scores [n, R]."""
+        """n features [R, D_n], or interpolated rows from `start` on, and their reconstructions -> scores [n, R].
+
+        A reconstruction is given as its blocks of columns.
+        """
 
     def SparseRows(  # noqa: N802  (a class of the ops module)
         self, indptr: IntArray, indices: IntArray, weights: FloatArray, scored_pixel: IntArray, groups: int
@@ -168,12 +177,13 @@ class OnnxGraph:
         results = self.session.run(self.outputs, {name: arrays[name] for name in self.inputs})
         return dict(zip(self.outputs, results, strict=True))
 
-    def run_into(self, arrays: Arrays, results: Arrays) -> None:
-        """Run the graph and write each output into the array of its name: nothing is allocated or copied."""
+    def run_into(self, arrays: Arrays) -> None:
+        """Run the graph from and to the arrays of its inputs' and outputs' names: nothing is allocated or copied."""
         binding = self.session.io_binding()
         for name in self.inputs:
             binding.bind_cpu_input(name, arrays[name])
-        for name, array in results.items():
+        for name in self.outputs:
+            array = arrays[name]
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self.session.run_with_iobinding(binding)
 
@@ -213,36 +223,53 @@ class Project:
 
 
 class Head:
-    """Tokens of both modalities -> anomaly_map, score, score_maps, in tiles of rows (the fused layout)."""
+    """Tokens of both modalities -> anomaly_map, score, score_maps, in tiles of rows (the fused layout).
+
+    Each thread takes tiles of its own: all the threads on one tile would wait for each other after every layer, and for
+    what ONNX Runtime does on one of them.
+    """
 
     def __init__(self, folder: Path, dims: Dims, ops: Ops, threads: int) -> None:
-        self.dims, self.ops = dims, ops
-        self.tokens, self.rows, self.vote = (OnnxGraph(folder / f, threads) for f in CPU_FILES["head"])
-        self.tile_rows = self.rows.tile_rows
+        self.dims, self.ops, self.threads = dims, ops, threads
+        tokens, rows, vote = (folder / file for file in CPU_FILES["head"])
+        self.tokens, self.rows, self.vote = (
+            OnnxGraph(tokens, threads),
+            OnnxGraph(rows, 1),
+            OnnxGraph(vote, threads),
+        )
+        self.pool = ThreadPoolExecutor(threads, "head")
 
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """First layers on the tokens, then every scored pixel, a tile at a time."""
         xyz = self.ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"])
         rgb = bilinear_operator(self.dims.rgb_side, xyz.scored_pixel, self.ops)
-        rgb_tables, xyz_tables = by_modality(self.tokens(arrays))
-        features = (rgb.interpolated(arrays["rgb_tokens"]), xyz.interpolated(arrays["xyz_tokens"]))
+        tables = zip((rgb, xyz), by_modality(self.tokens(arrays)), strict=True)
+        rows = {name: operator.interpolated(t) for operator, each in tables for name, t in each.items()}
         scores = np.empty((3, len(xyz.scored_pixel)), np.float32)
-        buffers = {
-            v.name: np.empty((self.tile_rows, v.shape[1]), np.float32)
-            for v in self.rows.session.get_outputs()
-        }
-        tiles = zip(
-            range(0, scores.shape[1], self.tile_rows),
-            rgb.tiles(rgb_tables, self.tile_rows),
-            xyz.tiles(xyz_tables, self.tile_rows),
-            strict=True,
-        )
-        for start, rgb_rows, xyz_rows in tiles:
-            part = scores[:, start : start + self.tile_rows]
-            made = {name: buffer[: part.shape[1]] for name, buffer in buffers.items()}
-            self.rows.run_into({**rgb_rows, **xyz_rows}, made)
-            part[:] = head_scores(*features, made, self.ops, start)
+        tiles = even_tiles(scores.shape[1], self.rows.tile_rows, self.threads)
+        list(self.pool.map(lambda _: self.run_tiles(rows, tiles, scores), range(self.threads)))
         return self.vote({"scores": scores, "scored_pixel": xyz.scored_pixel})
+
+    def run_tiles(self, rows: Mapping[str, Any], tiles: Iterator[slice], scores: FloatArray) -> None:
+        """Score tiles until none is left, on this thread alone."""
+        values = (*self.rows.session.get_inputs(), *self.rows.session.get_outputs())
+        buffers = {v.name: np.empty((self.rows.tile_rows, v.shape[1]), np.float32) for v in values}
+        for tile in tiles:
+            cut = {name: buffer[: tile.stop - tile.start] for name, buffer in buffers.items()}
+            for name in self.rows.inputs:
+                rows[name].write(tile.start, cut[name], 1)
+            self.rows.run_into(cut)
+            scores[:, tile] = head_scores(rows, cut, self.ops, tile.start, 1)
+
+
+def even_tiles(count: int, most: int, threads: int) -> Iterator[slice]:
+    """Consecutive parts of 0 .. count, of nearly one size, none above `most`, as many for each thread.
+
+    Threads that take one after another from it finish together, and one that is held up leaves the rest to the others.
+    """
+    parts = -(-count // (most * threads)) * threads
+    edges = [count * part // parts for part in range(parts + 1)] if parts else [0]
+    return iter([slice(a, b) for a, b in pairwise(edges) if a < b])
 
 
 def by_modality(tables: Mapping[str, Named]) -> tuple[dict[str, Named], dict[str, Named]]:
@@ -251,10 +278,15 @@ def by_modality(tables: Mapping[str, Named]) -> tuple[dict[str, Named], dict[str
     return rgb, xyz
 
 
-def head_scores(rgb_features: Any, xyz_features: Any, made: Arrays, ops: Ops, start: int = 0) -> FloatArray:
-    """Features and what `head_rows` made of their first layers -> scores [3, T] of RGB, XYZ and mentor (Eq. 5)."""
-    reconstructed = [made[f"{name}_reconstructed"] for name in ("rgb", "xyz", "mentor")]
-    return ops.cosine_scores([rgb_features, xyz_features, made["mentor"]], reconstructed, start)
+def head_scores(
+    turned: Mapping[str, Any], made: Arrays, ops: Ops, start: int = 0, threads: int | None = None
+) -> FloatArray:
+    """Rows of `*_turned` and what `head_rows` made of their first layers -> scores [3, T]: RGB, XYZ, mentor (Eq. 5)."""
+    rgb, xyz = (
+        [made[f"{side}_reconstructed_{part}"] for part in ("read", "rest")] for side in ("rgb", "xyz")
+    )
+    features = [turned["rgb_turned"], turned["xyz_turned"], made["mentor"]]
+    return ops.cosine_scores(features, [rgb, xyz, [made["mentor_reconstructed"]]], start, threads)
 
 
 class CheckedStage:

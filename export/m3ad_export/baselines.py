@@ -26,7 +26,7 @@ from m3ad.worker import MapAndTimes, Runner, serve
 from torch import Tensor
 
 from m3ad_export.detector import Detector, load_detector
-from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens, tile_scores
+from m3ad_export.fused import TABLES, HeadRows, HeadTokens, tile_scores
 from m3ad_export.heads import Mapping
 from m3ad_export.torch_ops import (
     distances,
@@ -113,8 +113,7 @@ def fused(detector: Detector) -> Form:
 
     def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
         rgb_tokens, centers, xyz_tokens = _tokens(detector, image, points)
-        made = dict(zip(FIRST_LAYERS, tokens(rgb_tokens, xyz_tokens), strict=True))
-        rgb, xyz = by_modality({"rgb_features": rgb_tokens, "xyz_features": xyz_tokens, **made})
+        rgb, xyz = by_modality(dict(zip(TABLES, tokens(rgb_tokens, xyz_tokens), strict=True)))
         pixel = scored_pixels(point_pixel)
         three = three_nearest(points, centers)
         spread = {name: upsampled(table, detector.rgb.config.side)[pixel] for name, table in rgb.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from m3ad_export.detector import Detector, save_detector
 from m3ad_export.features import FeatureExtractor, FrameFeatures
-from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens, tile_scores
+from m3ad_export.fused import TABLES, HeadRows, HeadTokens, tile_scores
 from m3ad_export.heads import Mfm, Mgm
 from m3ad_export.voting import Vm, fit_expected, fit_one_class_svm
 
@@ -141,7 +141,6 @@ def spread_over(items: Sequence[Item], count: int) -> list[Item]:
 def frame_scores(frame: FrameFeatures, tokens: HeadTokens, rows: HeadRows) -> tuple[Tensor, Tensor]:
     """One frame through the fused head, a few thousand rows at a time: scores [3, R], scored_pixel [R]."""
     made = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
-    tables = {"rgb_features": frame.rgb_tokens, "xyz_features": frame.xyz_tokens}
-    tables |= {name: table.numpy() for name, table in zip(FIRST_LAYERS, made, strict=True)}
+    tables = {name: table.numpy() for name, table in zip(TABLES, made, strict=True)}
     scores = [tile_scores(rows, tile) for tile in frame.chunks(*by_modality(tables))]
     return torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel)

@@ -1,9 +1,10 @@
 """The fused head: MFM -> MGM -> MFM -> VM from tokens to the anomaly map, by identities that hold exactly.
 
 What is linear is moved to where there is less of it: a first layer runs on a thousand tokens instead of on every pixel
-(interpolation and pooling commute with it, its bias is added afterwards), and the second pass's first layer is merged
-with MGM's last. Only scored pixels are computed, in tiles of a fixed number of rows, so that memory does not grow with
-the part. Each rewrite is a function of the trained modules.
+(interpolation and pooling commute with it, its bias is added afterwards). The features that MGM reconstructs are
+compared in a basis of whose axes MFM's first layer reads only the first ones. Only scored pixels are computed, in
+tiles of a fixed number of rows, so that memory does not grow with the part. Each rewrite is a function of the trained
+modules.
 """
 
 import torch
@@ -11,16 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3ad_export.heads import Mapping, Mfm, Mgm
-from m3ad_export.voting import CosineScores
+from m3ad_export.voting import cosine_scores
 
 
-def merged_linear(last: nn.Linear, first: nn.Linear) -> nn.Linear:
-    """`first(last(x))` as one layer: W = W_first W_last, b = W_first b_last + b_first."""
-    merged = nn.Linear(last.in_features, first.out_features)
+def read_basis(first: nn.Linear) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis Q [D, D] whose first H axes are all that `first` reads: W Q = [M 0], M [H, H], in float64.
+
+    A cosine is the same in every orthonormal basis. So F~ may be made as Q^T F~, MGM's last layer with other weights,
+    and `first` becomes M on its first H columns: H^2 products a row for H D (or, merged with MGM's last, H times that
+    layer's width). The features are turned too, which costs D^2 for each token instead of each pixel.
+    """
+    basis, triangle = torch.linalg.qr(first.weight.detach().double().T, mode="complete")
+    return basis, triangle[: first.out_features].T
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A layer of these weights [out, in], in fp32."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     with torch.no_grad():
-        merged.weight.copy_(first.weight.double() @ last.weight.double())
-        merged.bias.copy_(first.weight.double() @ last.bias.double() + first.bias.double())
-    return merged
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
 
 
 def split_columns(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
@@ -29,46 +42,46 @@ def split_columns(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
     return weight[:, :width], weight[:, width:]
 
 
-def first_layer_on_tokens(layers: list[Tensor]) -> Tensor:
-    """First-layer weights stacked, so that one product with the tokens feeds them all: [sum of outs, D]."""
-    return torch.cat(layers)
-
-
-FIRST_LAYERS = ("rgb_mfm", "rgb_mgm", "xyz_mfm", "xyz_mgm")  # of HeadTokens, to HeadRows
+TABLES = ("rgb_mfm", "rgb_mgm", "rgb_turned", "xyz_mfm", "xyz_mgm", "xyz_turned")  # of HeadTokens
+FIRST_LAYERS = tuple(name for name in TABLES if not name.endswith("_turned"))  # the ones HeadRows takes
 
 
 class HeadTokens(nn.Module):
-    """rgb_tokens [P, D], xyz_tokens [G, D] -> rgb_mfm [P, H], rgb_mgm [P, H'], xyz_mfm [G, H], xyz_mgm [G, H'].
+    """rgb_tokens [P, D], xyz_tokens [G, D] -> TABLES, whose rows of the scored pixels the rest of the head takes.
 
-    Every first layer that reads the tokens: MFM's, and MGM's of the mapping to the other modality. The RGB ones have
-    their bias, because bilinear weights sum to one; those of pooling do not at the foreground's border, so the XYZ
-    ones get theirs afterwards.
+    Every first layer that reads the tokens: MFM's [H], and MGM's of the mapping to the other modality [H']. The RGB
+    ones have their bias, because bilinear weights sum to one; those of pooling do not at the foreground's border, so
+    the XYZ ones get theirs afterwards. And the tokens themselves [D] in MFM's basis, for the scores.
     """
-
-    rgb_weight: Tensor
-    rgb_bias: Tensor
-    xyz_weight: Tensor
 
     def __init__(self, mfm: Mfm, mgm: Mgm) -> None:
         super().__init__()
         width = mfm.config.mentor_width
-        to_xyz_rgb = split_columns(mgm.to_xyz.input, width)[1]
-        to_rgb_xyz = split_columns(mgm.to_rgb.input, width)[1]
-        self.rgb_split = [mfm.rgb_branch.first.out_features, mgm.to_xyz.input.out_features]
-        self.xyz_split = [mfm.xyz_branch.first.out_features, mgm.to_rgb.input.out_features]
-        rgb = first_layer_on_tokens([mfm.rgb_branch.first.weight.detach(), to_xyz_rgb])
-        xyz = first_layer_on_tokens([mfm.xyz_branch.first.weight.detach(), to_rgb_xyz])
-        rgb_bias = torch.cat([mfm.rgb_branch.first.bias.detach(), mgm.to_xyz.input.bias.detach()])
-        self.register_buffer("rgb_weight", rgb)
-        self.register_buffer("rgb_bias", rgb_bias)
-        self.register_buffer("xyz_weight", xyz)
+        rgb_first, xyz_first = mfm.rgb_branch.first, mfm.xyz_branch.first
+        self.rgb_mfm = linear(rgb_first.weight, rgb_first.bias)
+        self.rgb_mgm = linear(split_columns(mgm.to_xyz.input, width)[1], mgm.to_xyz.input.bias)
+        self.rgb_turn = linear(read_basis(rgb_first)[0].T)
+        self.xyz_mfm = linear(xyz_first.weight)
+        self.xyz_mgm = linear(split_columns(mgm.to_rgb.input, width)[1])
+        self.xyz_turn = linear(read_basis(xyz_first)[0].T)
 
-    def forward(self, rgb_tokens: Tensor, xyz_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rgb_mfm, rgb_mgm = torch.split(
-            F.linear(rgb_tokens, self.rgb_weight, self.rgb_bias), self.rgb_split, dim=1
+    @property
+    def widths(self) -> dict[str, int]:
+        """Columns of TABLES."""
+        rgb, xyz = (self.rgb_mfm, self.rgb_mgm, self.rgb_turn), (self.xyz_mfm, self.xyz_mgm, self.xyz_turn)
+        return dict(zip(TABLES, (layer.out_features for layer in (*rgb, *xyz)), strict=True))
+
+    def forward(
+        self, rgb_tokens: Tensor, xyz_tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return (
+            self.rgb_mfm(rgb_tokens),
+            self.rgb_mgm(rgb_tokens),
+            self.rgb_turn(rgb_tokens),
+            self.xyz_mfm(xyz_tokens),
+            self.xyz_mgm(xyz_tokens),
+            self.xyz_turn(xyz_tokens),
         )
-        xyz_mfm, xyz_mgm = torch.split(xyz_tokens @ self.xyz_weight.T, self.xyz_split, dim=1)
-        return rgb_mfm, rgb_mgm, xyz_mfm, xyz_mgm
 
 
 class GuidedMapping(nn.Module):
@@ -94,27 +107,22 @@ class GuidedMapping(nn.Module):
         return F.gelu(self.projection(F.gelu(hidden if self.bias is None else hidden + self.bias)))
 
 
-class FirstAgain(nn.Module):
-    """MFM's first layer of the second pass, on whichever is narrower: MGM's last hidden rows (merged) or F~.
-
-    F~ is formed for its cosine anyway, so merging pays only where F~ is the wider of the two.
-    """
+class TurnedOutput(nn.Module):
+    """MGM's last layer in the basis of MFM's first: last hidden rows -> the H columns that it reads and the rest."""
 
     def __init__(self, last: nn.Linear, first: nn.Linear) -> None:
         super().__init__()
-        self.is_merged = last.in_features < last.out_features
-        self.layer = merged_linear(last, first) if self.is_merged else first
+        basis = read_basis(first)[0].T
+        weight, bias = basis @ last.weight.double(), basis @ last.bias.double()
+        self.read = linear(weight[: first.out_features], bias[: first.out_features])
+        self.rest = linear(weight[first.out_features :], bias[first.out_features :])
 
-    def forward(self, hidden: Tensor, reconstructed: Tensor) -> Tensor:
-        rows: Tensor = self.layer(hidden if self.is_merged else reconstructed)
-        return rows
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.read(hidden), self.rest(hidden)
 
 
 class HeadRows(nn.Module):
-    """First layers' rows of T scored pixels -> rgb_reconstructed, xyz_reconstructed, mentor, mentor_reconstructed.
-
-    rgb_mfm, rgb_mgm, xyz_mfm, xyz_mgm: the rows interpolated from `HeadTokens`' tables, [T, ...]
-    """
+    """FIRST_LAYERS' rows of T scored pixels, [T, ...] -> F~_RGB and F~_XYZ as `TurnedOutput`s, mentor, F~_Mtr."""
 
     def __init__(self, mfm: Mfm, mgm: Mgm) -> None:
         super().__init__()
@@ -122,9 +130,11 @@ class HeadRows(nn.Module):
         width = mfm.config.mentor_width
         self.to_rgb = GuidedMapping(mgm.mentor_to_rgb, mgm.to_rgb, width, mgm.to_rgb.input.bias.detach())
         self.to_xyz = GuidedMapping(mgm.mentor_to_xyz, mgm.to_xyz, width)
-        self.rgb_output, self.xyz_output = mgm.to_rgb.output, mgm.to_xyz.output
-        self.rgb_again = FirstAgain(mgm.to_rgb.output, mfm.rgb_branch.first)
-        self.xyz_again = FirstAgain(mgm.to_xyz.output, mfm.xyz_branch.first)
+        rgb_first, xyz_first = mfm.rgb_branch.first, mfm.xyz_branch.first
+        self.rgb_output = TurnedOutput(mgm.to_rgb.output, rgb_first)
+        self.xyz_output = TurnedOutput(mgm.to_xyz.output, xyz_first)
+        self.rgb_again = linear(read_basis(rgb_first)[1], rgb_first.bias)
+        self.xyz_again = linear(read_basis(xyz_first)[1], xyz_first.bias)
 
     def mentor(self, rgb_hidden: Tensor, xyz_hidden: Tensor) -> Tensor:
         """MFM behind its first layers: their outputs, biases included -> mentor."""
@@ -133,18 +143,35 @@ class HeadRows(nn.Module):
 
     def forward(
         self, rgb_mfm: Tensor, rgb_mgm: Tensor, xyz_mfm: Tensor, xyz_mgm: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         mentor = self.mentor(rgb_mfm, xyz_mfm + self.mfm.xyz_branch.first.bias)
-        rgb_last = self.to_rgb(mentor, xyz_mgm)
-        xyz_last = self.to_xyz(mentor, rgb_mgm)
-        rgb_rec, xyz_rec = self.rgb_output(rgb_last), self.xyz_output(xyz_last)
-        again = self.mentor(self.rgb_again(rgb_last, rgb_rec), self.xyz_again(xyz_last, xyz_rec))
-        return rgb_rec, xyz_rec, mentor, again
+        rgb_read, rgb_rest = self.rgb_output(self.to_rgb(mentor, xyz_mgm))
+        xyz_read, xyz_rest = self.xyz_output(self.to_xyz(mentor, rgb_mgm))
+        again = self.mentor(self.rgb_again(rgb_read), self.xyz_again(xyz_read))
+        return rgb_read, rgb_rest, xyz_read, xyz_rest, mentor, again
+
+
+class TurnedScores(nn.Module):
+    """Turned features and what HeadRows makes of their first layers, rows [T, ...] -> scores [3, T]."""
+
+    def forward(
+        self,
+        rgb_turned: Tensor,
+        rgb_read: Tensor,
+        rgb_rest: Tensor,
+        xyz_turned: Tensor,
+        xyz_read: Tensor,
+        xyz_rest: Tensor,
+        mentor: Tensor,
+        mentor_reconstructed: Tensor,
+    ) -> Tensor:
+        rgb, xyz = torch.cat([rgb_read, rgb_rest], dim=1), torch.cat([xyz_read, xyz_rest], dim=1)
+        return cosine_scores((rgb_turned, rgb), (xyz_turned, xyz), (mentor, mentor_reconstructed))
 
 
 def tile_scores(rows: HeadRows, tile: dict[str, Tensor]) -> Tensor:
-    """Scores [3, T] of a tile's rows by name: rgb_features, xyz_features and those of FIRST_LAYERS, each [T, ...]."""
-    rgb_rec, xyz_rec, mentor, mentor_rec = rows(*(tile[name] for name in FIRST_LAYERS))
-    pairs = (tile["rgb_features"], rgb_rec, tile["xyz_features"], xyz_rec, mentor, mentor_rec)
-    scores: Tensor = CosineScores()(*pairs)
+    """Scores [3, T] of a tile: the rows of TABLES by name, each [T, ...]."""
+    rgb_read, rgb_rest, xyz_read, xyz_rest, mentor, again = rows(*(tile[name] for name in FIRST_LAYERS))
+    rgb, xyz = (tile["rgb_turned"], rgb_read, rgb_rest), (tile["xyz_turned"], xyz_read, xyz_rest)
+    scores: Tensor = TurnedScores()(*rgb, *xyz, mentor, again)
     return scores

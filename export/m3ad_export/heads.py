@@ -32,6 +32,11 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.join not in ("concat", "sum"):
             raise ValueError(f"join must be concat or sum, got {self.join!r}")
+        if not 1 <= self.mentor_width < min(self.rgb_width, self.xyz_width):
+            raise ValueError(
+                f"mentor_width must be narrower than the features, {self.rgb_width} and {self.xyz_width}, got "
+                f"{self.mentor_width}"
+            )
 
 
 def unit(rows: Tensor) -> Tensor:

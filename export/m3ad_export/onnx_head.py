@@ -1,7 +1,6 @@
 """The fused head in ONNX: one graph for TensorRT and any ONNX runtime, and its plugin-free parts for the CPU."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -11,7 +10,7 @@ from onnx import compose, helper, parser
 from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
-from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens
+from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens, TurnedScores
 from m3ad_export.onnx_export import (
     dense_model,
     model_with_ops,
@@ -20,7 +19,7 @@ from m3ad_export.onnx_export import (
     verify_interface,
     verify_not_frozen,
 )
-from m3ad_export.voting import CosineScores, HeadVote
+from m3ad_export.voting import HeadVote
 
 # Rows of a tile. On a CPU a smaller one stays in the caches (per row 0.93 of 2048's time, measured); on a device it
 # would be all launches.
@@ -36,12 +35,20 @@ def head_stages(detector: Detector) -> dict[str, tuple[nn.Module, Stage]]:
     """
     table = stages(detector.dims)
     rgb_tokens, _, xyz_tokens, *_ = table["head"].inputs
-    *pairs, scored_pixel = table["vm"].inputs
-    _, rgb_rec, _, xyz_rec, mentor, mentor_rec = pairs
+    *_, mentor, mentor_rec, scored_pixel = table["vm"].inputs
     tokens, rows = HeadTokens(detector.mfm, detector.mgm), HeadRows(detector.mfm, detector.mgm)
-    counts = [t.dims[0] for t in (rgb_tokens, rgb_tokens, xyz_tokens, xyz_tokens)]
-    shapes = zip(FIRST_LAYERS, counts, (*tokens.rgb_split, *tokens.xyz_split), strict=True)
-    tables = tuple(Tensor(name, (count, width)) for name, count, width in shapes)
+    counts = {"rgb": rgb_tokens.dims[0], "xyz": xyz_tokens.dims[0]}
+    tables = tuple(Tensor(name, (counts[name[:3]], width)) for name, width in tokens.widths.items())
+    tiles = {name: Tensor(name, ("R", width)) for name, width in tokens.widths.items()}
+    turned = {
+        side: tuple(
+            Tensor(f"{side}_reconstructed_{part}", ("R", layer.out_features))
+            for part, layer in (("read", output.read), ("rest", output.rest))
+        )
+        for side, output in (("rgb", rows.rgb_output), ("xyz", rows.xyz_output))
+    }
+    mentors = (mentor, mentor_rec)
+    pairs = (tiles["rgb_turned"], *turned["rgb"], tiles["xyz_turned"], *turned["xyz"], *mentors)
     scores = Tensor("scores", (3, "R"))
     described: list[tuple[nn.Module, Stage]] = [
         (tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), tables)),
@@ -49,11 +56,11 @@ def head_stages(detector: Detector) -> dict[str, tuple[nn.Module, Stage]]:
             rows,
             Stage(
                 "head_rows",
-                tuple(replace(t, dims=("R", t.dims[1])) for t in tables),
-                (rgb_rec, xyz_rec, mentor, mentor_rec),
+                tuple(tiles[name] for name in FIRST_LAYERS),
+                (*turned["rgb"], *turned["xyz"], *mentors),
             ),
         ),
-        (CosineScores(), Stage("head_scores", tuple(pairs), (scores,))),
+        (TurnedScores(), Stage("head_scores", pairs, (scores,))),
         (HeadVote(detector.vm), Stage("head_vote", (scores, scored_pixel), table["head"].outputs)),
     ]
     return {stage.name: (module, stage) for module, stage in described}
@@ -78,16 +85,13 @@ def read_parts(folder: Path) -> dict[str, onnx.ModelProto]:
 def head_model(dims: Dims, parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
     """The parts as one graph: TokenInterpolate and bilinear taps between them, the rows in a loop over tiles.
 
-    A modality's tokens and their first layers stand side by side in one table, so that they are spread in one go.
+    A modality's tables stand side by side in one, so that they are spread in one go.
     """
     stage = stages(dims)["head"]
     opset = max(opset_of(part) for part in parts.values())
     *_, scored_pixel = stages(dims)["vm"].inputs
-    first_layers = {
-        v.name: v.type.tensor_type.shape.dim[1].dim_value for v in parts["head_tokens"].graph.output
-    }
-    columns = by_modality({"rgb_features": dims.rgb_width, "xyz_features": dims.xyz_width, **first_layers})
-    widths = dict(zip(("rgb", "xyz"), columns, strict=True))
+    columns = {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in parts["head_tokens"].graph.output}
+    widths = dict(zip(("rgb", "xyz"), by_modality(columns), strict=True))
     rgb_width, xyz_width = (sum(columns.values()) for columns in widths.values())
     bilinear = dense_model(
         RgbRows(dims.rgb_side),
@@ -111,7 +115,7 @@ def head_model(dims: Dims, parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelPr
     joined = [
         helper.make_node(
             "Concat",
-            [f"{modality}_tokens", *(f"head_tokens.{name}" for name in [*columns][1:])],
+            [f"head_tokens.{name}" for name in columns],
             [f"{modality}_table"],
             name=f"{modality}_table",
             axis=1,

@@ -40,6 +40,7 @@ KEEP_FP32: tuple[Keep, ...] = (
         r"^(vm|head_scores|head_vote):",
         "scores lie near 1 - cos = 0, where fp16 steps are as large as the signal; voting multiplies them",
     ),
+    Keep(r"^head_tokens:\w+_turn/", "the features that are compared: what they lose is taken for a defect"),
     Keep(r"^project:", "distances to centres decide the weights; 3-NN in fp16 loses its true neighbours"),
     Keep(r"/LayerNormalization", "sums of squares over wide rows overflow fp16"),
     Keep(r"/Softmax", "exponentials overflow; TensorRT fuses an fp32 softmax into attention"),

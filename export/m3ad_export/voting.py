@@ -57,20 +57,9 @@ def score(feature: Tensor, reconstructed: Tensor) -> Tensor:
     return 0.5 * difference.square().sum(dim=1)
 
 
-class CosineScores(nn.Module):
-    """`score` of three pairs of rows [R, ...] -> scores [3, R], in the order of SCORES."""
-
-    def forward(
-        self,
-        rgb: Tensor,
-        rgb_reconstructed: Tensor,
-        xyz: Tensor,
-        xyz_reconstructed: Tensor,
-        mentor: Tensor,
-        mentor_reconstructed: Tensor,
-    ) -> Tensor:
-        pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
-        return torch.stack([score(a, b) for a, b in pairs])
+def cosine_scores(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """`score` of each pair of rows [R, ...] -> scores [n, R]; the order of SCORES is the contract's."""
+    return torch.stack([score(a, b) for a, b in pairs])
 
 
 def smooth(maps: Tensor) -> Tensor:
@@ -127,7 +116,6 @@ class Vm(nn.Module):
     def __init__(self, config: VotingConfig) -> None:
         super().__init__()
         self.config = config
-        self.scores = CosineScores()
         self.svm = OneClassSvm(config.svm_width)
         self.register_buffer("expected", torch.ones(len(SCORES), IMAGE_SIZE * IMAGE_SIZE))
 
@@ -172,8 +160,8 @@ class Vm(nn.Module):
         mentor_reconstructed: Tensor,
         scored_pixel: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pairs = (rgb, rgb_reconstructed, xyz, xyz_reconstructed, mentor, mentor_reconstructed)
-        return self.voted(self.scores(*pairs), scored_pixel)
+        pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
+        return self.voted(cosine_scores(*pairs), scored_pixel)
 
     def voted(self, scores: Tensor, scored_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores [3, R] -> anomaly_map, score, score_maps."""

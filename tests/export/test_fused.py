@@ -3,7 +3,16 @@ import pytest
 import torch
 from conftest import make_input, randomise
 from m3ad.stages import bilinear_operator
-from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens, merged_linear, split_columns, tile_scores
+from m3ad_export.fused import (
+    TABLES,
+    HeadRows,
+    HeadTokens,
+    TurnedOutput,
+    linear,
+    read_basis,
+    split_columns,
+    tile_scores,
+)
 from m3ad_export.heads import HeadConfig, Mfm, Mgm, heads_from_config
 from m3ad_export.voting import score
 from m3ad_plugins import ops
@@ -31,10 +40,25 @@ def plain_scores(mfm: Mfm, mgm: Mgm, rgb: Tensor, xyz: Tensor) -> Tensor:
     return 1 - torch.stack(cosines)
 
 
-def test_merged_linear_is_one_layer_after_the_other() -> None:
+@pytest.mark.parametrize(("width", "outputs"), [(11, 5), (1152, 704), (6, 6)])
+def test_read_basis_is_orthonormal_and_the_layer_reads_its_first_axes_only(width: int, outputs: int) -> None:
+    first = torch.nn.Linear(width, outputs)
+    basis, read = read_basis(first)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(width).double(), atol=1e-12, rtol=0)
+    x = torch.randn(13, width).double()
+    turned = x @ basis
+    torch.testing.assert_close(turned[:, :outputs] @ read.T, x @ first.weight.double().T)
+
+
+def test_turned_output_is_the_layer_in_the_basis_its_reader_wants() -> None:
     last, first = torch.nn.Linear(7, 11), torch.nn.Linear(11, 5)
     x = torch.randn(13, 7)
-    torch.testing.assert_close(merged_linear(last, first)(x), first(last(x)), atol=1e-6, rtol=1e-5)
+    columns = TurnedOutput(last, first)(x)
+    assert [block.shape for block in columns] == [(13, 5), (13, 6)]
+    basis, read = read_basis(first)
+    torch.testing.assert_close(torch.cat(columns, dim=1) @ basis.float().T, last(x), atol=1e-6, rtol=1e-5)
+    again = linear(read, first.bias)(columns[0])
+    torch.testing.assert_close(again, first(last(x)), atol=1e-6, rtol=1e-5)
 
 
 def test_split_columns_adds_up_to_the_layer() -> None:
@@ -66,8 +90,8 @@ def test_first_layers_on_tokens_commute_with_interpolation_and_pooling(
 
     tokens = {"rgb_features": torch.randn(64, RGB), "xyz_features": torch.randn(64, XYZ)}
     with torch.no_grad():
-        first_layers = dict(zip(FIRST_LAYERS, HeadTokens(mfm, mgm)(*tokens.values()), strict=True))
-        rows = {name: project(name, table) for name, table in (tokens | first_layers).items()}
+        tables = dict(zip(TABLES, HeadTokens(mfm, mgm)(*tokens.values()), strict=True))
+        rows = {name: project(name, table) for name, table in (tokens | tables).items()}
         found = tile_scores(HeadRows(mfm, mgm), rows)
         expected = plain_scores(mfm, mgm, rows["rgb_features"], rows["xyz_features"])
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)

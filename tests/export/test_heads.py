@@ -74,3 +74,10 @@ def test_published_sizes() -> None:
 def test_an_unknown_join_is_refused() -> None:
     with pytest.raises(ValueError, match="join must be concat or sum, got 'mean'"):
         replace(CONFIG, join="mean")
+
+
+@pytest.mark.parametrize("width", [0, 24, 30])
+def test_a_mentor_as_wide_as_the_features_is_refused(width: int) -> None:
+    message = f"mentor_width must be narrower than the features, 24 and 36, got {width}"
+    with pytest.raises(ValueError, match=message):
+        HeadConfig(rgb_width=24, xyz_width=36, mentor_width=width)

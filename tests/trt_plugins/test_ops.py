@@ -180,7 +180,9 @@ def test_cosine_scores_equal_one_minus_the_cosine(
     # Scores down to 1e-7, where 1 - cos has no digits left in fp32.
     apart = np.geomspace(1e-3, 10, rows)[:, None]
     again = [(a + apart * RNG.normal(0, 1, a.shape)).astype(np.float32) for a in features]
-    found = form.cosine_scores([(None, None, None, a) for a in features], again)
+    blocks = [np.array_split(b, [b.shape[1] // 3, b.shape[1] // 2], axis=1) for b in again]
+    blocks = [[np.ascontiguousarray(block) for block in each if block.shape[1]] for each in blocks]
+    found = form.cosine_scores([(None, None, None, a) for a in features], blocks)
     pairs = [zip(a.astype(float), b.astype(float), strict=True) for a, b in zip(features, again, strict=True)]
     expected = np.array([[distance.cosine(a, b) for a, b in pair] for pair in pairs])
     assert found.dtype == np.float32
@@ -192,10 +194,24 @@ def test_cosine_scores_equal_one_minus_the_cosine(
 def test_cosine_scores_of_zero_and_missing_rows(form: ModuleType) -> None:
     a, b = (RNG.normal(0, 1, (4, 20)).astype(np.float32) for _ in range(2))
     a[0], b[1], b[3, 7] = 0, 0, np.nan
-    scores = form.cosine_scores([(None, None, None, a)], [b])[0]
+    scores = form.cosine_scores([(None, None, None, a)], [[b]])[0]
     np.testing.assert_allclose(scores[:2], 0.5, rtol=1e-6)
     assert 0 < scores[2] < 2
     assert np.isnan(scores[3])
+
+
+@forms
+@pytest.mark.parametrize("threads", [1, 3, None])
+def test_interpolated_rows_are_written_from_any_start(
+    form: ModuleType, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_form", lambda: form)
+    table = RNG.normal(0, 1, (8, 70)).astype(np.float32)
+    expected = OPERATOR.apply(table)
+    for start, count in ((0, ROWS), (3, 1), (41, ROWS - 41), (ROWS, 0)):
+        out = np.full((count, 70), np.nan, np.float32)
+        OPERATOR.interpolated(table).write(start, out, threads)
+        np.testing.assert_array_equal(out, expected[start : start + count])
 
 
 @forms
@@ -207,7 +223,8 @@ def test_cosine_scores_form_interpolated_rows_themselves(
     operator = ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16)
     tables = [RNG.normal(0, 1, (8, width)).astype(np.float32) for width in (40, 70)]
     rows = [operator.apply(table)[start:] for table in tables]
-    again = [a + RNG.normal(0, 0.1, a.shape).astype(np.float32) for a in (*rows, rows[0])]
+    again = [[a + RNG.normal(0, 0.1, a.shape).astype(np.float32)] for a in (*rows, rows[0])]
+    again[1] = [np.ascontiguousarray(part) for part in np.split(again[1][0], [33], axis=1)]
     found = ops.cosine_scores([*map(operator.interpolated, tables), rows[0]], again, start)
     np.testing.assert_allclose(found, reference.cosine_scores([*rows, rows[0]], again), rtol=1e-4)
     message = f"expected interpolated rows {start + 1}..{len(operator.scored_pixel)} of 40 columns"
@@ -217,6 +234,8 @@ def test_cosine_scores_form_interpolated_rows_themselves(
 
 POINTS, PIXEL = organised(5, 16, 100)
 CENTERS = POINTS[:8]
+OPERATOR = ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16)
+ROWS = len(OPERATOR.scored_pixel)
 NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
 
 
@@ -272,7 +291,7 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
             "centers: expected at least 3 of them to interpolate between, got 2",
         ),
         (
-            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16).apply(CENTERS[:5]),
+            lambda: OPERATOR.apply(CENTERS[:5]),
             r"tokens: expected float32 \[8, D\], got float32 \[5, 3\]",
         ),
         (
@@ -290,11 +309,29 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
             "indptr: expected 0 rising to the 1 entries, got",
         ),
         (
-            lambda: ops.cosine_scores([POINTS, CENTERS], [POINTS]),
+            lambda: OPERATOR.interpolated(CENTERS).write(0, np.empty((4, 2), np.float32)),
+            rf"out: expected float32 \[T, 3\] in C order for rows of {ROWS} from 0 on, got float32 \[4, 2\]",
+        ),
+        (
+            lambda: OPERATOR.interpolated(CENTERS).write(ROWS - 3, np.empty((4, 3), np.float32)),
+            rf"rows of {ROWS} from {ROWS - 3} on, got float32 \[4, 3\]",
+        ),
+        (lambda: OPERATOR.interpolated(CENTERS).write(-1, np.empty((4, 3), np.float32)), "from -1 on, got"),
+        (lambda: OPERATOR.interpolated(CENTERS).write(0, np.empty((4, 3))), r"got float64 \[4, 3\]"),
+        (
+            lambda: OPERATOR.interpolated(CENTERS).write(0, np.empty((3, 4), np.float32).T),
+            "in C order for rows",
+        ),
+        (
+            lambda: ops.cosine_scores([POINTS, CENTERS], [[POINTS]]),
             "features: expected as many as reconstructed, got 2 and 1",
         ),
         (
-            lambda: ops.cosine_scores([CENTERS], [CENTERS[:, :2]]),
+            lambda: ops.cosine_scores([CENTERS], [[]]),
+            "reconstructed: expected at least one block of columns of each, got none",
+        ),
+        (
+            lambda: ops.cosine_scores([CENTERS], [[CENTERS[:, :1], CENTERS[:, :1]]]),
             r"features: expected float32 \[8, 2\], got float32 \[8, 3\]",
         ),
         (

@@ -44,10 +44,17 @@ struct Features {
     float const* values;
 };
 
-//! scores [pairs, rows] = |F/|F| - F~/|F~||^2 / 2 of each pair of features F and reconstructed F~ [rows,
-//! width].
-void cosineScores(Features const* features, float const* const* reconstructed, int32_t const* widths,
-                  int32_t pairs, int32_t rows, float* scores, int32_t threads);
+//! Rows [rows, width] in blocks of columns: block b is [rows, widths[b]], and the widths add up to `width`.
+struct Blocks {
+    float const* const* values;
+    int32_t const* widths;
+    int32_t count;
+    int32_t width;
+};
+
+//! scores [pairs, rows] = |F/|F| - F~/|F~||^2 / 2 of each pair of features F and reconstructed F~.
+void cosineScores(Features const* features, Blocks const* reconstructed, int32_t pairs, int32_t rows,
+                  float* scores, int32_t threads);
 
 //! decision [rows] = sum_k c_k k(v_k, x) - rho, k = v.x or, with rbf, exp(-gamma |v - x|^2).
 void oneClassSvm(float const* x, int32_t rows, int32_t width, float const* supportVectors,

@@ -71,11 +71,9 @@ M3AD_API m3ad_apply_rows(int32_t const* indptr, int32_t const* indices, float co
 }
 
 //! features: per pair indptr, indices and weights of the sparse rows (null without) and the values.
-M3AD_API m3ad_cosine_scores(m3ad::Features const* features, float const* const* reconstructed,
-                            int32_t const* widths, int32_t pairs, int32_t rows, float* scores,
-                            int32_t threads) {
-    return guarded(
-        [&] { m3ad::cosineScores(features, reconstructed, widths, pairs, rows, scores, threads); });
+M3AD_API m3ad_cosine_scores(m3ad::Features const* features, m3ad::Blocks const* reconstructed, int32_t pairs,
+                            int32_t rows, float* scores, int32_t threads) {
+    return guarded([&] { m3ad::cosineScores(features, reconstructed, pairs, rows, scores, threads); });
 }
 
 M3AD_API m3ad_one_class_svm(float const* x, int32_t rows, int32_t width, float const* supportVectors,

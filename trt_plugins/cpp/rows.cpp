@@ -73,45 +73,72 @@ M3AD_HOST_DEVICE float total(Lanes const& sum) {
     return result;
 }
 
-//! feature and reconstructed [rows, width] -> scores [rows].
-M3AD_CLONES void scoreRows(float const* feature, float const* reconstructed, int32_t rows, int32_t width,
+//! |a|^2 and |b|^2 of `width` values, added to the sums.
+M3AD_HOST_DEVICE void addSquares(float const* a, float const* b, int32_t width, float& ofA, float& ofB) {
+    Lanes aa = {}, bb = {};
+    int32_t d = 0;
+    for (; d + kLANES <= width; d += kLANES) {
+        aa += lanes(a + d) * lanes(a + d);
+        bb += lanes(b + d) * lanes(b + d);
+    }
+    ofA += total(aa);
+    ofB += total(bb);
+    for (; d < width; ++d) {
+        ofA += a[d] * a[d];
+        ofB += b[d] * b[d];
+    }
+}
+
+//! |a ofA - b ofB|^2 of `width` values.
+M3AD_HOST_DEVICE float squaredDifference(float const* a, float ofA, float const* b, float ofB,
+                                         int32_t width) {
+    Lanes dd = {};
+    float tail = 0;
+    int32_t d = 0;
+    for (; d + kLANES <= width; d += kLANES) {
+        Lanes const difference = lanes(a + d) * ofA - lanes(b + d) * ofB;
+        dd += difference * difference;
+    }
+    for (; d < width; ++d) {
+        float const difference = a[d] * ofA - b[d] * ofB;
+        tail += difference * difference;
+    }
+    return total(dd) + tail;
+}
+
+//! features [end - begin, width] and rows begin .. end - 1 of reconstructed -> scores begin .. end - 1.
+M3AD_CLONES void scoreRows(float const* features, Blocks const& reconstructed, int32_t begin, int32_t end,
                            float* scores) {
-    int32_t const whole = width / kLANES * kLANES;
-    for (int32_t row = 0; row < rows; ++row) {
-        float const* a = feature + int64_t{row} * width;
-        float const* b = reconstructed + int64_t{row} * width;
-        Lanes aa = {}, bb = {}, dd = {};
-        float tailA = 0, tailB = 0, tail = 0;
-        for (int32_t d = 0; d < whole; d += kLANES) {
-            aa += lanes(a + d) * lanes(a + d);
-            bb += lanes(b + d) * lanes(b + d);
+    for (int32_t row = begin; row < end; ++row) {
+        float const* const feature = features + int64_t{row - begin} * reconstructed.width;
+        float ofA = 0, ofB = 0, score = 0;
+        float const* a = feature;
+        for (int32_t n = 0; n < reconstructed.count; ++n) {
+            int32_t const width = reconstructed.widths[n];
+            addSquares(a, reconstructed.values[n] + int64_t{row} * width, width, ofA, ofB);
+            a += width;
         }
-        for (int32_t d = whole; d < width; ++d) {
-            tailA += a[d] * a[d];
-            tailB += b[d] * b[d];
+        ofA = 1 / larger(std::sqrt(ofA), kMIN_NORM);
+        ofB = 1 / larger(std::sqrt(ofB), kMIN_NORM);
+        a = feature;
+        for (int32_t n = 0; n < reconstructed.count; ++n) {
+            int32_t const width = reconstructed.widths[n];
+            score += squaredDifference(a, ofA, reconstructed.values[n] + int64_t{row} * width, ofB, width);
+            a += width;
         }
-        float const ofA = 1 / larger(std::sqrt(total(aa) + tailA), kMIN_NORM);
-        float const ofB = 1 / larger(std::sqrt(total(bb) + tailB), kMIN_NORM);
-        for (int32_t d = 0; d < whole; d += kLANES) {
-            Lanes const difference = lanes(a + d) * ofA - lanes(b + d) * ofB;
-            dd += difference * difference;
-        }
-        for (int32_t d = whole; d < width; ++d) {
-            float const difference = a[d] * ofA - b[d] * ofB;
-            tail += difference * difference;
-        }
-        scores[row] = (total(dd) + tail) / 2;
+        scores[row] = score / 2;
     }
 }
 
 //! The same for features that are sparse rows times a table, formed a few at a time and never stored.
-void scoreSparseRows(SparseRows a, float const* table, float const* reconstructed, int32_t begin, int32_t end,
-                     int32_t width, float* scores) {
+void scoreSparseRows(SparseRows a, float const* table, Blocks const& reconstructed, int32_t begin,
+                     int32_t end, float* scores) {
+    int32_t const width = reconstructed.width;
     std::vector<float> features(static_cast<size_t>(kSCORED) * width);
     for (int32_t row = begin; row < end; row += kSCORED) {
         int32_t const count = std::min(kSCORED, end - row);
         applyRange({a.indptr + row, a.indices, a.weights}, 0, count, table, width, features.data());
-        scoreRows(features.data(), reconstructed + int64_t{row} * width, count, width, scores + row);
+        scoreRows(features.data(), reconstructed, row, row + count, scores);
     }
 }
 
@@ -126,17 +153,17 @@ void applyRows(SparseRows const& a, int32_t rows, float const* const* tables, in
     });
 }
 
-void cosineScores(Features const* features, float const* const* reconstructed, int32_t const* widths,
-                  int32_t pairs, int32_t rows, float* scores, int32_t threads) {
+void cosineScores(Features const* features, Blocks const* reconstructed, int32_t pairs, int32_t rows,
+                  float* scores, int32_t threads) {
     parallelFor(rows, threads, [&](int32_t begin, int32_t end, int32_t) {
         for (int32_t p = 0; p < pairs; ++p) {
             Features const& f = features[p];
+            Blocks const& again = reconstructed[p];
             float* const found = scores + int64_t{p} * rows;
-            int64_t const from = int64_t{begin} * widths[p];
             if (f.rows.indptr != nullptr) {
-                scoreSparseRows(f.rows, f.values, reconstructed[p], begin, end, widths[p], found);
+                scoreSparseRows(f.rows, f.values, again, begin, end, found);
             } else {
-                scoreRows(f.values + from, reconstructed[p] + from, end - begin, widths[p], found + begin);
+                scoreRows(f.values + int64_t{begin} * again.width, again, begin, end, found);
             }
         }
     });

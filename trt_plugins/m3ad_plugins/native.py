@@ -23,9 +23,15 @@ _SIGNATURES = {
     "point_group": [_POINTER, _POINTER, *[_INT] * 3, _FLOAT, _INT, *[_POINTER] * 3, _INT],
     "interpolation_operator": [_POINTER, _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 5, _INT],
     "apply_rows": [_POINTER, _POINTER, _POINTER, _INT, *[_POINTER] * 3, _INT, _INT],
-    "cosine_scores": [*[_POINTER] * 3, _INT, _INT, _POINTER, _INT],
+    "cosine_scores": [_POINTER, _POINTER, _INT, _INT, _POINTER, _INT],
     "one_class_svm": [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT, _FLOAT, _INT, _FLOAT, _POINTER, _INT],
 }
+
+
+class _Blocks(ctypes.Structure):
+    """Blocks in cpp/ops.hpp."""
+
+    _fields_ = (("values", _POINTER), ("widths", _POINTER), ("count", _INT), ("width", _INT))
 
 
 @lru_cache(maxsize=1)
@@ -136,19 +142,34 @@ def _widths(arrays: Sequence[Float32]) -> Any:
 
 
 def apply_rows(
-    indptr: Int32, indices: Int32, weights: Float32, tables: Sequence[Float32], out: Sequence[Float32]
+    indptr: Int32,
+    indices: Int32,
+    weights: Float32,
+    tables: Sequence[Float32],
+    out: Sequence[Float32],
+    num_threads: int | None = None,
 ) -> None:
     """The sparse rows times each table [G, D] into its out; indptr may start above 0, at a range's first row."""
     arrays = (_pointers(tables), _widths(tables), _pointers(out))
-    _call("apply_rows", indptr, indices, weights, len(indptr) - 1, *arrays, len(tables), threads())
+    sizes = (len(tables), num_threads or threads())
+    _call("apply_rows", indptr, indices, weights, len(indptr) - 1, *arrays, *sizes)
 
 
-def cosine_scores(features: Sequence[Features], reconstructed: Sequence[Float32]) -> Float32:
+def cosine_scores(
+    features: Sequence[Features],
+    reconstructed: Sequence[Sequence[Float32]],
+    num_threads: int | None = None,
+) -> Float32:
     """As `reference.cosine_scores`, sparse rows formed a few at a time."""
-    scores = np.empty((len(features), len(reconstructed[0])), np.float32)
+    scores = np.empty((len(features), len(reconstructed[0][0])), np.float32)
     parts = [0 if part is None else part.ctypes.data for each in features for part in each]
-    arrays = ((_POINTER * len(parts))(*parts), _pointers(reconstructed), _widths(reconstructed))
-    _call("cosine_scores", *arrays, *scores.shape, scores, threads())
+    arrays = [(_pointers(each), _widths(each)) for each in reconstructed]  # alive until the call is over
+    blocks = [
+        _Blocks(ctypes.addressof(values), ctypes.addressof(widths), len(widths), sum(widths))
+        for values, widths in arrays
+    ]
+    packed = (_POINTER * len(parts))(*parts), (_Blocks * len(blocks))(*blocks)
+    _call("cosine_scores", *packed, *scores.shape, scores, num_threads or threads())
     return scores
 
 

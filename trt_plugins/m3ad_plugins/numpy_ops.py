@@ -75,7 +75,12 @@ def interpolation_operator(
 
 
 def apply_rows(
-    indptr: Int32, indices: Int32, weights: Float32, tables: Sequence[Float32], out: Sequence[Float32]
+    indptr: Int32,
+    indices: Int32,
+    weights: Float32,
+    tables: Sequence[Float32],
+    out: Sequence[Float32],
+    num_threads: int | None = None,
 ) -> None:
     """The sparse rows times each table [G, D] into its out; indptr may start above 0, at a range's first row."""
     first, last = indptr[0], indptr[-1]
@@ -84,7 +89,11 @@ def apply_rows(
         rows[:] = sparse.csr_matrix(parts, shape=(len(indptr) - 1, len(table))) @ table
 
 
-def cosine_scores(features: Sequence[Features], reconstructed: Sequence[Float32]) -> Float32:
+def cosine_scores(
+    features: Sequence[Features],
+    reconstructed: Sequence[Sequence[Float32]],
+    num_threads: int | None = None,
+) -> Float32:
     """As `reference.cosine_scores`, of rows that may still have to be formed."""
     formed = []
     for indptr, indices, weights, values in features:

@@ -83,15 +83,16 @@ class SparseRows:
         Raises:
             ValueError: a table is not as described, or a tile has no rows.
         """
-        inputs = [checked(n, t, "float32", (self.groups, "D")) for n, t in tables.items()]
+        interpolated = {name: self.interpolated(table) for name, table in tables.items()}
         if rows < 1:
             raise ValueError(f"rows: expected at least 1, got {rows}")
-        buffers = [np.empty((rows, t.shape[1]), np.float32) for t in inputs]
+        buffers = {name: np.empty((rows, table.shape[1]), np.float32) for name, table in tables.items()}
         for start in range(0, len(self.scored_pixel), rows):
-            indptr = self.indptr[start : start + rows + 1]
-            tile = [buffer[: len(indptr) - 1] for buffer in buffers]
-            _form().apply_rows(indptr, self.indices, self.weights, inputs, tile)
-            yield dict(zip(tables, tile, strict=True))
+            count = min(rows, len(self.scored_pixel) - start)
+            tile = {name: buffer[:count] for name, buffer in buffers.items()}
+            for name, out in tile.items():
+                interpolated[name].write(start, out)
+            yield tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,27 @@ class InterpolatedRows:
 
     operator: SparseRows
     table: Float32
+
+    def write(self, start: int, out: Float32, threads: int | None = None) -> None:
+        """Form the rows start .. start + T - 1.
+
+        Args:
+            start: the first of them.
+            out: [T, D] float32 in C order; is written.
+            threads: to form them on; the cores this process may use if left out.
+
+        Raises:
+            ValueError: there are no such rows, or out is not as described.
+        """
+        operator, have = self.operator, len(self.operator.scored_pixel)
+        fits = out.ndim == 2 and out.shape[1] == self.table.shape[1] and 0 <= start <= have - len(out)
+        if not fits or out.dtype != np.float32 or not out.flags.carray:
+            raise ValueError(
+                f"out: expected float32 [T, {self.table.shape[1]}] in C order for rows of {have} from {start} on, got "
+                f"{out.dtype} {list(out.shape)}"
+            )
+        indptr = operator.indptr[start : start + len(out) + 1]
+        _form().apply_rows(indptr, operator.indices, operator.weights, [self.table], [out], threads)
 
 
 def _check_points(
@@ -290,7 +312,10 @@ def token_interpolate(
 
 
 def cosine_scores(
-    features: Sequence[Float32 | InterpolatedRows], reconstructed: Sequence[Float32], start: int = 0
+    features: Sequence[Float32 | InterpolatedRows],
+    reconstructed: Sequence[Sequence[Float32]],
+    start: int = 0,
+    threads: int | None = None,
 ) -> Float32:
     """Score rows of features against their reconstruction.
 
@@ -298,8 +323,9 @@ def cosine_scores(
 
     Args:
         features: n of [R, D_n] float32, or of interpolated rows, of which start .. start + R - 1 are meant.
-        reconstructed: n arrays [R, D_n] float32.
+        reconstructed: n of [R, D_n] float32, each as its blocks of columns from left to right.
         start: of the interpolated rows.
+        threads: to work on; the cores this process may use if left out.
 
     Returns:
         [n, R] float32, 0..2; 1/2 where one of a pair is zero, NaN where a value is not finite.
@@ -311,25 +337,31 @@ def cosine_scores(
         raise ValueError(
             f"features: expected as many as reconstructed, got {len(features)} and {len(reconstructed)}"
         )
-    pairs = [
-        _checked_pair(a, b, len(reconstructed[0]), start)
-        for a, b in zip(features, reconstructed, strict=True)
-    ]
-    result: Float32 = _form().cosine_scores([a for a, _ in pairs], [b for _, b in pairs])
+    if not all(reconstructed):
+        raise ValueError("reconstructed: expected at least one block of columns of each, got none")
+    rows = len(reconstructed[0][0])
+    pairs = [_checked_pair(a, b, rows, start) for a, b in zip(features, reconstructed, strict=True)]
+    result: Float32 = _form().cosine_scores([a for a, _ in pairs], [b for _, b in pairs], threads)
     return result
 
 
 def _checked_pair(
-    features: Float32 | InterpolatedRows, reconstructed: Float32, rows: int, start: int
-) -> tuple[Features, Float32]:
-    again = checked("reconstructed", reconstructed, "float32", (rows, "D"), finite=False)
+    features: Float32 | InterpolatedRows, reconstructed: Sequence[Float32], rows: int, start: int
+) -> tuple[Features, list[Float32]]:
+    again = [checked("reconstructed", block, "float32", (rows, "D"), finite=False) for block in reconstructed]
+    width = sum(block.shape[1] for block in again)
     if not isinstance(features, InterpolatedRows):
-        return (None, None, None, checked("features", features, "float32", again.shape, finite=False)), again
+        return (
+            None,
+            None,
+            None,
+            checked("features", features, "float32", (rows, width), finite=False),
+        ), again
     operator, table = features.operator, features.table
     have = len(operator.scored_pixel)
-    if not 0 <= start <= have - rows or table.shape[1] != again.shape[1]:
+    if not 0 <= start <= have - rows or table.shape[1] != width:
         raise ValueError(
-            f"features: expected interpolated rows {start}..{start + rows - 1} of {again.shape[1]} columns, got "
+            f"features: expected interpolated rows {start}..{start + rows - 1} of {width} columns, got "
             f"{have} rows of {table.shape[1]}"
         )
     return (operator.indptr[start : start + rows + 1], operator.indices, operator.weights, table), again

@@ -1,0 +1,78 @@
+"""The head's tiles: every row once, whoever takes it, and an error in one of them is everyone's."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import make_input
+from hypothesis import given
+from hypothesis import strategies as st
+from m3ad.bundle import Bundle
+from m3ad.stages import CPU_FILES, TILE_ROWS, Head, even_tiles
+from m3ad_plugins import ops
+from onnx import helper
+
+
+@given(count=st.integers(0, 5000), most=st.integers(1, 600), threads=st.integers(1, 9))
+def test_even_tiles_cover_the_rows_once_in_parts_for_each_thread(count: int, most: int, threads: int) -> None:
+    tiles = list(even_tiles(count, most, threads))
+    rows = [row for tile in tiles for row in range(tile.start, tile.stop)]
+    assert rows == list(range(count))
+    sizes = [tile.stop - tile.start for tile in tiles]
+    assert all(1 <= size <= most for size in sizes)
+    assert not sizes or max(sizes) - min(sizes) <= 1
+    assert len(tiles) % threads == 0 or max(sizes) == 1
+
+
+def head_inputs(bundle: Bundle) -> dict[str, Any]:
+    frame, generator = make_input(3000), np.random.default_rng(1)
+    dims = bundle.dims
+    idx = ops.farthest_point_sample(frame.points, dims.groups)
+    tokens = {"rgb_tokens": (dims.rgb_tokens, dims.rgb_width), "xyz_tokens": (dims.groups, dims.xyz_width)}
+    return {
+        "points": frame.points,
+        "point_pixel": frame.point_pixel,
+        "centers": frame.points[idx],
+        **{name: generator.normal(size=shape).astype(np.float32) for name, shape in tokens.items()},
+    }
+
+
+def head_files(bundle: Bundle, folder: Path, rows: int) -> Path:
+    """The head's files with another number of rows in a tile."""
+    for name in CPU_FILES["head"]:
+        shutil.copyfile(bundle.file(f"onnx/{name}"), folder / name)
+    model = onnx.load(folder / "head_rows.onnx")
+    helper.set_model_props(model, {TILE_ROWS: str(rows)})
+    onnx.save(model, folder / "head_rows.onnx")
+    return folder
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(64, 1), (64, 2), (37, 5), (100_000, 3)])
+def test_head_is_the_same_map_in_any_tiles_on_any_threads(
+    tiny_bundle: Bundle, tmp_path: Path, rows: int, threads: int
+) -> None:
+    inputs = head_inputs(tiny_bundle)
+    expected = Head(tiny_bundle.path / "onnx", tiny_bundle.dims, ops, 1)(inputs)
+    found = Head(head_files(tiny_bundle, tmp_path, rows), tiny_bundle.dims, ops, threads)(inputs)
+    for name in ("anomaly_map", "score", "score_maps"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_an_error_in_one_tile_is_the_head_s(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    def fails_late(*arguments: Any) -> Any:
+        if arguments[2] > 1000:
+            raise MemoryError("cosine_scores: not enough memory or threads")
+        return ops.cosine_scores(*arguments)
+
+    broken: Any = SimpleNamespace(
+        interpolation_operator=ops.interpolation_operator,
+        SparseRows=ops.SparseRows,
+        cosine_scores=fails_late,
+    )
+    head = Head(head_files(tiny_bundle, tmp_path, 64), tiny_bundle.dims, broken, 2)
+    with pytest.raises(MemoryError, match="cosine_scores: not enough memory"):
+        head(head_inputs(tiny_bundle))
