@@ -85,6 +85,9 @@ def test_groups_cover_every_product_of_the_plan_once(probe: Probe) -> None:
     assert sum(g.share for g in groups) == pytest.approx(1)
     assert len(set(names)) == len(names)
     assert {"RGB block 0", "RGB block 1", "XYZ block 0", "XYZ block 1", "projection", "output"} <= set(names)
+    assert not [name for name in names if name.startswith(("head_", "mfm", "mgm"))], (
+        "a head's layer has no group"
+    )
     for stage, model in probe.models.items():
         for node in model.graph.node:
             if node.op_type in ("MatMul", "Gemm") and base.choice(stage, node).precision == "int8":
