@@ -4,10 +4,10 @@ A stage is a callable from named arrays to named arrays. The in-process pipeline
 same ones. Which ONNX files a stage reads is known here alone; how they are made, in the export room.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -238,6 +238,7 @@ class Head:
             OnnxGraph(vote, threads),
         )
         self.pool = ThreadPoolExecutor(threads, "head")
+        self.own = threading.local()  # each thread's buffers, kept
 
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """First layers on the tokens, then every scored pixel, a tile at a time."""
@@ -246,30 +247,40 @@ class Head:
         tables = zip((rgb, xyz), by_modality(self.tokens(arrays)), strict=True)
         rows = {name: operator.interpolated(t) for operator, each in tables for name, t in each.items()}
         scores = np.empty((3, len(xyz.scored_pixel)), np.float32)
-        tiles = even_tiles(scores.shape[1], self.rows.tile_rows, self.threads)
-        list(self.pool.map(lambda _: self.run_tiles(rows, tiles, scores), range(self.threads)))
+        size = tile_size(scores.shape[1], self.rows.tile_rows, self.threads)
+        starts = iter(range(0, scores.shape[1], size))
+        list(self.pool.map(lambda _: self.run_tiles(starts, size, rows, scores), range(self.threads)))
         return self.vote({"scores": scores, "scored_pixel": xyz.scored_pixel})
 
-    def run_tiles(self, rows: Mapping[str, Any], tiles: Iterator[slice], scores: FloatArray) -> None:
-        """Score tiles until none is left, on this thread alone."""
-        values = (*self.rows.session.get_inputs(), *self.rows.session.get_outputs())
-        buffers = {v.name: np.empty((self.rows.tile_rows, v.shape[1]), np.float32) for v in values}
-        for tile in tiles:
-            cut = {name: buffer[: tile.stop - tile.start] for name, buffer in buffers.items()}
+    def run_tiles(
+        self, starts: Iterator[int], size: int, rows: Mapping[str, Any], scores: FloatArray
+    ) -> None:
+        """Score the tiles that other threads leave, on this thread alone.
+
+        Every tile of a frame is run at full size, the last one with old rows at its end: blocks of one size fit where
+        the last ones were, so memory stays what it was.
+        """
+        if not hasattr(self.own, "buffers"):
+            values = (*self.rows.session.get_inputs(), *self.rows.session.get_outputs())
+            most = self.rows.tile_rows
+            self.own.buffers = {v.name: np.zeros((most, v.shape[1]), np.float32) for v in values}
+        tile = {name: buffer[:size] for name, buffer in self.own.buffers.items()}
+        for start in starts:
+            count = min(size, scores.shape[1] - start)
             for name in self.rows.inputs:
-                rows[name].write(tile.start, cut[name], 1)
-            self.rows.run_into(cut)
-            scores[:, tile] = head_scores(rows, cut, self.ops, tile.start, 1)
+                rows[name].write(start, tile[name][:count], 1)
+            self.rows.run_into(tile)
+            made = {name: tile[name][:count] for name in self.rows.outputs}
+            scores[:, start : start + count] = head_scores(rows, made, self.ops, start, 1)
 
 
-def even_tiles(count: int, most: int, threads: int) -> Iterator[slice]:
-    """Consecutive parts of 0 .. count, of nearly one size, none above `most`, as many for each thread.
+def tile_size(count: int, most: int, threads: int) -> int:
+    """Rows of a tile, at most `most`, so that `count` rows are as many tiles for each thread, all but the last full.
 
-    Threads that take one after another from it finish together, and one that is held up leaves the rest to the others.
+    Threads that take one after another finish together, and one that is held up leaves the rest to the others.
     """
-    parts = -(-count // (most * threads)) * threads
-    edges = [count * part // parts for part in range(parts + 1)] if parts else [0]
-    return iter([slice(a, b) for a, b in pairwise(edges) if a < b])
+    tiles = -(-count // (most * threads)) * threads
+    return -(-count // tiles) if tiles else 1
 
 
 def by_modality(tables: Mapping[str, Named]) -> tuple[dict[str, Named], dict[str, Named]]:

@@ -12,20 +12,21 @@ from conftest import make_input
 from hypothesis import given
 from hypothesis import strategies as st
 from m3ad.bundle import Bundle
-from m3ad.stages import CPU_FILES, TILE_ROWS, Head, even_tiles
+from m3ad.stages import CPU_FILES, TILE_ROWS, Head, tile_size
 from m3ad_plugins import ops
 from onnx import helper
 
 
 @given(count=st.integers(0, 5000), most=st.integers(1, 600), threads=st.integers(1, 9))
-def test_even_tiles_cover_the_rows_once_in_parts_for_each_thread(count: int, most: int, threads: int) -> None:
-    tiles = list(even_tiles(count, most, threads))
-    rows = [row for tile in tiles for row in range(tile.start, tile.stop)]
-    assert rows == list(range(count))
-    sizes = [tile.stop - tile.start for tile in tiles]
-    assert all(1 <= size <= most for size in sizes)
-    assert not sizes or max(sizes) - min(sizes) <= 1
-    assert len(tiles) % threads == 0 or max(sizes) == 1
+def test_tiles_are_of_one_size_and_as_many_for_each_thread(count: int, most: int, threads: int) -> None:
+    size = tile_size(count, most, threads)
+    tiles = -(-count // size)
+    assert 1 <= size <= most
+    fewest = -(-count // most)
+    assert tiles <= -(-fewest // threads) * threads
+    # Threads that take one after another: none has more than its share of the rows and a tile's rounding.
+    assert -(-tiles // threads) * size < count / threads + size + 1
+    assert (tiles - 1) * size < count or count == 0
 
 
 def head_inputs(bundle: Bundle) -> dict[str, Any]:
