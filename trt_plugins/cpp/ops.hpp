@@ -34,9 +34,9 @@ struct SparseRows {
     float const* weights;
 };
 
-//! For each of `count` tables [groups, width]: out [rows, width] = the sparse rows times it.
-void applyRows(SparseRows const& a, int32_t rows, float const* const* tables, int32_t const* widths,
-               float* const* out, int32_t count, int32_t threads);
+//! out [rows, width] = the sparse rows times table [groups, width].
+void applyRows(SparseRows const& a, int32_t rows, float const* table, int32_t width, float* out,
+               int32_t threads);
 
 //! Rows [rows, width]: the sparse rows times the table `values`, or `values` themselves where indptr is null.
 struct Features {

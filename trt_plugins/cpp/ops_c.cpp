@@ -64,10 +64,8 @@ M3AD_API m3ad_interpolation_operator(float const* points, int32_t const* pointPi
 }
 
 M3AD_API m3ad_apply_rows(int32_t const* indptr, int32_t const* indices, float const* weights, int32_t rows,
-                         float const* const* tables, int32_t const* widths, float* const* out, int32_t count,
-                         int32_t threads) {
-    return guarded(
-        [&] { m3ad::applyRows({indptr, indices, weights}, rows, tables, widths, out, count, threads); });
+                         float const* table, int32_t width, float* out, int32_t threads) {
+    return guarded([&] { m3ad::applyRows({indptr, indices, weights}, rows, table, width, out, threads); });
 }
 
 //! features: per pair indptr, indices and weights of the sparse rows (null without) and the values.

@@ -144,13 +144,10 @@ void scoreSparseRows(SparseRows a, float const* table, Blocks const& reconstruct
 
 } // namespace
 
-void applyRows(SparseRows const& a, int32_t rows, float const* const* tables, int32_t const* widths,
-               float* const* out, int32_t count, int32_t threads) {
-    parallelFor(rows, threads, [&](int32_t begin, int32_t end, int32_t) {
-        for (int32_t t = 0; t < count; ++t) {
-            applyRange(a, begin, end, tables[t], widths[t], out[t]);
-        }
-    });
+void applyRows(SparseRows const& a, int32_t rows, float const* table, int32_t width, float* out,
+               int32_t threads) {
+    parallelFor(rows, threads,
+                [&](int32_t begin, int32_t end, int32_t) { applyRange(a, begin, end, table, width, out); });
 }
 
 void cosineScores(Features const* features, Blocks const* reconstructed, int32_t pairs, int32_t rows,

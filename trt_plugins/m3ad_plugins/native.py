@@ -22,7 +22,7 @@ _SIGNATURES = {
     "knn_group": [_POINTER, _POINTER, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _POINTER, _INT],
     "point_group": [_POINTER, _POINTER, *[_INT] * 3, _FLOAT, _INT, *[_POINTER] * 3, _INT],
     "interpolation_operator": [_POINTER, _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 5, _INT],
-    "apply_rows": [_POINTER, _POINTER, _POINTER, _INT, *[_POINTER] * 3, _INT, _INT],
+    "apply_rows": [*[_POINTER] * 3, _INT, _POINTER, _INT, _POINTER, _INT],
     "cosine_scores": [_POINTER, _POINTER, _INT, _INT, _POINTER, _INT],
     "one_class_svm": [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT, _FLOAT, _INT, _FLOAT, _POINTER, _INT],
 }
@@ -145,14 +145,13 @@ def apply_rows(
     indptr: Int32,
     indices: Int32,
     weights: Float32,
-    tables: Sequence[Float32],
-    out: Sequence[Float32],
+    table: Float32,
+    out: Float32,
     num_threads: int | None = None,
 ) -> None:
-    """The sparse rows times each table [G, D] into its out; indptr may start above 0, at a range's first row."""
-    arrays = (_pointers(tables), _widths(tables), _pointers(out))
-    sizes = (len(tables), num_threads or threads())
-    _call("apply_rows", indptr, indices, weights, len(indptr) - 1, *arrays, *sizes)
+    """The sparse rows times a table [G, D] into out; indptr may start above 0, at a range's first row."""
+    rows = (indptr, indices, weights, len(indptr) - 1)
+    _call("apply_rows", *rows, table, table.shape[1], out, num_threads or threads())
 
 
 def cosine_scores(

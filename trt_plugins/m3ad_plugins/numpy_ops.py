@@ -78,15 +78,14 @@ def apply_rows(
     indptr: Int32,
     indices: Int32,
     weights: Float32,
-    tables: Sequence[Float32],
-    out: Sequence[Float32],
+    table: Float32,
+    out: Float32,
     num_threads: int | None = None,
 ) -> None:
-    """The sparse rows times each table [G, D] into its out; indptr may start above 0, at a range's first row."""
+    """The sparse rows times a table [G, D] into out; indptr may start above 0, at a range's first row."""
     first, last = indptr[0], indptr[-1]
     parts = (weights[first:last], indices[first:last], indptr - first)
-    for table, rows in zip(tables, out, strict=True):
-        rows[:] = sparse.csr_matrix(parts, shape=(len(indptr) - 1, len(table))) @ table
+    out[:] = sparse.csr_matrix(parts, shape=(len(indptr) - 1, len(table))) @ table
 
 
 def cosine_scores(
@@ -100,6 +99,6 @@ def cosine_scores(
         rows = values
         if indptr is not None and indices is not None and weights is not None:
             rows = np.empty((len(indptr) - 1, values.shape[1]), np.float32)
-            apply_rows(indptr, indices, weights, [values], [rows])
+            apply_rows(indptr, indices, weights, values, rows)
         formed.append(rows)
     return reference.cosine_scores(formed, reconstructed)

@@ -57,9 +57,9 @@ class SparseRows:
         Raises:
             ValueError: tokens are not as described.
         """
-        tokens = checked("tokens", tokens, "float32", (self.groups, "D"))
-        out = np.empty((len(self.scored_pixel), tokens.shape[1]), np.float32)
-        _form().apply_rows(self.indptr, self.indices, self.weights, [tokens], [out])
+        rows = self.interpolated(tokens)
+        out = np.empty((len(self.scored_pixel), rows.table.shape[1]), np.float32)
+        rows.write(0, out)
         return out
 
     def interpolated(self, tokens: Float32) -> "InterpolatedRows":
@@ -121,7 +121,7 @@ class InterpolatedRows:
                 f"{out.dtype} {list(out.shape)}"
             )
         indptr = operator.indptr[start : start + len(out) + 1]
-        _form().apply_rows(indptr, operator.indices, operator.weights, [self.table], [out], threads)
+        _form().apply_rows(indptr, operator.indices, operator.weights, self.table, out, threads)
 
 
 def _check_points(
