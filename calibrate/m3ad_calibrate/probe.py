@@ -16,8 +16,9 @@ from m3ad.contract import IMAGE_SIZE, Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.metrics import aupro, image_auroc, rank_correlation
+from m3ad.onnx_graph import OnnxGraph
 from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
-from m3ad.stages import OnnxGraph, Operator, Ops, StageFunction, bilinear_operator, by_modality, head_scores
+from m3ad.stages import Operator, Ops, StageFunction, bilinear_operator, by_modality, head_scores
 
 from m3ad_calibrate.defects import with_defect
 from m3ad_calibrate.gate import LOWEST_RANK_CORRELATION, METRICS

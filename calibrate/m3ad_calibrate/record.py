@@ -23,8 +23,9 @@ from m3ad.bundle import (
 from m3ad.contract import Dims
 from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
+from m3ad.onnx_graph import OnnxGraph
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
-from m3ad.stages import OnnxGraph, Ops, bilinear_operator, by_modality
+from m3ad.stages import Ops, bilinear_operator, by_modality
 
 FORMAT = "m3ad-calibration"
 FOLDER = "calibration/recorded"

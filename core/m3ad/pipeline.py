@@ -24,8 +24,9 @@ from m3ad.contract import (
 )
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
+from m3ad.onnx_graph import Arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
-from m3ad.stages import Arrays, Ops, StageFunction, cpu_stage
+from m3ad.stages import Ops, StageFunction, cpu_stage
 
 # Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
 RECORD_PARAMETER, SERVING_PARAMETER = "m3ad", "m3ad_serving"

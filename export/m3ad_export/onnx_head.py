@@ -5,7 +5,8 @@ from pathlib import Path
 
 import onnx
 from m3ad.contract import IMAGE_SIZE, Dims, Stage, Tensor, stages
-from m3ad.stages import TILE_ROWS, by_modality
+from m3ad.onnx_graph import TILE_ROWS
+from m3ad.stages import by_modality
 from onnx import compose, helper, parser
 from torch import nn
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from m3ad.contract import IMAGE_SIZE, Layout, stages, steps
 from m3ad.errors import ArtifactError
 from m3ad.metrics import rank_correlation
+from m3ad.onnx_graph import OnnxGraph
 from m3ad.pipeline import Pipeline
-from m3ad.stages import CheckedStage, OnnxGraph, Ops, StageFunction, cpu_stage
+from m3ad.stages import CheckedStage, Ops, StageFunction, cpu_stage
 
 from m3ad_export.detector import Detector
 

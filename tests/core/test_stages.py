@@ -12,7 +12,8 @@ from conftest import make_input
 from hypothesis import given
 from hypothesis import strategies as st
 from m3ad.bundle import Bundle
-from m3ad.stages import CPU_FILES, TILE_ROWS, Head, tile_size
+from m3ad.onnx_graph import TILE_ROWS
+from m3ad.stages import CPU_FILES, LEAST_TILE_ROWS, ROWS_IN_FLIGHT, Head, tile_size
 from m3ad_plugins import ops
 from onnx import helper
 
@@ -52,13 +53,15 @@ def head_files(bundle: Bundle, folder: Path, rows: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("rows", "threads"), [(64, 1), (64, 2), (37, 5), (100_000, 3)])
+@pytest.mark.parametrize(("rows", "threads"), [(64, 1), (64, 2), (37, 5), (100_000, 3), (512, 40)])
 def test_head_is_the_same_map_in_any_tiles_on_any_threads(
     tiny_bundle: Bundle, tmp_path: Path, rows: int, threads: int
 ) -> None:
     inputs = head_inputs(tiny_bundle)
     expected = Head(tiny_bundle.path / "onnx", tiny_bundle.dims, ops, 1)(inputs)
-    found = Head(head_files(tiny_bundle, tmp_path, rows), tiny_bundle.dims, ops, threads)(inputs)
+    head = Head(head_files(tiny_bundle, tmp_path, rows), tiny_bundle.dims, ops, threads)
+    assert head.tile_rows * threads <= max(ROWS_IN_FLIGHT, LEAST_TILE_ROWS * threads)
+    found = head(inputs)
     for name in ("anomaly_map", "score", "score_maps"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7)
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY_XYZ, randomise
 from m3ad.bundle import Bundle
 from m3ad.contract import Dims
-from m3ad.stages import OnnxGraph
+from m3ad.onnx_graph import OnnxGraph
 from m3ad_calibrate import qdq
 from m3ad_export.folded_pointnet import folded_encoder
 from m3ad_export.in_parts import in_parts
