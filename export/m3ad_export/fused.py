@@ -21,9 +21,16 @@ def read_basis(first: nn.Linear) -> tuple[Tensor, Tensor]:
     A cosine is the same in every orthonormal basis. So F~ may be made as Q^T F~, MGM's last layer with other weights,
     and `first` becomes M on its first H columns: H^2 products a row for H D (or, merged with MGM's last, H times that
     layer's width). The features are turned too, which costs D^2 for each token instead of each pixel.
+
+    Any H axes that span the same do. The factorization's own make M a triangle, some weights far larger than the rest,
+    which costs digits in eight bits; mixed at random they are all alike (QuaRot, Ashkboos et al. 2024).
     """
+    read = first.out_features
     basis, triangle = torch.linalg.qr(first.weight.detach().double().T, mode="complete")
-    return basis, triangle[: first.out_features].T
+    noise = torch.randn(read, read, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mixed = torch.linalg.qr(noise)[0]
+    basis[:, :read] = basis[:, :read] @ mixed
+    return basis, triangle[:read].T @ mixed
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

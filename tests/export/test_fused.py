@@ -50,6 +50,13 @@ def test_read_basis_is_orthonormal_and_the_layer_reads_its_first_axes_only(width
     torch.testing.assert_close(turned[:, :outputs] @ read.T, x @ first.weight.double().T)
 
 
+def test_the_axes_that_a_layer_reads_are_alike_for_eight_bits() -> None:
+    """A basis straight from the factorization has a largest weight of 27 standard deviations here, in a triangle."""
+    basis, read = read_basis(torch.nn.Linear(1152, 704))
+    for each in (read, basis[:, :704]):
+        assert each.abs().max() < 7 * each.std()
+
+
 def test_turned_output_is_the_layer_in_the_basis_its_reader_wants() -> None:
     last, first = torch.nn.Linear(7, 11), torch.nn.Linear(11, 5)
     x = torch.randn(13, 7)
