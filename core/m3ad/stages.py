@@ -33,6 +33,10 @@ CPU_FILES: dict[str, tuple[str, ...]] = {
     "head": ("head_tokens.onnx", "head_rows.onnx", "head_vote.onnx"),
 }
 
+# What the head's scores compare: a modality's turned features, and the blocks of columns of their reconstruction.
+TURNED = {"rgb": "rgb_turned", "xyz": "xyz_turned"}
+BLOCKS = {side: tuple(f"{side}_reconstructed_{part}" for part in ("read", "rest")) for side in TURNED}
+
 # All threads' tiles together, so that a machine of many cores needs no more memory; but a product of few rows is slow.
 ROWS_IN_FLIGHT, LEAST_TILE_ROWS = 4096, 128
 
@@ -225,11 +229,9 @@ def head_scores(
     turned: Mapping[str, Any], made: Arrays, ops: Ops, start: int = 0, threads: int | None = None
 ) -> FloatArray:
     """Rows of `*_turned` and what `head_rows` made of their first layers -> scores [3, T]: RGB, XYZ, mentor (Eq. 5)."""
-    rgb, xyz = (
-        [made[f"{side}_reconstructed_{part}"] for part in ("read", "rest")] for side in ("rgb", "xyz")
-    )
-    features = [turned["rgb_turned"], turned["xyz_turned"], made["mentor"]]
-    return ops.cosine_scores(features, [rgb, xyz, [made["mentor_reconstructed"]]], start, threads)
+    features = [*(turned[name] for name in TURNED.values()), made["mentor"]]
+    blocks = [*([made[name] for name in names] for names in BLOCKS.values()), [made["mentor_reconstructed"]]]
+    return ops.cosine_scores(features, blocks, start, threads)
 
 
 class CheckedStage:

@@ -9,6 +9,7 @@ modules.
 
 import torch
 import torch.nn.functional as F
+from m3ad.stages import TURNED
 from torch import Tensor, nn
 
 from m3ad_export.heads import Mapping, Mfm, Mgm
@@ -49,8 +50,8 @@ def split_columns(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
     return weight[:, :width], weight[:, width:]
 
 
-TABLES = ("rgb_mfm", "rgb_mgm", "rgb_turned", "xyz_mfm", "xyz_mgm", "xyz_turned")  # of HeadTokens
-FIRST_LAYERS = tuple(name for name in TABLES if not name.endswith("_turned"))  # the ones HeadRows takes
+TABLES = ("rgb_mfm", "rgb_mgm", TURNED["rgb"], "xyz_mfm", "xyz_mgm", TURNED["xyz"])  # of HeadTokens
+FIRST_LAYERS = tuple(name for name in TABLES if name not in TURNED.values())  # the ones HeadRows takes
 
 
 class HeadTokens(nn.Module):
@@ -179,6 +180,6 @@ class TurnedScores(nn.Module):
 def tile_scores(rows: HeadRows, tile: dict[str, Tensor]) -> Tensor:
     """Scores [3, T] of a tile: the rows of TABLES by name, each [T, ...]."""
     rgb_read, rgb_rest, xyz_read, xyz_rest, mentor, again = rows(*(tile[name] for name in FIRST_LAYERS))
-    rgb, xyz = (tile["rgb_turned"], rgb_read, rgb_rest), (tile["xyz_turned"], xyz_read, xyz_rest)
+    rgb, xyz = (tile[TURNED["rgb"]], rgb_read, rgb_rest), (tile[TURNED["xyz"]], xyz_read, xyz_rest)
     scores: Tensor = TurnedScores()(*rgb, *xyz, mentor, again)
     return scores

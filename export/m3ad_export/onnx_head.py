@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 from m3ad.contract import IMAGE_SIZE, Dims, Stage, Tensor, stages
 from m3ad.onnx_graph import TILE_ROWS
-from m3ad.stages import by_modality
+from m3ad.stages import BLOCKS, TURNED, by_modality
 from onnx import compose, helper, parser
 from torch import nn
 
@@ -38,18 +38,19 @@ def head_stages(detector: Detector) -> dict[str, tuple[nn.Module, Stage]]:
     rgb_tokens, _, xyz_tokens, *_ = table["head"].inputs
     *_, mentor, mentor_rec, scored_pixel = table["vm"].inputs
     tokens, rows = HeadTokens(detector.mfm, detector.mgm), HeadRows(detector.mfm, detector.mgm)
-    counts = {"rgb": rgb_tokens.dims[0], "xyz": xyz_tokens.dims[0]}
-    tables = tuple(Tensor(name, (counts[name[:3]], width)) for name, width in tokens.widths.items())
+    columns = zip((rgb_tokens, xyz_tokens), by_modality(tokens.widths), strict=True)
+    tables = tuple(Tensor(n, (side.dims[0], width)) for side, each in columns for n, width in each.items())
     tiles = {name: Tensor(name, ("R", width)) for name, width in tokens.widths.items()}
     turned = {
         side: tuple(
-            Tensor(f"{side}_reconstructed_{part}", ("R", layer.out_features))
-            for part, layer in (("read", output.read), ("rest", output.rest))
+            Tensor(name, ("R", layer.out_features))
+            for name, layer in zip(BLOCKS[side], (output.read, output.rest), strict=True)
         )
         for side, output in (("rgb", rows.rgb_output), ("xyz", rows.xyz_output))
     }
     mentors = (mentor, mentor_rec)
-    pairs = (tiles["rgb_turned"], *turned["rgb"], tiles["xyz_turned"], *turned["xyz"], *mentors)
+    rgb, xyz = ((tiles[TURNED[side]], *blocks) for side, blocks in turned.items())
+    pairs = (*rgb, *xyz, *mentors)
     scores = Tensor("scores", (3, "R"))
     described: list[tuple[nn.Module, Stage]] = [
         (tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), tables)),

@@ -44,7 +44,7 @@ def check_interpolation(form: ModuleType, case: Case, width: int) -> None:
     arguments = (case.points, case.point_pixel, case.points[idx])
     *operator, scored_pixel = form.interpolation_operator(*arguments, case.image_size)
     rows = np.empty((len(operator[0]) - 1, width), np.float32)
-    form.apply_rows(*operator, tokens, rows)
+    form.apply_rows(tuple(operator), tokens, rows)
     expected, expected_pixel = reference.token_interpolate(*arguments, tokens, case.image_size)
     np.testing.assert_array_equal(scored_pixel, expected_pixel)
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
@@ -327,6 +327,10 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
         (
             lambda: ops.cosine_scores([CENTERS], [[]]),
             "reconstructed: expected at least one block of columns of each, got none",
+        ),
+        (
+            lambda: ops.cosine_scores([CENTERS], [CENTERS]),  # type: ignore[list-item]
+            "reconstructed: expected at least one block of columns of each, got a bare array; put it in a list",
         ),
         (
             lambda: ops.cosine_scores([CENTERS], [[CENTERS[:, :1], CENTERS[:, :1]]]),

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+# indptr, indices, weights; indptr may start above 0, at a range's first row.
+Sparse = tuple[Int32, Int32, Float32]
 # indptr, indices, weights and a table: the sparse rows times the table; without the first three, rows as they are.
 Features = tuple[Int32 | None, Int32 | None, Float32 | None, Float32]
 

@@ -12,7 +12,7 @@ import numpy as np
 from m3ad.errors import M3adError
 
 from m3ad_plugins import build
-from m3ad_plugins.arrays import Features, Float32, Int32
+from m3ad_plugins.arrays import Features, Float32, Int32, Sparse
 
 ROW_CAPACITY = 48  # kROW_CAPACITY in cpp/ops.hpp
 
@@ -141,17 +141,9 @@ def _widths(arrays: Sequence[Float32]) -> Any:
     return (_INT * len(arrays))(*(array.shape[1] for array in arrays))
 
 
-def apply_rows(
-    indptr: Int32,
-    indices: Int32,
-    weights: Float32,
-    table: Float32,
-    out: Float32,
-    num_threads: int | None = None,
-) -> None:
-    """The sparse rows times a table [G, D] into out; indptr may start above 0, at a range's first row."""
-    rows = (indptr, indices, weights, len(indptr) - 1)
-    _call("apply_rows", *rows, table, table.shape[1], out, num_threads or threads())
+def apply_rows(rows: Sparse, table: Float32, out: Float32, num_threads: int | None = None) -> None:
+    """The sparse rows times a table [G, D] into out."""
+    _call("apply_rows", *rows, len(out), table, table.shape[1], out, num_threads or threads())
 
 
 def cosine_scores(

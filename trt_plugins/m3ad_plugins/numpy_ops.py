@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from m3ad_plugins import reference
-from m3ad_plugins.arrays import Features, Float32, Int32
+from m3ad_plugins.arrays import Features, Float32, Int32, Sparse
 
 CHUNK = 512  # points per step: a [CHUNK, 1024] fp32 block and its temporaries stay in cache
 
@@ -74,18 +74,12 @@ def interpolation_operator(
     return indptr, operator.indices.astype(np.int32), np.asarray(operator.data, np.float32), scored_pixel
 
 
-def apply_rows(
-    indptr: Int32,
-    indices: Int32,
-    weights: Float32,
-    table: Float32,
-    out: Float32,
-    num_threads: int | None = None,
-) -> None:
-    """The sparse rows times a table [G, D] into out; indptr may start above 0, at a range's first row."""
+def apply_rows(rows: Sparse, table: Float32, out: Float32, num_threads: int | None = None) -> None:
+    """The sparse rows times a table [G, D] into out, on one thread whatever is asked for."""
+    indptr, indices, weights = rows
     first, last = indptr[0], indptr[-1]
     parts = (weights[first:last], indices[first:last], indptr - first)
-    out[:] = sparse.csr_matrix(parts, shape=(len(indptr) - 1, len(table))) @ table
+    out[:] = sparse.csr_matrix(parts, shape=(len(out), len(table))) @ table
 
 
 def cosine_scores(
@@ -99,6 +93,6 @@ def cosine_scores(
         rows = values
         if indptr is not None and indices is not None and weights is not None:
             rows = np.empty((len(indptr) - 1, values.shape[1]), np.float32)
-            apply_rows(indptr, indices, weights, values, rows)
+            apply_rows((indptr, indices, weights), values, rows)
         formed.append(rows)
     return reference.cosine_scores(formed, reconstructed)

@@ -121,7 +121,7 @@ class InterpolatedRows:
                 f"{out.dtype} {list(out.shape)}"
             )
         indptr = operator.indptr[start : start + len(out) + 1]
-        _form().apply_rows(indptr, operator.indices, operator.weights, self.table, out, threads)
+        _form().apply_rows((indptr, operator.indices, operator.weights), self.table, out, threads)
 
 
 def _check_points(
@@ -337,8 +337,9 @@ def cosine_scores(
         raise ValueError(
             f"features: expected as many as reconstructed, got {len(features)} and {len(reconstructed)}"
         )
-    if not all(reconstructed):
-        raise ValueError("reconstructed: expected at least one block of columns of each, got none")
+    if odd := [each for each in reconstructed if isinstance(each, np.ndarray) or not each]:
+        found = "none" if len(odd[0]) == 0 else "a bare array; put it in a list"
+        raise ValueError(f"reconstructed: expected at least one block of columns of each, got {found}")
     rows = len(reconstructed[0][0])
     pairs = [_checked_pair(a, b, rows, start) for a, b in zip(features, reconstructed, strict=True)]
     result: Float32 = _form().cosine_scores([a for a, _ in pairs], [b for _, b in pairs], threads)
@@ -351,12 +352,8 @@ def _checked_pair(
     again = [checked("reconstructed", block, "float32", (rows, "D"), finite=False) for block in reconstructed]
     width = sum(block.shape[1] for block in again)
     if not isinstance(features, InterpolatedRows):
-        return (
-            None,
-            None,
-            None,
-            checked("features", features, "float32", (rows, width), finite=False),
-        ), again
+        rows_as_they_are = checked("features", features, "float32", (rows, width), finite=False)
+        return (None, None, None, rows_as_they_are), again
     operator, table = features.operator, features.table
     have = len(operator.scored_pixel)
     if not 0 <= start <= have - rows or table.shape[1] != width:
