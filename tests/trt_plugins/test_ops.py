@@ -203,7 +203,7 @@ def test_cosine_scores_of_zero_and_missing_rows(form: ModuleType) -> None:
 def test_interpolated_rows_are_written_from_any_start(
     form: ModuleType, threads: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "_form", lambda: form)
+    monkeypatch.setattr("m3ad_plugins.form.chosen", lambda: form)
     table = RNG.normal(0, 1, (8, 70)).astype(np.float32)
     expected = OPERATOR.apply(table)
     for start, count in ((0, ROWS), (3, 1), (41, ROWS - 41), (ROWS, 0)):
@@ -217,7 +217,7 @@ def test_interpolated_rows_are_written_from_any_start(
 def test_cosine_scores_form_interpolated_rows_themselves(
     form: ModuleType, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "_form", lambda: form)
+    monkeypatch.setattr("m3ad_plugins.form.chosen", lambda: form)
     operator = ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16)
     tables = [RNG.normal(0, 1, (8, width)).astype(np.float32) for width in (40, 70)]
     rows = [operator.apply(table)[start:] for table in tables]
