@@ -57,11 +57,11 @@ def drift_command(
 ) -> None:
     """Warn of frames that no longer fit the rig; exit code 1 when there are some."""
     opened = Bundle.open(bundle)
-    if "rig" not in opened.manifest:
+    if opened.manifest.rig is None:
         raise ArtifactError(
             f"{bundle} holds no rig; calibrate one: m3ad-calibrate rig --data FRAMES --bundle {bundle}"
         )
-    rig = Rig.from_json(opened.manifest["rig"], str(bundle))
+    rig = Rig.from_json(opened.manifest.rig, str(bundle))
     samples = find_pairs(frames)
     drifted = 0
     for sample in samples:

@@ -119,7 +119,7 @@ def map_errors(contenders: Sequence[Contender], sample: Sample) -> dict[str, flo
 
 def artefacts(bundle: Bundle) -> dict[str, Any]:
     """What making the bundle took and what it weighs: seconds to export and build, bytes of models and engines."""
-    entries = bundle.manifest["files"].items()
+    entries = bundle.manifest.files.items()
     engines = {}
     for folder in sorted((bundle.path / "engines").glob("sm*")):
         found = read_manifest(folder, "m3ad-engines", "Build engines again: m3ad-export build-engine")
@@ -130,8 +130,8 @@ def artefacts(bundle: Bundle) -> dict[str, Any]:
             "bytes": sum(p["bytes"] for p in plans),
         }
     return {
-        "export_s": bundle.manifest["export_s"],
-        "onnx_bytes": sum(e["bytes"] for name, e in entries if name.startswith("onnx/")),
+        "export_s": bundle.manifest.export_s,
+        "onnx_bytes": sum(e.bytes for name, e in entries if name.startswith("onnx/")),
         "engines": engines,
     }
 

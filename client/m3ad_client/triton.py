@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc as grpcclient
-from m3ad.contract import CONTRACT_VERSION, Dims, pipeline_tensors
+from m3ad.contract import CONTRACT_VERSION, pipeline_tensors
 from m3ad.errors import FrameError, M3adError, ServerError
 from m3ad.frames import Frame
 from m3ad.pipeline import RECORD_PARAMETER, SERVING_PARAMETER, Inspection, ServingRecord, model_arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.typed_json import parse_json
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from m3ad_client.bench import Counters
+
+WRITE_AGAIN = "Write the repository again: m3ad-triton write BUNDLE REPO"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class TritonInspector:
             self.serving: dict[str, Any] = json.loads(parameters[SERVING_PARAMETER])
             self.record = _record(self.model, parameters[RECORD_PARAMETER])
             self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
-            self.tensors, _ = pipeline_tensors(Dims(**self.record.dims))
+            self.tensors, _ = pipeline_tensors(self.record.dims)
         except BaseException:
             self.close()
             raise
@@ -172,11 +175,12 @@ class TritonInspector:
 
 
 def _record(model: str, text: str) -> ServingRecord:
-    values = json.loads(text)
-    version = values.get("contract_version")
+    source = f"the record that model `{model}` carries"
+    values = parse_json(text, source, WRITE_AGAIN)
+    version = values.get("contract_version") if isinstance(values, dict) else None
     if version != CONTRACT_VERSION:
         raise ServerError(
             f"model `{model}` was written for contract version {version}, this client speaks {CONTRACT_VERSION}; "
             "install the same m3ad on both sides, or write the repository again: m3ad-triton write BUNDLE REPO"
         )
-    return ServingRecord(**values)
+    return ServingRecord.from_json(text, source, WRITE_AGAIN)

@@ -87,6 +87,11 @@ class Dims:
     min_norm_sq: float = 0.0
 
     def __post_init__(self) -> None:
+        sizes = {name: value for name, value in asdict(self).items() if name != "min_norm_sq"}
+        if small := [name for name, value in sizes.items() if value < 1]:
+            raise ValueError(f"{small[0]} must be at least 1, got {sizes[small[0]]}")
+        if not 0 <= self.min_norm_sq < math.inf:
+            raise ValueError(f"min_norm_sq must be a number from 0 on, got {self.min_norm_sq}")
         side = math.isqrt(self.rgb_tokens)
         if side * side != self.rgb_tokens:
             raise ValueError(f"rgb_tokens must be a square number, got {self.rgb_tokens}")

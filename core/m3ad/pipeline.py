@@ -5,6 +5,7 @@ The wiring is the contract's; the stages are whatever runtime hands in. Nothing 
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from m3ad.contract import (
     DEFAULT_LAYOUT,
     PIPELINE_INPUTS,
     PIPELINE_OUTPUTS,
+    Dims,
     Layout,
     Step,
     pipeline_tensors,
@@ -24,9 +26,11 @@ from m3ad.contract import (
 )
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
+from m3ad.manifest import Encoder, Threshold
 from m3ad.onnx_graph import Arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.stages import Ops, StageFunction, cpu_stage
+from m3ad.typed_json import parse_json, typed
 
 # Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
 RECORD_PARAMETER, SERVING_PARAMETER = "m3ad", "m3ad_serving"
@@ -50,7 +54,7 @@ class ServingRecord:
     contract_version: int
     category: str
     layout: Layout
-    dims: dict[str, int]
+    dims: Dims
     preprocessing: dict[str, Any]
     threshold: float
     weights: str
@@ -61,22 +65,33 @@ class ServingRecord:
         """The record of a bundle served in this layout."""
         manifest = bundle.manifest
         return cls(
-            contract_version=manifest["contract_version"],
-            category=manifest["category"],
+            contract_version=manifest.contract_version,
+            category=manifest.category,
             layout=layout,
-            dims=manifest["dims"],
-            preprocessing=manifest["preprocessing"],
-            threshold=manifest["threshold"]["value"],
-            weights=weights_line(manifest),
-            score_maps=manifest["score_maps"],
+            dims=manifest.dims,
+            preprocessing=manifest.preprocessing,
+            threshold=manifest.threshold.value,
+            weights=weights_line(manifest.encoders),
+            score_maps=manifest.score_maps,
         )
 
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str, advice: str) -> "ServingRecord":
+        """Read a record back from an ensemble's parameter, every field checked.
 
-def weights_line(manifest: dict[str, Any]) -> str:
+        Raises:
+            ArtifactError: it is not JSON, or a field is missing, of another type or out of range.
+        """
+        record = typed(parse_json(text, source, advice), cls, source, advice)
+        typed({"value": record.threshold}, Threshold, f"{source}, `threshold`", advice)
+        return record
+
+
+def weights_line(encoders: Mapping[str, Encoder]) -> str:
     """Which weights a result comes from, in one line, shown wherever a result is shown."""
     return "; ".join(
-        f"{modality} {entry['name']} ({entry['weights']['kind']} weights)"
-        for modality, entry in manifest["encoders"].items()
+        f"{modality} {encoder.name} ({encoder.weights.kind} weights)"
+        for modality, encoder in encoders.items()
     )
 
 
@@ -119,7 +134,7 @@ class Inspector:
         self.record = ServingRecord.of(bundle, layout)
         self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.precision = str(bundle.manifest.get("precision", {"type": "fp32"})["type"])
+        self.precision = bundle.precision
         wiring = steps(bundle.dims, layout)
         names = dict.fromkeys(step.stage for step in wiring)
         self.folder = bundle.path / "onnx"

@@ -192,7 +192,7 @@ def bundle(
         say=talk.print,
     )
     if as_json:
-        print_json(Bundle.open(out).manifest)
+        print_json(Bundle.open(out).document)
         return
     for deviation in deviations:
         if deviation.value == "anomaly_map":
@@ -208,7 +208,7 @@ def parity(detector: DetectorArg, bundle: BundleArg, as_json: Json = False) -> N
 
     opened = Bundle.open(bundle)
     image = _golden_image(opened)
-    layouts = tuple(opened.manifest["layouts"])
+    layouts = tuple(opened.manifest.layouts)
     deviations = check_parity(load_detector(detector), bundle / "onnx", ops, image, layouts)
     if as_json:
         print_json(summary(deviations))
@@ -241,7 +241,7 @@ def build_engine(
     opened = Bundle.open(bundle)
     if accept_loss is not None:
         opened = accepted(opened, accept_loss)
-    layouts = (layout,) if layout else tuple(opened.manifest["layouts"])
+    layouts = (layout,) if layout else tuple(opened.manifest.layouts)
     written = [build_engines(opened, t, precision, layouts, talk.print) for t in target]
     if as_json:
         print_json([str(folder) for folder in written])

@@ -27,6 +27,8 @@ from serving import make_frame, write_frame
 
 COMMAND = str(Path(sys.executable).parent / "m3ad-client")
 
+INT8 = {"type": "int8", "half": None, "source_onnx": "0" * 64}
+
 
 def client(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
@@ -54,8 +56,8 @@ def test_infer_in_process_writes_overlay_and_map(tiny_bundle: Bundle, category: 
     want = Inspector(tiny_bundle, ops).inspect(read_frame(rgb, xyz))
     (frame,) = told["frames"]
     assert frame["score"] == pytest.approx(want.score, abs=1e-6)
-    assert frame["is_anomalous"] is (want.score > tiny_bundle.manifest["threshold"]["value"])
-    assert told["threshold"] == tiny_bundle.manifest["threshold"]["value"]
+    assert frame["is_anomalous"] is (want.score > tiny_bundle.manifest.threshold.value)
+    assert told["threshold"] == tiny_bundle.manifest.threshold.value
     assert "random weights" in told["weights"]
     np.testing.assert_allclose(np.load(frame["anomaly_map"]), want.anomaly_map, atol=1e-6)
     with Image.open(frame["overlay"]) as picture:
@@ -94,7 +96,7 @@ def test_eval_equals_the_metrics_computed_here(tiny_bundle: Bundle, category: Pa
     flagged = scores > inspector.record.threshold
     assert told["verdicts"]["found"] == (flagged & bad).sum()
     assert sum(told["verdicts"].values()) == told["frames"] == 5
-    assert list(told["score_maps"]) == tiny_bundle.manifest["score_maps"]
+    assert list(told["score_maps"]) == tiny_bundle.manifest.score_maps
     for index, found in enumerate(told["score_maps"].values()):
         tops = np.array([r.score_maps[index].max() for r in results])
         assert found["image_auroc"] == np.mean([b > g for b in tops[bad] for g in tops[~bad]])
@@ -248,7 +250,7 @@ def test_a_quantized_bundle_that_was_never_gated_runs_with_a_warning(
     command: list[str], tiny_bundle: Bundle, category: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
-    Bundle.open(tmp_path / "bundle").update(precision={"type": "int8"})
+    Bundle.open(tmp_path / "bundle").update(precision=INT8)
     done = client(command[0], category, *command[1:], "--bundle", tmp_path / "bundle", "--json")
     assert done.returncode == 0
     assert "is quantized and was never gated; find a better plan with" in " ".join(done.stderr.split())

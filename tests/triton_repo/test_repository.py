@@ -17,6 +17,8 @@ from serving import renamed
 
 STAGES = ("rgb_extractor", "xyz_extractor", "project", "mfm", "mgm", "vm")
 
+INT8 = {"type": "int8", "half": None, "source_onnx": "0" * 64}
+
 
 def add_engines(
     bundle: Path, target: str, capability: str, runtime: str = "tensorrt", **changes: Any
@@ -87,7 +89,7 @@ def test_a_category_that_cannot_name_a_model_is_refused(tiny_bundle: Bundle, tmp
 
 
 def test_a_quantized_bundle_is_served_only_behind_its_gate(bundle: Path, tmp_path: Path) -> None:
-    quantized = Bundle.open(bundle).update(precision={"type": "int8"})
+    quantized = Bundle.open(bundle).update(precision=INT8)
     with pytest.raises(ArtifactError, match="is quantized and was never gated; find a better plan"):
         write_repository(bundle, tmp_path / "repo", "onnxruntime", "chain")
     quantized.update(gate={"passed": False, "accepted": None})

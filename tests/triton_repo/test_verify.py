@@ -187,5 +187,5 @@ def test_plans_without_a_loadable_plugin_library_are_told(repository: Path, libr
 
 
 def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"has no manifest\.json, so it is no m3ad-repository"):
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json, so it is not a m3ad-repository"):
         find_problems(tmp_path)

@@ -55,7 +55,7 @@ def tensorrt_stage(
 
 def ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
     """The whole pipeline as one model, wired as the contract says; `record` and `serving` travel as parameters."""
-    dims = Dims(**record.dims)
+    dims = record.dims
     config = pb.ModelConfig(name=record.category, platform="ensemble")
     inputs, outputs = pipeline_tensors(dims)
     _add_tensors(config, inputs, outputs)

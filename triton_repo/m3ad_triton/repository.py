@@ -4,7 +4,6 @@ On disk: one folder per model as Triton wants them, and beside them, where Trito
 the plugin libraries.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -83,7 +82,7 @@ def write_repository(
     """
     bundle = Bundle.open(bundle_path)
     bundle.verify_usable()
-    written = bundle.manifest["precision"]["type"] if "precision" in bundle.manifest else "fp32"
+    written = bundle.precision
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bundle.name):
         raise ArtifactError(
             f"category {bundle.name!r} cannot name a Triton model; expected letters, digits, '_', '-' and '.': "
@@ -207,4 +206,7 @@ def layout_of(manifest: dict[str, Any]) -> Layout:
 
 def record_of(ensemble: Any) -> ServingRecord:
     """The serving record in an ensemble's parameters."""
-    return ServingRecord(**json.loads(ensemble.parameters[RECORD_PARAMETER].string_value))
+    text = ensemble.parameters[RECORD_PARAMETER].string_value
+    return ServingRecord.from_json(
+        text, f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}`", ADVICE
+    )

@@ -4,7 +4,6 @@ Every problem is one sentence that names both sides; all are found in one go. Tr
 """
 
 import ctypes
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -218,12 +217,9 @@ def _contract_problems(ensemble: Any, manifest: dict[str, Any]) -> list[str]:
         )
     try:
         record = record_of(ensemble)
-    except (json.JSONDecodeError, TypeError) as error:
-        return [
-            *problems,
-            f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}` is damaged: {error}",
-        ]
-    if record.contract_version != manifest["contract_version"] or record.dims != manifest["dims"]:
+    except ArtifactError as error:
+        return [*problems, str(error)]
+    if record.contract_version != manifest["contract_version"] or record.dims.to_json() != manifest["dims"]:
         problems.append(
             f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}` is of contract version "
             f"{record.contract_version} and sizes {record.dims}, the manifest of "
