@@ -58,7 +58,7 @@ def require_declared_holes(name: str, points: npt.NDArray[np.float32], hole: flo
         for value in (column.min(), column.max()) if len(column) else ():
             same = column == value
             if same.sum() > 1 and _is_no_surface(columns, axis, same, value, hole is None):
-                number = str(np.float32(value))
+                number = str(np.float32(value)).removesuffix(".0")
                 raise FrameError(
                     f"frame {name}: {same.sum()} of {len(column)} points have {'xyz'[axis]} = {number}, far from all "
                     f"others, as if it stood for holes; declare it with --hole {number} in m3ad-export train, or write "

@@ -190,7 +190,7 @@ def test_the_largest_files_that_are_read_stay_below_the_bound(
 def test_a_large_depth_image_is_not_projected(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "000_image_4.png")
     (tmp_path / "000_depth.png").write_bytes(zeros_png(4096, 4096, 16, 0))
-    with pytest.raises(FrameError, match="000_depth.png has 4096x4096 pixels, Eyecandies publishes 512x512"):
+    with pytest.raises(FrameError, match=r"000_depth.png has 4096x4096 pixels, Eyecandies publishes 512x512"):
         read_frame(tmp_path / "000_image_4.png", tmp_path / "000_depth.png")
 
 
