@@ -91,10 +91,8 @@ class TritonInspector:
         except InferenceServerException as error:
             raise self._sentence(error) from error
         values = {name: result.as_numpy(name) for name in wanted}
-        score = float(values["score"][0])
-        return Inspection(
-            score, score > self.record.threshold, values["anomaly_map"], {}, values.get("score_maps")
-        )
+        maps = values.get("score_maps")
+        return Inspection.judged(values["score"], self.record.threshold, values["anomaly_map"], {}, maps)
 
     def counters(self) -> dict[str, Counters]:
         """Triton's statistics of every stage of this category, in the order of the ensemble's steps."""

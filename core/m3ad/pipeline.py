@@ -3,6 +3,7 @@
 The wiring is the contract's; the stages are whatever runtime hands in. Nothing here knows a server.
 """
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from m3ad.contract import (
     Dims,
     Layout,
     Step,
+    mismatch,
     pipeline_tensors,
     steps,
 )
@@ -45,6 +47,28 @@ class Inspection:
     anomaly_map: npt.NDArray[np.float32]
     stage_ms: dict[str, float] = field(default_factory=dict)
     score_maps: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def judged(
+        cls,
+        score: npt.NDArray[np.float32],
+        threshold: float,
+        anomaly_map: npt.NDArray[np.float32],
+        stage_ms: dict[str, float],
+        score_maps: npt.NDArray[np.float32] | None,
+    ) -> "Inspection":
+        """The inspection that a score [1] and the threshold make: above it a part is anomalous.
+
+        Raises:
+            FrameError: the score is not a number, so that there is no verdict.
+        """
+        value = float(score[0])
+        if not (math.isfinite(value) and math.isfinite(threshold)):
+            raise FrameError(
+                f"there is no verdict: the score is {value} and the threshold {threshold}, expected finite numbers; "
+                "check the networks with m3ad-export parity, or export the bundle again"
+            )
+        return cls(value, value > threshold, anomaly_map, stage_ms, score_maps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +184,13 @@ class Inspector:
     def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
         """Inspect tensors that are preprocessed already (region A of the bench)."""
         arrays = model_arrays(prepared)
-        for tensor in self.tensors:
-            problem = tensor.mismatch(arrays[tensor.name])
-            if problem:
-                raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")
+        if problem := mismatch(self.tensors, arrays):
+            raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")
         values, stage_ms = self.pipeline.run(arrays)
-        score = float(values["score"][0])
         maps = values["score_maps"] if with_maps else None
-        return Inspection(score, score > self.record.threshold, values["anomaly_map"], stage_ms, maps)
+        return Inspection.judged(
+            values["score"], self.record.threshold, values["anomaly_map"], stage_ms, maps
+        )
 
 
 def model_arrays(prepared: ModelInput) -> dict[str, npt.NDArray[Any]]:

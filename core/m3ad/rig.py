@@ -15,6 +15,7 @@ import numpy.typing as npt
 from m3ad.bundle import write_json
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
+from m3ad.holes import measured
 from m3ad.plane import INLIER_M, Plane, border_points, distance_m, fit_plane
 from m3ad.typed_json import read_json, typed
 
@@ -128,13 +129,12 @@ def view(frame: Frame) -> View:
     near = distance_m(seen, plane)
     near = near[near < INLIER_M]
     residual = math.sqrt(float(np.square(near).mean())) if len(near) else math.inf
-    valid = (np.isfinite(frame.xyz) & (frame.xyz != 0)).all(axis=2)
     return View(
         name=frame.name,
         plane=plane,
         residual_m=residual,
         distance_m=abs(plane[3]),
-        coverage=float(valid.mean()),
+        coverage=float(measured(frame.xyz).mean()),
     )
 
 
@@ -206,7 +206,7 @@ def drift(rig: Rig, frame: Frame) -> list[str]:
 
 def _border(frame: Frame) -> npt.NDArray[np.float32]:
     points = border_points(frame.xyz)
-    return np.asarray(points[(np.isfinite(points) & (points != 0)).all(axis=1)])
+    return np.asarray(points[measured(points)])
 
 
 def _middle(frame: Frame) -> npt.NDArray[np.float64]:

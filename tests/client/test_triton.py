@@ -45,6 +45,21 @@ def test_a_refused_frame_is_a_frame_error_and_the_next_is_served(server: LocalSe
         assert inspector.inspect_prepared(good).score > 0
 
 
+@pytest.mark.parametrize("model", ["tiny", "other"])
+def test_tensors_of_wrong_values_are_refused_by_the_server(server: LocalServer, model: str) -> None:
+    good = make_input(1200)
+    descending, holed = good.point_pixel[::-1].copy(), good.points.copy()
+    holed[7] = np.nan
+    with TritonInspector(server.grpc_url, model) as inspector:
+        with pytest.raises(
+            FrameError, match=r"refused the request: .*`point_pixel` holds .* in ascending order"
+        ):
+            inspector.inspect_prepared(ModelInput(good.image, good.points, descending))
+        with pytest.raises(FrameError, match=r"refused the request: .*`points` holds 3 values that are NaN"):
+            inspector.inspect_prepared(ModelInput(good.image, holed, good.point_pixel))
+        assert inspector.inspect_prepared(good).score > 0
+
+
 def test_a_server_that_does_not_answer_in_time(server: LocalServer) -> None:
     with TritonInspector(server.grpc_url, "tiny") as inspector:
         inspector.timeout_s = 0.001
