@@ -16,7 +16,6 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
 from m3ad.pipeline import Inspector
 from m3ad.preprocess import Modality
-from rich.console import Console
 from rich.progress import track
 
 from m3ad_client import report
@@ -271,9 +270,9 @@ def _print(result: dict[str, Any], tables: list[report.Table], as_json: bool, ma
     elif markdown:
         shared.print_text("\n".join(table.to_markdown() for table in tables))
     else:
-        console = Console()
+        console = shared.plain_console()
         for table in tables:
-            console.print(table.to_rich(), "")
+            console.print(table.to_rich(), "", soft_wrap=False)
 
 
 def main() -> None:

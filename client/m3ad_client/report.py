@@ -19,14 +19,14 @@ class Table:
     notes: Sequence[str] = ()
 
     def to_rich(self) -> RichTable:
-        """For the terminal: numbers to the right."""
+        """For the terminal: numbers to the right, long cells folded, never cut. Print it on a plain console."""
         table = RichTable(title=self.title, title_justify="left", caption="\n".join(self.notes))
         table.caption_justify = "left"
         for index, column in enumerate(self.columns):
             numeric = index > 0 and all(
                 row[index][:1].isdigit() or row[index][:1] == "-" for row in self.rows
             )
-            table.add_column(column, justify="right" if numeric else "left")
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -178,4 +178,4 @@ def eval_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -19,7 +19,7 @@ from m3ad.errors import ArtifactError, MissingDependencyError, ServerError
 from m3ad.pipeline import Inspector, model_arrays
 from m3ad_plugins import ops
 from m3ad_triton.binary import find_binary
-from m3ad_triton.server import LocalServer, Ports
+from m3ad_triton.server import Hosts, LocalServer, Ports
 from serving import rehash
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -55,7 +55,7 @@ def infer(server: LocalServer, model: str, arrays: dict[str, np.ndarray]) -> dic
 def test_ports_are_free_different_and_the_ones_asked_for() -> None:
     with taken_port() as port:
         free = port
-    settled = Ports(grpc=free).settled("127.0.0.1")
+    settled = Ports(grpc=free).settled(Hosts())
     assert settled.grpc == free
     assert len({settled.http, settled.grpc, settled.metrics, 0}) == 4
 
