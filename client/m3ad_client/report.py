@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
+from m3ad_client.bench import OWN_ENCODER
+
 MIB = 2**20
 
 
@@ -92,9 +94,9 @@ def _ratio_cell(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 def _own_encoder(result: Mapping[str, Any]) -> list[str]:
     return [
-        f"a frame of {name.partition('/')[0]} takes {value:.2f} times its own RGB encoder"
+        f"a frame of {name.removesuffix(OWN_ENCODER)} takes {value:.2f} times its own RGB encoder"
         for name, value in result["ratios"].items()
-        if name.endswith("/its rgb_extractor")
+        if name.endswith(OWN_ENCODER)
     ]
 
 
