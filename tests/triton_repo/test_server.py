@@ -124,10 +124,27 @@ def bad_requests() -> dict[str, tuple[dict[str, np.ndarray], str]]:
             {**good, "points": points[:0], "point_pixel": pixel[:0]},
             r"`points` is float32 \[0, 3\], expected",
         ),
-        "not a number": ({**good, "points": np.full_like(points, np.nan)}, "points: .*finite"),
-        "lengths differ": ({**good, "point_pixel": pixel[:-1]}, "point_pixel: expected"),
-        "pixel twice": ({**good, "point_pixel": np.full_like(pixel, 7)}, "pixel 7 is named by 2000 points"),
-        "pixel outside": ({**good, "point_pixel": pixel + 50000}, "point_pixel: expected pixels"),
+        "not a number": (
+            {**good, "points": np.full_like(points, np.nan)},
+            "`points` holds 6000 values that are NaN or infinite, expected finite ones",
+        ),
+        "picture not a number": (
+            {**good, "image": good["image"] * np.inf},
+            "`image` holds .* expected finite",
+        ),
+        "lengths differ": (
+            {**good, "point_pixel": pixel[:-1]},
+            "has 1999 rows but .* 2000, expected as many|has 2000 rows but .* 1999, expected as many",
+        ),
+        "pixel twice": ({**good, "point_pixel": np.full_like(pixel, 7)}, "`point_pixel` holds 7 after 7"),
+        "pixels descend": (
+            {**good, "point_pixel": pixel[::-1].copy()},
+            "expected each pixel once, in ascending",
+        ),
+        "pixel outside": (
+            {**good, "point_pixel": pixel + 50000},
+            r"`point_pixel` holds \d+\.\.\d+, expected pixels in 0\.\.50175",
+        ),
     }
 
 
