@@ -213,6 +213,39 @@ def test_saved_results_are_shown_side_by_side(tiny_bundle: Bundle, category: Pat
         assert "is no result of `m3ad-client eval --json`" in refusal("report", files[0])
 
 
+def test_names_in_brackets_are_printed_whole(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
+    data, bundle = tmp_path / "data [cpu]" / "plate[v2]", tmp_path / "bundle [bold]:smile:"
+    shutil.copytree(category, data)
+    (data / "test" / "bump").rename(data / "test" / "bump[b]")
+    shutil.copytree(tiny_bundle.path, bundle)
+    Bundle.open(bundle).update(precision={"type": "int8"})
+    done = client("eval", data, "--bundle", bundle)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {bundle} is quantized and was never gated" in done.stderr
+    assert "bump[b]" in done.stdout
+    assert f"error: {data / 'absent[v2]'} is not a folder" in refusal("infer", data / "absent[v2]")
+    usage = client("infer", data, "--tls", "--ca", tmp_path / "no[cpu].pem")
+    assert usage.returncode == 2
+    assert f"'{tmp_path / 'no[cpu].pem'}' does not exist" in usage.stderr
+
+
+def test_two_bundles_are_two_forms(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "second[v2]")
+    bundles = ("--bundle", tiny_bundle.path, "--bundle", tmp_path / "second[v2]")
+    told = document("bench", category, *bundles, "--frames", 2, "--warmup", 1)
+    assert [row["name"] for row in told["rows"] if row["region"].startswith("A")] == [
+        "fused (tiny)",
+        "fused (second[v2])",
+    ]
+    (tmp_path / "saved.json").write_text(json.dumps(told))
+    done = client("report", tmp_path / "saved.json")
+    assert "second[v2]" in done.stdout
+    (tmp_path / "saved.json").write_text(json.dumps({**told, "rows": [1]}))
+    assert "is damaged: entry `rows` `0` is 1, expected an object" in refusal(
+        "report", tmp_path / "saved.json"
+    )
+
+
 def test_no_server_is_one_sentence(category: Path) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
