@@ -228,6 +228,7 @@ class LocalServer:
         """Stop the server: SIGTERM, then SIGKILL to it and its stage models when it does not go in time."""
         process, self.process = self.process, None
         if process is not None:
+            stubs = {*self.stubs, *find_stubs(process.pid)}  # some are there before all models are ready
             process.terminate()
             try:
                 process.wait(EXIT_TIMEOUT_S + 2)
@@ -236,7 +237,7 @@ class LocalServer:
                 process.wait()
             with contextlib.suppress(ProcessLookupError):  # its session: stage models that outlived it
                 os.killpg(process.pid, signal.SIGKILL)
-            remove_regions(self.stubs)
+            remove_regions(stubs)
         self.folder.cleanup()
 
     def wait(self) -> None:

@@ -4,7 +4,7 @@ Triton never replaces a stage process that died, and goes on to call itself read
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def find_stubs(server: int) -> list[Stub]:
     return found
 
 
-def remove_regions(stubs: Sequence[Stub]) -> None:
+def remove_regions(stubs: Iterable[Stub]) -> None:
     """Remove the shared memory of stage processes that are gone; a Triton that is killed leaves it behind."""
     for stub in stubs:
         if stub.region.startswith(REGION) and "/" not in stub.region:
