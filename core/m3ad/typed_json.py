@@ -4,6 +4,8 @@ NaN, Infinity, numbers beyond a float, `true` for a number and bottomless nestin
 for the first three and no field of ours wants the others.
 """
 
+import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,9 +39,31 @@ def parse_json(text: str | bytes, source: str, advice: str) -> Any:
         ArtifactError: it is not valid JSON.
     """
     try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        document = json.loads(text)
+    except RecursionError as error:
+        raise ArtifactError(f"{source} is not valid JSON (it is nested too deeply). {advice}") from error
+    except ValueError as error:
         raise ArtifactError(f"{source} is not valid JSON ({error}). {advice}") from error
+    if odd := _not_json(document):
+        raise ArtifactError(f"{source} is not valid JSON ({odd}). {advice}")
+    return document
+
+
+def _not_json(document: Any) -> str | None:
+    """What Python's reader lets through and JSON has no word for, with its place; None when there is nothing."""
+    rest: list[tuple[str, Any]] = [("$", document)]
+    while rest:
+        place, value = rest.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{value} is not a finite number - at `{place}`"
+        if isinstance(value, dict):
+            rest += [(place, key) for key in value]
+            rest += [(f"{place}.{ascii(key)[1:-1]}", v) for key, v in value.items()]
+        elif isinstance(value, list):
+            rest += [(f"{place}[{i}]", v) for i, v in enumerate(value)]
+        elif isinstance(value, str) and any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+            return f"half of a surrogate pair - at `{place}`"
+    return None
 
 
 def typed(values: Any, kind: type[Typed], source: str, advice: str) -> Typed:

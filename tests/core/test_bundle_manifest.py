@@ -43,8 +43,7 @@ def test_a_threshold_that_is_no_finite_number_is_refused_by_every_command(
     tiny_bundle: Bundle, bundle: Path, tmp_path: Path, value: str
 ) -> None:
     edit(bundle, with_threshold(tiny_bundle, value))
-    expected = "not valid JSON" if "N" in value or "I" in value else r"threshold"
-    with pytest.raises(ArtifactError, match=expected):
+    with pytest.raises(ArtifactError, match=r"\$\.threshold"):
         Bundle.open(bundle)
     for app, arguments in (
         (client, ["infer", str(tmp_path), "--bundle", str(bundle)]),

@@ -156,7 +156,7 @@ def test_a_number_for_holes_is_declared_to_the_rig_as_to_training(
     assert "declare it with --hole -9999 in m3ad-export train" in str(refused.exception)
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
-    bundle.update(preprocessing={**bundle.manifest["preprocessing"], "hole": -9999.0})
+    bundle.update(preprocessing={**bundle.document["preprocessing"], "hole": -9999.0})
     assert CliRunner().invoke(app, [*rig, "--hole", "-9999", "--bundle", str(bundle.path)]).exit_code == 0
     clean = fit_rig([read_sample(s) for s in find_pairs(tmp_path / "clean")])
     assert read_rig(tmp_path / "rig.json") == clean

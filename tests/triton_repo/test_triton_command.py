@@ -48,7 +48,7 @@ def test_refusals_are_one_sentence(tiny_bundle: Bundle, chain_repository: Path, 
         listener.listen()
         port = listener.getsockname()[1]
         cases = {
-            ("write", tmp_path, tmp_path / "r"): "has no manifest.json, so it is no m3ad-bundle",
+            ("write", tmp_path, tmp_path / "r"): "has no manifest.json, so it is not a m3ad-bundle",
             ("write", tiny_bundle.path, tiny_bundle.path): "expected 'm3ad-repository'",
             (
                 "write",

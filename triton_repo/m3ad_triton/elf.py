@@ -30,7 +30,7 @@ def library_problem(path: Path) -> str | None:
     """
     try:
         needed = needed_libraries(path.read_bytes())
-    except (ValueError, struct.error, UnicodeDecodeError, OSError) as error:
+    except (ValueError, struct.error, OSError) as error:
         return str(error) if isinstance(error, ValueError | OSError) else "its headers are damaged"
     if named := [name for name in needed if "/" in name]:
         return f"it needs {named[0]} by its path, expected names of libraries"
@@ -59,12 +59,13 @@ def needed_libraries(data: bytes) -> list[str]:
         )
     (table,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
-    headers = [struct.unpack_from("<IIQQQQ", data, table + size * i) for i in range(count)]
+    headers = [_unpack("<IIQQQQ", data, table + size * i) for i in range(count)]
     loads = [(address, offset, length) for k, _, offset, address, _, length in headers if k == LOAD]
     entries: list[tuple[int, int]] = []
     for kind, _, offset, _, _, length in headers:
         if kind == DYNAMIC:
-            entries = [struct.unpack_from("<QQ", data, offset + 16 * i) for i in range(length // 16)]
+            pairs = (_unpack("<QQ", data, offset + 16 * i) for i in range(length // 16))
+            entries = [(tag, value) for tag, value in pairs]
     tags = [tag for tag, _ in entries]
     entries = entries[: tags.index(END)] if END in tags else entries
     values = dict(entries)
@@ -77,6 +78,12 @@ def needed_libraries(data: bytes) -> list[str]:
         raise ValueError("its string table lies outside the file")
     strings = data[start : start + values.get(STRSZ, 0)]
     return [strings[name : strings.index(b"\0", name)].decode("ascii") for name in needed]
+
+
+def _unpack(layout: str, data: bytes, offset: int) -> tuple[int, ...]:
+    if offset > len(data):  # 64 bits hold offsets that `struct` cannot count to
+        raise struct.error("its headers point outside the file")
+    return struct.unpack_from(layout, data, offset)
 
 
 def absent_libraries(names: list[str]) -> list[str]:
