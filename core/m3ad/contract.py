@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-CONTRACT_VERSION = 3  # raised with every change of a wall or of the files in a bundle
+CONTRACT_VERSION = 4  # raised with every change of a wall or of the files in a bundle
 IMAGE_SIZE = 224
 MIN_POINTS = 1024
 MAX_POINTS = IMAGE_SIZE * IMAGE_SIZE
@@ -163,7 +163,7 @@ def stages(dims: Dims) -> dict[str, Stage]:
     mentor_rec = Tensor("mentor_reconstructed", ("R", dims.mentor_width))
     anomaly_map = Tensor("anomaly_map", (size, size), unit="one-class SVM decision, larger is more anomalous")
     score = Tensor("score", (1,), unit="largest value of anomaly_map")
-    tokens = (rgb_tokens, centers, xyz_tokens, points, point_pixel)
+    tokens = (rgb_tokens, centers, xyz_tokens, points, point_pixel, scored_pixel)
     score_maps = Tensor(
         "score_maps",
         (dims.score_maps, size, size),
@@ -173,7 +173,7 @@ def stages(dims: Dims) -> dict[str, Stage]:
     table = (
         Stage("rgb_extractor", (image,), (rgb_tokens,)),
         Stage("xyz_extractor", (points,), (centers, xyz_tokens)),
-        Stage("project", tokens, (rgb, xyz, scored_pixel)),
+        Stage("project", tokens, (rgb, xyz)),
         Stage("mfm", (rgb, xyz), (mentor,)),
         Stage("mgm", (rgb, xyz, mentor), (rgb_rec, xyz_rec)),
         Stage("vm", (rgb, rgb_rec, xyz, xyz_rec, mentor, mentor_rec, scored_pixel), verdict),
@@ -184,7 +184,7 @@ def stages(dims: Dims) -> dict[str, Stage]:
 
 # The pipeline's own inputs and outputs: what a client sends and can ask for, whatever the layout. An inspection needs
 # the first two outputs; score_maps explain a verdict and feed the evaluation.
-PIPELINE_INPUTS = ("image", "points", "point_pixel")
+PIPELINE_INPUTS = ("image", "points", "point_pixel", "scored_pixel")
 PIPELINE_OUTPUTS = ("anomaly_map", "score", "score_maps")
 
 
@@ -231,16 +231,17 @@ def steps(dims: Dims, layout: Layout) -> tuple[Step, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """A custom op of ONNX domain `m3ad`, version 1 (systems.md section 5 gives the formulas)."""
+    """A custom op of ONNX domain `m3ad`; `version` is its plugin's and rises when its tensors change."""
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, type]
+    version: int = 1
 
 
 OP_DOMAIN = "m3ad"
-OP_VERSION = 1
+OP_VERSION = 2  # of the domain: the highest version of an op in it
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
@@ -248,9 +249,10 @@ OPS: dict[str, Op] = {
         Op("KnnGroup", ("points", "idx"), ("neighborhood", "knn_idx"), {"group_size": int}),
         Op(
             "TokenInterpolate",
-            ("points", "point_pixel", "centers", "tokens"),
-            ("rows", "scored_pixel"),
+            ("points", "point_pixel", "centers", "tokens", "scored_pixel"),
+            ("rows",),
             {"image_size": int},
+            version=2,
         ),
         Op(
             "OneClassSvm",

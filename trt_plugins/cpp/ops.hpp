@@ -21,11 +21,12 @@ void farthestPointSample(Tiles const& tiles, float const* points, int32_t numSam
 void knnGroup(Tiles const& tiles, float const* points, int32_t const* idx, int32_t groups, int32_t groupSize,
               float* neighborhood, int32_t* knnIdx, int32_t threads);
 
-//! The interpolation operator as sparse rows. indices and weights hold kROW_CAPACITY entries a row and
-//! imageSize^2 rows; indptr [imageSize^2 + 1], scoredPixel [imageSize^2]. Returns the number of rows R.
-int32_t interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
-                              float const* centers, int32_t groups, int32_t imageSize, int32_t* indptr,
-                              int32_t* indices, float* weights, int32_t* scoredPixel, int32_t threads);
+//! The interpolation operator as sparse rows, one for each of scoredPixel [rows]. indptr [rows + 1]; indices
+//! and weights have room for kROW_CAPACITY entries a row.
+void interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
+                           float const* centers, int32_t groups, int32_t const* scoredPixel, int32_t rows,
+                           int32_t imageSize, int32_t* indptr, int32_t* indices, float* weights,
+                           int32_t threads);
 
 //! Row r is indices and weights [indptr[r] .. indptr[r + 1] - 1].
 struct SparseRows {

@@ -54,12 +54,12 @@ M3AD_API m3ad_point_group(float const* points, int32_t const* pointPixel, int32_
 }
 
 M3AD_API m3ad_interpolation_operator(float const* points, int32_t const* pointPixel, int32_t count,
-                                     float const* centers, int32_t groups, int32_t imageSize, int32_t* indptr,
-                                     int32_t* indices, float* weights, int32_t* scoredPixel, int32_t* rows,
-                                     int32_t threads) {
+                                     float const* centers, int32_t groups, int32_t const* scoredPixel,
+                                     int32_t rows, int32_t imageSize, int32_t* indptr, int32_t* indices,
+                                     float* weights, int32_t threads) {
     return guarded([&] {
-        *rows = m3ad::interpolationOperator(points, pointPixel, count, centers, groups, imageSize, indptr,
-                                            indices, weights, scoredPixel, threads);
+        m3ad::interpolationOperator(points, pointPixel, count, centers, groups, scoredPixel, rows, imageSize,
+                                    indptr, indices, weights, threads);
     });
 }
 

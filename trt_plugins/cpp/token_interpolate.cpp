@@ -122,9 +122,10 @@ int32_t poolRow(std::vector<PixelTokens> const& pixels, PoolTaps rows, PoolTaps 
 
 } // namespace
 
-int32_t interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
-                              float const* centers, int32_t groups, int32_t imageSize, int32_t* indptr,
-                              int32_t* indices, float* weights, int32_t* scoredPixel, int32_t threads) {
+void interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
+                           float const* centers, int32_t groups, int32_t const* scoredPixel, int32_t rows,
+                           int32_t imageSize, int32_t* indptr, int32_t* indices, float* weights,
+                           int32_t threads) {
     Centers lanes{std::vector<float>(groups), std::vector<float>(groups), std::vector<float>(groups)};
     for (int32_t g = 0; g < groups; ++g) {
         lanes.x[g] = centers[3 * g];
@@ -135,36 +136,34 @@ int32_t interpolationOperator(float const* points, int32_t const* pointPixel, in
                                     PixelTokens{{-1, -1, -1}, {}});
     findTokens(makeTiles(points, pointPixel, count, imageSize), lanes, pointPixel, pixels, threads);
 
-    // Each image row fills its own stretch of indices and weights; the stretches are then moved together.
-    std::vector<int32_t> sizes(pixels.size());
-    parallelFor(imageSize, threads, [&](int32_t begin, int32_t end, int32_t) {
+    // Each stretch of rows fills its own stretch of indices and weights; the stretches are then moved together.
+    constexpr int32_t kSTRETCH = 256;
+    std::vector<int32_t> sizes(rows);
+    int32_t const stretches = (rows + kSTRETCH - 1) / kSTRETCH;
+    parallelFor(stretches, threads, [&](int32_t begin, int32_t end, int32_t) {
         std::vector<float> sum(groups, -1);
-        for (int32_t y = begin; y < end; ++y) {
-            int64_t at = int64_t{y} * imageSize * kROW_CAPACITY;
-            for (int32_t x = 0; x < imageSize; ++x) {
-                int32_t const size = poolRow(pixels, poolTaps(y, imageSize), poolTaps(x, imageSize),
-                                             imageSize, sum, indices + at, weights + at);
-                sizes[y * imageSize + x] = size;
-                at += size;
+        for (int32_t stretch = begin; stretch < end; ++stretch) {
+            int64_t at = int64_t{stretch} * kSTRETCH * kROW_CAPACITY;
+            int32_t const last = std::min(rows, (stretch + 1) * kSTRETCH);
+            for (int32_t row = stretch * kSTRETCH; row < last; ++row) {
+                int32_t const y = scoredPixel[row] / imageSize, x = scoredPixel[row] % imageSize;
+                sizes[row] = poolRow(pixels, poolTaps(y, imageSize), poolTaps(x, imageSize), imageSize, sum,
+                                     indices + at, weights + at);
+                at += sizes[row];
             }
         }
     });
-    int32_t rows = 0;
     indptr[0] = 0;
-    for (int32_t y = 0; y < imageSize; ++y) {
-        int64_t const from = int64_t{y} * imageSize * kROW_CAPACITY;
-        int32_t const to = indptr[rows];
-        for (int32_t pixel = y * imageSize; pixel < (y + 1) * imageSize; ++pixel) {
-            if (sizes[pixel] > 0) {
-                scoredPixel[rows] = pixel;
-                indptr[rows + 1] = indptr[rows] + sizes[pixel];
-                ++rows;
-            }
+    for (int32_t stretch = 0; stretch < stretches; ++stretch) {
+        int64_t const from = int64_t{stretch} * kSTRETCH * kROW_CAPACITY;
+        int32_t const first = stretch * kSTRETCH, last = std::min(rows, first + kSTRETCH);
+        for (int32_t row = first; row < last; ++row) {
+            indptr[row + 1] = indptr[row] + sizes[row];
         }
-        std::memmove(indices + to, indices + from, (indptr[rows] - to) * sizeof *indices);
-        std::memmove(weights + to, weights + from, (indptr[rows] - to) * sizeof *weights);
+        size_t const entries = indptr[last] - indptr[first];
+        std::memmove(indices + indptr[first], indices + from, entries * sizeof *indices);
+        std::memmove(weights + indptr[first], weights + from, entries * sizeof *weights);
     }
-    return rows;
 }
 
 } // namespace m3ad

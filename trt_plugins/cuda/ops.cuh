@@ -32,12 +32,12 @@ cudaError_t pointGroup(int32_t* idx, float* neighborhood, int32_t* knnIdx, float
 
 size_t interpolateWorkspaceBytes(int32_t imageSize);
 
-//! Token interpolation: rows [R, width] and scoredPixel [R] have room for imageSize^2 rows; R goes to
-//! *rowCount, on the device. T is float or __half, sums are fp32.
+//! Token interpolation: rows [rowCount, width] of the pixels scoredPixel [rowCount]; zero where no foreground
+//! pixel lies under the taps. T is float or __half, sums are fp32.
 template <typename T>
-cudaError_t tokenInterpolate(T* rows, int32_t* scoredPixel, int32_t* rowCount, float const* points,
-                             int32_t const* pointPixel, float const* centers, T const* tokens, int32_t count,
-                             int32_t groups, int32_t width, int32_t imageSize, void* workspace,
+cudaError_t tokenInterpolate(T* rows, float const* points, int32_t const* pointPixel, float const* centers,
+                             T const* tokens, int32_t const* scoredPixel, int32_t count, int32_t groups,
+                             int32_t width, int32_t rowCount, int32_t imageSize, void* workspace,
                              cudaStream_t stream);
 
 size_t svmWorkspaceBytes(int32_t width);

@@ -1,10 +1,7 @@
 //! TokenInterpolate: rows = select (P x P) scatter(W) tokens, straight from tokens to rows (reference.py).
 //! 1. 3-NN of each point: a warp takes 32 consecutive points and only the centres that can be near their box.
-//! 2. The scored pixels, in order: flags and counts per block, then their places. R is known on the device
-//! only.
-//! 3. Rows: a block merges the taps of 32 rows into short lists in shared memory, then streams over the
-//! channels,
-//!    so that neighbouring rows find their common tokens in L1 and the result is written once.
+//! 2. Rows: a block merges the taps of 32 scored pixels into short lists in shared memory, then streams over
+//!    the channels, so that neighbouring rows find their common tokens in L1 and the result is written once.
 
 #include "nearest_three.cuh"
 #include "ops.cuh"
@@ -15,70 +12,10 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------
 // kernels
 
-constexpr int32_t kPIXELS_PER_BLOCK = 256;
 constexpr int32_t kROWS_PER_BLOCK = 32;
 constexpr int32_t kROW_THREADS = 128;
 constexpr int32_t kTAPS = kMAX_TAPS * kMAX_TAPS * kNEIGHBORS; //!< entries of a row before merging
 constexpr int32_t kCHANNELS = 4;                              //!< a lane handles at a time
-
-//! Whether a foreground pixel lies under the taps of an output pixel.
-__device__ bool isScored(PixelTokens const* pixels, int32_t pixel, int32_t imageSize) {
-    PoolTaps const rows = poolTaps(pixel / imageSize, imageSize),
-                   columns = poolTaps(pixel % imageSize, imageSize);
-    bool any = false;
-    for (int32_t i = 0; i < rows.count; ++i) {
-        for (int32_t j = 0; j < columns.count; ++j) {
-            any = any || pixels[(rows.first + i) * imageSize + columns.first + j].index[0] >= 0;
-        }
-    }
-    return any;
-}
-
-//! blockCount [gridDim.x]: scored pixels among the block's
-__global__ void __launch_bounds__(kPIXELS_PER_BLOCK)
-    countScoredKernel(int32_t* blockCount, PixelTokens const* pixels, int32_t imageSize) {
-    int32_t const pixel = blockIdx.x * kPIXELS_PER_BLOCK + threadIdx.x;
-    bool const scored = pixel < imageSize * imageSize && isScored(pixels, pixel, imageSize);
-    int32_t const count = __syncthreads_count(scored);
-    if (threadIdx.x == 0) {
-        blockCount[blockIdx.x] = count;
-    }
-}
-
-//! scoredPixel [R] ascending, *rowCount = R
-__global__ void __launch_bounds__(kPIXELS_PER_BLOCK)
-    placeScoredKernel(int32_t* scoredPixel, int32_t* rowCount, int32_t const* blockCount,
-                      PixelTokens const* pixels, int32_t imageSize) {
-    __shared__ int32_t warpCount[kPIXELS_PER_BLOCK / kWARP];
-    __shared__ int32_t before;
-    int32_t const pixel = blockIdx.x * kPIXELS_PER_BLOCK + threadIdx.x;
-    int32_t const lane = threadIdx.x % kWARP, warp = threadIdx.x / kWARP;
-    bool const scored = pixel < imageSize * imageSize && isScored(pixels, pixel, imageSize);
-    uint32_t const votes = __ballot_sync(kFULL, scored);
-    if (threadIdx.x == 0) {
-        before = 0;
-    }
-    if (lane == 0) {
-        warpCount[warp] = __popc(votes);
-    }
-    __syncthreads();
-    int32_t sum = 0; // of the blocks before this one
-    for (int32_t b = threadIdx.x; b < static_cast<int32_t>(blockIdx.x); b += kPIXELS_PER_BLOCK) {
-        sum += blockCount[b];
-    }
-    atomicAdd(&before, sum);
-    __syncthreads();
-    int32_t row = before + __popc(votes & ((1U << lane) - 1));
-    for (int32_t w = 0; w < warp; ++w) {
-        row += warpCount[w];
-    }
-    if (scored) {
-        scoredPixel[row] = pixel;
-    }
-    if (blockIdx.x == gridDim.x - 1 && threadIdx.x == kPIXELS_PER_BLOCK - 1) {
-        *rowCount = row + (scored ? 1 : 0);
-    }
-}
 
 //! The merged taps of a block's rows.
 struct RowLists {
@@ -174,14 +111,11 @@ __device__ void assign(__half& to, float value) {
 //! rows [R, width], tokens [groups, width]; kALIGNED: width is a multiple of kCHANNELS
 template <typename T, bool kALIGNED>
 __global__ void __launch_bounds__(kROW_THREADS)
-    rowsKernel(T* rows, int32_t const* scoredPixel, int32_t const* rowCount, PixelTokens const* pixels,
+    rowsKernel(T* rows, int32_t const* scoredPixel, int32_t rowCount, PixelTokens const* pixels,
                T const* tokens, int32_t width, int32_t imageSize) {
     __shared__ RowLists lists;
     int32_t const first = blockIdx.x * kROWS_PER_BLOCK;
-    int32_t const used = min(*rowCount - first, kROWS_PER_BLOCK);
-    if (used <= 0) {
-        return; // guard: the grid covers imageSize^2 rows, R is known here only
-    }
+    int32_t const used = min(rowCount - first, kROWS_PER_BLOCK);
     int32_t const warp = threadIdx.x / kWARP;
     for (int32_t slot = warp; slot < used; slot += kROW_THREADS / kWARP) {
         mergeTaps(lists, slot, pixels, scoredPixel[first + slot], imageSize);
@@ -220,38 +154,32 @@ __global__ void __launch_bounds__(kROW_THREADS)
 // launcher
 
 size_t interpolateWorkspaceBytes(int32_t imageSize) {
-    size_t const pixels = static_cast<size_t>(imageSize) * imageSize;
-    return pixels * sizeof(PixelTokens) + (pixels / kPIXELS_PER_BLOCK + 1) * sizeof(int32_t);
+    return static_cast<size_t>(imageSize) * imageSize * sizeof(PixelTokens);
 }
 
 template <typename T>
-cudaError_t tokenInterpolate(T* rows, int32_t* scoredPixel, int32_t* rowCount, float const* points,
-                             int32_t const* pointPixel, float const* centers, T const* tokens, int32_t count,
-                             int32_t groups, int32_t width, int32_t imageSize, void* workspace,
+cudaError_t tokenInterpolate(T* rows, float const* points, int32_t const* pointPixel, float const* centers,
+                             T const* tokens, int32_t const* scoredPixel, int32_t count, int32_t groups,
+                             int32_t width, int32_t rowCount, int32_t imageSize, void* workspace,
                              cudaStream_t stream) {
     int32_t const numPixels = imageSize * imageSize;
     auto* pixels = static_cast<PixelTokens*>(workspace);
-    auto* blockCount = reinterpret_cast<int32_t*>(pixels + numPixels);
     cudaMemsetAsync(pixels, 0xFF, numPixels * sizeof(PixelTokens), stream); // index -1: no point
 
     int32_t const warps = groups <= kMAX_CENTERS / 4 ? 4 : 1; // candidate lists of 48 KiB at most
     nearestThreeKernel<<<ceilDiv(count, warps * kWARP), warps * kWARP, warps * groups * sizeof(int32_t),
                          stream>>>(pixels, points, pointPixel, centers, count, groups);
-    int32_t const blocks = ceilDiv(numPixels, kPIXELS_PER_BLOCK);
-    countScoredKernel<<<blocks, kPIXELS_PER_BLOCK, 0, stream>>>(blockCount, pixels, imageSize);
-    placeScoredKernel<<<blocks, kPIXELS_PER_BLOCK, 0, stream>>>(scoredPixel, rowCount, blockCount, pixels,
-                                                                imageSize);
     auto const kernel = width % kCHANNELS == 0 ? rowsKernel<T, true> : rowsKernel<T, false>;
-    kernel<<<ceilDiv(numPixels, kROWS_PER_BLOCK), kROW_THREADS, 0, stream>>>(
+    kernel<<<ceilDiv(rowCount, kROWS_PER_BLOCK), kROW_THREADS, 0, stream>>>(
         rows, scoredPixel, rowCount, pixels, tokens, width, imageSize);
     return cudaGetLastError();
 }
 
-template cudaError_t tokenInterpolate<float>(float*, int32_t*, int32_t*, float const*, int32_t const*,
-                                             float const*, float const*, int32_t, int32_t, int32_t, int32_t,
+template cudaError_t tokenInterpolate<float>(float*, float const*, int32_t const*, float const*, float const*,
+                                             int32_t const*, int32_t, int32_t, int32_t, int32_t, int32_t,
                                              void*, cudaStream_t);
-template cudaError_t tokenInterpolate<__half>(__half*, int32_t*, int32_t*, float const*, int32_t const*,
-                                              float const*, __half const*, int32_t, int32_t, int32_t, int32_t,
-                                              void*, cudaStream_t);
+template cudaError_t tokenInterpolate<__half>(__half*, float const*, int32_t const*, float const*,
+                                              __half const*, int32_t const*, int32_t, int32_t, int32_t,
+                                              int32_t, int32_t, void*, cudaStream_t);
 
 } // namespace m3ad

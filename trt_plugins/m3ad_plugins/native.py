@@ -21,7 +21,9 @@ _SIGNATURES = {
     "farthest_point_sample": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT, _POINTER],
     "knn_group": [_POINTER, _POINTER, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _POINTER, _INT],
     "point_group": [_POINTER, _POINTER, *[_INT] * 3, _FLOAT, _INT, *[_POINTER] * 3, _INT],
-    "interpolation_operator": [_POINTER, _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 5, _INT],
+    "interpolation_operator": [
+        _POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _INT, _INT, *[_POINTER] * 3, _INT,
+    ],
     "apply_rows": [*[_POINTER] * 3, _INT, _POINTER, _INT, _POINTER, _INT],
     "cosine_scores": [_POINTER, _POINTER, _INT, _INT, _POINTER, _INT],
     "one_class_svm": [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT, _FLOAT, _INT, _FLOAT, _POINTER, _INT],
@@ -110,27 +112,21 @@ def point_group(
 
 
 def interpolation_operator(
-    points: Float32, point_pixel: Int32, centers: Float32, image_size: int
-) -> tuple[Int32, Int32, Float32, Int32]:
-    """The linear map of `reference.token_interpolate`: indptr, indices, weights, scored_pixel of its rows."""
-    pixels = image_size * image_size
-    indptr, scored_pixel = np.empty(pixels + 1, np.int32), np.empty(pixels, np.int32)
+    points: Float32, point_pixel: Int32, centers: Float32, scored_pixel: Int32, image_size: int
+) -> tuple[Int32, Int32, Float32]:
+    """The linear map of `reference.token_interpolate`: indptr, indices, weights of its rows."""
+    rows = len(scored_pixel)
+    indptr = np.empty(rows + 1, np.int32)
     # Room for every row at its widest, of which a few per cent are touched. NumPy asks for huge pages for arrays of
     # this size, and clearing those took 20 ms of a frame (measured); plain pages are cleared as they are touched.
-    indices = np.frombuffer(mmap(-1, pixels * ROW_CAPACITY * 4), np.int32)
-    weights = np.frombuffer(mmap(-1, pixels * ROW_CAPACITY * 4), np.float32)
-    found = np.zeros(1, np.int32)
-    sizes = (len(points), centers, len(centers), image_size)
-    outputs = (indptr, indices, weights, scored_pixel, found)
-    _call("interpolation_operator", points, point_pixel, *sizes, *outputs, threads())
-    rows = int(found[0])
-    count = int(indptr[rows])
-    return (
-        indptr[: rows + 1].copy(),
-        indices[:count].copy(),
-        weights[:count].copy(),
-        scored_pixel[:rows].copy(),
+    room = max(rows, 1) * ROW_CAPACITY * 4
+    indices, weights = np.frombuffer(mmap(-1, room), np.int32), np.frombuffer(mmap(-1, room), np.float32)
+    clouds = (points, point_pixel, len(points), centers, len(centers))
+    _call(
+        "interpolation_operator", *clouds, scored_pixel, rows, image_size, indptr, indices, weights, threads()
     )
+    count = int(indptr[rows])
+    return indptr, indices[:count].copy(), weights[:count].copy()
 
 
 def _pointers(arrays: Sequence[Float32]) -> Any:

@@ -57,9 +57,9 @@ def _pooling_operator(image_size: int) -> sparse.csr_matrix:
 
 
 def interpolation_operator(
-    points: Float32, point_pixel: Int32, centers: Float32, image_size: int
-) -> tuple[Int32, Int32, Float32, Int32]:
-    """The linear map of `reference.token_interpolate`: indptr, indices, weights, scored_pixel of its rows."""
+    points: Float32, point_pixel: Int32, centers: Float32, scored_pixel: Int32, image_size: int
+) -> tuple[Int32, Int32, Float32]:
+    """The linear map of `reference.token_interpolate`: indptr, indices, weights of its rows."""
     count, pixels = len(points), image_size * image_size
     parts = [reference.nearest_three(points[i : i + CHUNK], centers) for i in range(0, count, CHUNK)]
     nearest, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -67,11 +67,9 @@ def interpolation_operator(
     image = sparse.csr_matrix(
         (weights.reshape(-1), (rows, nearest.reshape(-1))), shape=(pixels, len(centers)), dtype=np.float32
     )
-    operator = sparse.csr_matrix(_pooling_operator(image_size) @ image)
+    operator = sparse.csr_matrix(_pooling_operator(image_size)[scored_pixel] @ image)
     operator.sort_indices()
-    scored_pixel = np.flatnonzero(np.diff(operator.indptr)).astype(np.int32)
-    indptr = np.append(operator.indptr[scored_pixel], operator.indptr[-1]).astype(np.int32)
-    return indptr, operator.indices.astype(np.int32), np.asarray(operator.data, np.float32), scored_pixel
+    return operator.indptr.astype(np.int32), operator.indices.astype(np.int32), np.asarray(operator.data, np.float32)
 
 
 def apply_rows(rows: Sparse, table: Float32, out: Float32, num_threads: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 # Points go 512 at a time through the 3-NN search, channels 64 at a time through P X P^T; both are filled up with 0.
 TOKEN_INTERPOLATE = """
-<image_size> (points, point_pixel, centers, tokens) => (rows, scored_pixel) {
+<image_size> (points, point_pixel, centers, tokens, scored_pixel) => (rows) {
     axis0 = Constant <value_int = 0> ()
     axis1 = Constant <value_int = 1> ()
     axis2 = Constant <value_int = 2> ()
@@ -59,13 +59,10 @@ TOKEN_INTERPOLATE = """
     per_pixel = Concat <axis = 0> (pixels, three)
     no_token = ConstantOfShape <value = int64[1] {0}> (per_pixel)
     no_weight = ConstantOfShape <value = float[1] {0.0}> (per_pixel)
-    empty = ConstantOfShape <value = float[1] {0.0}> (pixels)
-    full = ConstantOfShape <value = float[1] {1.0}> (count)
     pixel64 = Cast <to = 7> (point_pixel)
     where = Unsqueeze (pixel64, second)
     pixel_nearest = ScatterND (no_token, where, point_nearest)
     pixel_weight = ScatterND (no_weight, where, point_weight)
-    foreground_row = ScatterND (empty, where, full)
 
     inner = Sub (size, axis2)
     one = Constant <value_int = 1> ()
@@ -94,18 +91,7 @@ TOKEN_INTERPOLATE = """
     three_wide = Constant <value_float = 3.0> ()
     average = Div (kernel, three_wide)
     pool = MatMul (adaptive, average)
-    zero = Constant <value_float = 0.0> ()
-    is_tap = Greater (pool, zero)
-    taps = Cast <to = 1> (is_tap)
-    taps_across = Transpose <perm = [1, 0]> (taps)
-    square = Concat <axis = 0> (size_dim, size_dim)
-    foreground = Reshape (foreground_row, square)
-    reached_down = MatMul (taps, foreground)
-    reached = MatMul (reached_down, taps_across)
-    reached_row = Reshape (reached, any)
-    is_scored = Greater (reached_row, zero)
-    scored_2d = NonZero (is_scored)
-    scored64 = Squeeze (scored_2d, first)
+    scored64 = Cast <to = 7> (scored_pixel)
 
     tokens32 = Cast <to = 1> (tokens)
     tokens_shape = Shape (tokens)
@@ -152,5 +138,4 @@ TOKEN_INTERPOLATE = """
     rows_filled = Reshape (rows_blocked, keep_rows)
     rows32 = Slice (rows_filled, first, channels, second)
     rows = CastLike (rows32, tokens)
-    scored_pixel = Cast <to = 6> (scored64)
 }"""

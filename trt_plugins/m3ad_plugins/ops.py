@@ -145,7 +145,11 @@ def point_group(
 
 
 def interpolation_operator(
-    points: Float32, point_pixel: Int32, centers: Float32, image_size: int = IMAGE_SIZE
+    points: Float32,
+    point_pixel: Int32,
+    centers: Float32,
+    scored_pixel: Int32,
+    image_size: int = IMAGE_SIZE,
 ) -> SparseRows:
     """The linear map A [R, G] from tokens to pixel rows: 3-NN weights, 3x3 average, 222 -> 224 pooling.
 
@@ -156,10 +160,9 @@ def interpolation_operator(
         points: [N, 3] float32, finite.
         point_pixel: [N] int32, the row-major pixel of each point, each pixel at most once.
         centers: [G, 3] float32, G >= 3, in the frame of the points.
+        scored_pixel: [R] int32, the row-major pixel of each row; all that the foreground reaches are
+            `m3ad.scored.scored_pixels`, and a row that it does not reach is empty.
         image_size: side of the pixel grid, at least 3.
-
-    Returns:
-        The operator; its R rows are the pixels with a foreground pixel under the pooling's taps.
 
     Raises:
         ValueError: an argument is not as described.
@@ -173,32 +176,41 @@ def interpolation_operator(
     centers = checked("centers", centers, "float32", ("G", 3))
     if len(centers) < 3:
         raise ValueError(f"centers: expected at least 3 of them to interpolate between, got {len(centers)}")
-    indptr, indices, weights, scored_pixel = form.chosen().interpolation_operator(
-        points, point_pixel, centers, image_size
+    scored_pixel = checked("scored_pixel", scored_pixel, "int32", ("R",))
+    if len(scored_pixel) and not 0 <= scored_pixel.min() <= scored_pixel.max() < image_size * image_size:
+        found = f"{scored_pixel.min()}..{scored_pixel.max()}"
+        raise ValueError(f"scored_pixel: expected pixels 0..{image_size * image_size - 1}, got {found}")
+    indptr, indices, weights = form.chosen().interpolation_operator(
+        points, point_pixel, centers, scored_pixel, image_size
     )
     return SparseRows(indptr, indices, weights, scored_pixel, len(centers))
 
 
 def token_interpolate(
-    points: Float32, point_pixel: Int32, centers: Float32, tokens: Float32, image_size: int = IMAGE_SIZE
-) -> tuple[Float32, Int32]:
-    """Spread the group tokens over the pixels: `interpolation_operator(...).apply(tokens)`.
+    points: Float32,
+    point_pixel: Int32,
+    centers: Float32,
+    tokens: Float32,
+    scored_pixel: Int32,
+    image_size: int = IMAGE_SIZE,
+) -> Float32:
+    """Spread the group tokens over the scored pixels: `interpolation_operator(...).apply(tokens)`.
 
     Args:
         points: [N, 3] float32, finite.
         point_pixel: [N] int32, the row-major pixel of each point, each pixel at most once.
         centers: [G, 3] float32, G >= 3.
         tokens: [G, D] float32, finite.
+        scored_pixel: [R] int32, the row-major pixel of each row.
         image_size: side of the pixel grid, at least 3.
 
     Returns:
-        rows [R, D] float32 and scored_pixel [R] int32, ascending.
+        rows [R, D] float32.
 
     Raises:
         ValueError: an argument is not as described.
     """
-    operator = interpolation_operator(points, point_pixel, centers, image_size)
-    return operator.apply(tokens), operator.scored_pixel
+    return interpolation_operator(points, point_pixel, centers, scored_pixel, image_size).apply(tokens)
 
 
 def one_class_svm(

@@ -69,21 +69,30 @@ def pooling_matrix(image_size: int) -> Float32:
     return (adaptive @ average).astype(np.float32)
 
 
+def scored_pixels(point_pixel: Int32, image_size: int = 224) -> Int32:
+    """The pixels with a foreground pixel under the pooling's taps, ascending: P F P^T > 0, F the foreground."""
+    foreground = np.zeros((image_size, image_size), np.int64)
+    foreground.reshape(-1)[point_pixel] = 1
+    taps = (pooling_matrix(image_size) > 0).astype(np.int64)
+    return np.flatnonzero(taps @ foreground @ taps.T).astype(np.int32)
+
+
 def token_interpolate(
-    points: Float32, point_pixel: Int32, centers: Float32, tokens: Float32, image_size: int = 224
-) -> tuple[Float32, Int32]:
-    """P X P^T per channel, X the image of interpolated tokens, 0 off the foreground; see `ops`."""
+    points: Float32,
+    point_pixel: Int32,
+    centers: Float32,
+    tokens: Float32,
+    scored_pixel: Int32,
+    image_size: int = 224,
+) -> Float32:
+    """P X P^T per channel at the scored pixels, X the image of interpolated tokens, 0 off the foreground; see `ops`."""
     pool, width = pooling_matrix(image_size), tokens.shape[1]
     nearest, weights = nearest_three(points, centers)
     image = np.zeros((image_size * image_size, width), np.float32)
     image[point_pixel] = (tokens[nearest] * weights[..., None]).sum(1)
     pooled = np.einsum("ay,yxd->axd", pool, image.reshape(image_size, image_size, width), optimize=True)
     pooled = np.einsum("bx,axd->abd", pool, pooled, optimize=True).reshape(-1, width)
-    foreground = np.zeros((image_size, image_size), bool)
-    foreground.reshape(-1)[point_pixel] = True
-    taps = (pool > 0).astype(np.int32)
-    scored = np.flatnonzero(taps @ foreground @ taps.T)
-    return pooled[scored], scored.astype(np.int32)
+    return np.asarray(pooled[scored_pixel])
 
 
 def cosine_scores(features: Sequence[Float32], reconstructed: Sequence[Sequence[Float32]]) -> Float32:

@@ -105,9 +105,8 @@ struct KnnGroup {
 
 struct TokenInterpolate {
     static constexpr char kNAME[] = "TokenInterpolate";
-    // points, point_pixel, centers, tokens -> rows, scored_pixel and, beyond the ONNX node's outputs, R
-    // itself: TensorRT reads the data-dependent size from this 0-D tensor.
-    static constexpr int32_t kINPUTS = 4, kOUTPUTS = 3, kROW_COUNT = 2;
+    // points, point_pixel, centers, tokens, scored_pixel -> rows
+    static constexpr int32_t kINPUTS = 5, kOUTPUTS = 1;
     int32_t imageSize = 0;
 
     std::vector<Attribute> attributes() { return {{"image_size", nv::PluginFieldType::kINT32, &imageSize}}; }
@@ -118,25 +117,18 @@ struct TokenInterpolate {
         if (i == 3) {
             return types[3] == nv::DataType::kFLOAT || types[3] == nv::DataType::kHALF;
         }
-        return types[i] == (i == 1 ? nv::DataType::kINT32 : nv::DataType::kFLOAT);
+        return types[i] == (i == 1 || i == 4 ? nv::DataType::kINT32 : nv::DataType::kFLOAT);
     }
-    static nv::DataType outputType(int32_t i, nv::DataType const* types) {
-        return i == 0 ? types[3] : nv::DataType::kINT32;
-    }
-    void outputShapes(nv::DimsExprs const* in, nv::DimsExprs* outputs, nv::IExprBuilder& build) const {
-        int32_t const pixels = imageSize * imageSize;
-        auto const* rows =
-            build.declareSizeTensor(kROW_COUNT, *build.constant(pixels / 2), *build.constant(pixels));
-        require(rows != nullptr, "this TensorRT does not take data-dependent sizes from a plugin");
-        setDims(outputs[0], {rows, in[3].d[1]});
-        setDims(outputs[1], {rows});
-        setDims(outputs[kROW_COUNT], {});
+    static nv::DataType outputType(int32_t, nv::DataType const* types) { return types[3]; }
+    void outputShapes(nv::DimsExprs const* in, nv::DimsExprs* outputs, nv::IExprBuilder&) const {
+        setDims(outputs[0], {in[4].d[0], in[3].d[1]});
     }
     void checkShapes(nv::Dims const* in) const {
         requireXyz("points", in[0]);
         requireRank("point_pixel", in[1], 1);
         requireXyz("centers", in[2]);
         requireRank("tokens", in[3], 2);
+        requireRank("scored_pixel", in[4], 1);
         require(in[0].d[0] < 0 || in[1].d[0] < 0 || in[0].d[0] == in[1].d[0],
                 text("point_pixel: expected one per point, N = ", in[0].d[0], ", got ", in[1].d[0]));
         int64_t const groups = in[2].d[0];
@@ -156,12 +148,12 @@ private:
     template <typename T>
     cudaError_t runAs(nv::PluginTensorDesc const* desc, void const* const* in, void* const* out,
                       void* workspace, cudaStream_t stream) const {
-        return tokenInterpolate<T>(static_cast<T*>(out[0]), static_cast<int32_t*>(out[1]),
-                                   static_cast<int32_t*>(out[kROW_COUNT]), static_cast<float const*>(in[0]),
-                                   static_cast<int32_t const*>(in[1]), static_cast<float const*>(in[2]),
-                                   static_cast<T const*>(in[3]), static_cast<int32_t>(desc[0].dims.d[0]),
-                                   static_cast<int32_t>(desc[2].dims.d[0]),
-                                   static_cast<int32_t>(desc[3].dims.d[1]), imageSize, workspace, stream);
+        return tokenInterpolate<T>(
+            static_cast<T*>(out[0]), static_cast<float const*>(in[0]), static_cast<int32_t const*>(in[1]),
+            static_cast<float const*>(in[2]), static_cast<T const*>(in[3]),
+            static_cast<int32_t const*>(in[4]), static_cast<int32_t>(desc[0].dims.d[0]),
+            static_cast<int32_t>(desc[2].dims.d[0]), static_cast<int32_t>(desc[3].dims.d[1]),
+            static_cast<int32_t>(desc[4].dims.d[0]), imageSize, workspace, stream);
     }
 };
 
