@@ -1,8 +1,8 @@
 import pytest
 import torch
 from conftest import randomise
-from m3ad_export.folded_pointnet import FoldedPointNet, Moments, folded_encoder
-from m3ad_export.point_mae import BnMode, MiniPointNet, PointMaeEncoder, XyzEncoderConfig
+from m3ad_export.nets.folded_pointnet import FoldedPointNet, Moments, folded_encoder
+from m3ad_export.nets.point_mae import BnMode, MiniPointNet, PointMaeEncoder, XyzEncoderConfig
 
 
 def make_net(mode: BnMode) -> MiniPointNet:

@@ -10,7 +10,6 @@ References:
     CFM (Costanzino et al. 2024)  https://github.com/CVLAB-Unibo/crossmodal-feature-mapping
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,13 +21,10 @@ from m3ad.errors import MissingDependencyError
 from m3ad.pipeline import weights_line
 from m3ad.preprocess import ModelInput, Preprocessing
 from m3ad.stages import by_modality
-from m3ad.worker import MapAndTimes, Runner, serve
+from m3ad.worker import MapAndTimes, Runner
 from torch import Tensor
 
-from m3ad_export.detector import Detector, load_detector
-from m3ad_export.fused import TABLES, HeadRows, HeadTokens, tile_scores
-from m3ad_export.heads import Mapping
-from m3ad_export.torch_ops import (
+from m3ad_export.baselines.torch_ops import (
     distances,
     farthest_points,
     interpolated,
@@ -38,7 +34,10 @@ from m3ad_export.torch_ops import (
     three_nearest,
     upsampled,
 )
-from m3ad_export.voting import score, smooth
+from m3ad_export.detector import Detector, load_detector
+from m3ad_export.heads.fused import TABLES, HeadRows, HeadTokens, tile_scores
+from m3ad_export.heads.mentor import Mapping
+from m3ad_export.heads.voting import score, smooth
 
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]  # image, points, point_pixel -> anomaly map [224, 224]
 ROWS_AT_ONCE = 8192
@@ -175,18 +174,3 @@ def runner(form: str, folder: Path, threads: int, device: str) -> Runner:
         },
         torch.cuda.max_memory_allocated if device == "cuda" else None,
     )
-
-
-def main() -> None:
-    """Serve one form until stdin ends."""
-    parser = argparse.ArgumentParser(prog="python -m m3ad_export.baselines", description=__doc__)
-    parser.add_argument("form", choices=FORMS)
-    parser.add_argument("detector", type=Path)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    chosen = parser.parse_args()
-    serve(lambda: runner(chosen.form, chosen.detector, chosen.threads, chosen.device))
-
-
-if __name__ == "__main__":
-    main()

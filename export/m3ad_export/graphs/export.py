@@ -26,8 +26,8 @@ from onnx.external_data_helper import set_external_data
 from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
-from m3ad_export.folded_pointnet import folded_encoder
-from m3ad_export.in_parts import in_parts
+from m3ad_export.graphs.row_tiling import in_parts
+from m3ad_export.nets.folded_pointnet import folded_encoder
 
 OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
 SMALLEST_EXTERNAL = (

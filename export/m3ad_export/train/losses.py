@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3ad_export.heads import Mfm, Mgm
-from m3ad_export.voting import score
+from m3ad_export.heads.mentor import Mfm, Mgm
+from m3ad_export.heads.voting import score
 
 Fusion = Literal["frozen", "aligned"]
 

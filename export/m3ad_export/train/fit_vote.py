@@ -17,10 +17,10 @@ from m3ad.stages import Ops, by_modality
 from torch import Tensor
 
 from m3ad_export.detector import Detector, save_detector
-from m3ad_export.features import FeatureExtractor, FrameFeatures
-from m3ad_export.fused import TABLES, HeadRows, HeadTokens, tile_scores
-from m3ad_export.heads import Mfm, Mgm
-from m3ad_export.voting import Vm, fit_expected, fit_one_class_svm
+from m3ad_export.heads.fused import TABLES, HeadRows, HeadTokens, tile_scores
+from m3ad_export.heads.mentor import Mfm, Mgm
+from m3ad_export.heads.voting import Vm, fit_expected, fit_one_class_svm
+from m3ad_export.train.features import FeatureExtractor, FrameFeatures
 
 # Wraps an iterable of known length to show progress under a description; the command line hands in rich's.
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]

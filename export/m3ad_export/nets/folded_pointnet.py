@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3ad_export.point_mae import BatchNorm, MiniPointNet, PointMaeEncoder
+from m3ad_export.nets.point_mae import BatchNorm, MiniPointNet, PointMaeEncoder
 
 
 def folded_encoder(encoder: PointMaeEncoder) -> PointMaeEncoder:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from m3ad.contract import IMAGE_SIZE
 from torch import Tensor, nn
 
-from m3ad_export.heads import unit
+from m3ad_export.heads.mentor import unit
 
 SCORES = ("rgb", "xyz", "mentor")
 SVM_ROWS = 4096  # the exact solver is quadratic in the rows

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from m3ad_export.checkpoints import state_sha256
 from m3ad_export.detector import call
-from m3ad_export.point_mae import PointMaeEncoder
-from m3ad_export.vit import VisionTransformer
+from m3ad_export.nets.point_mae import PointMaeEncoder
+from m3ad_export.nets.vit import VisionTransformer
 
 FORMAT = 1  # raise it when an entry's content changes its meaning
 ROWS_AT_ONCE = 8192

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from m3ad.stages import TURNED
 from torch import Tensor, nn
 
-from m3ad_export.heads import Mapping, Mfm, Mgm
-from m3ad_export.voting import cosine_scores
+from m3ad_export.heads.mentor import Mapping, Mfm, Mgm
+from m3ad_export.heads.voting import cosine_scores
 
 
 def read_basis(first: nn.Linear) -> tuple[Tensor, Tensor]:

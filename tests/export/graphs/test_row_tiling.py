@@ -11,12 +11,12 @@ from m3ad.bundle import Bundle
 from m3ad.contract import Dims
 from m3ad.onnx_graph import OnnxGraph
 from m3ad_calibrate import qdq
-from m3ad_export.folded_pointnet import folded_encoder
-from m3ad_export.in_parts import in_parts
-from m3ad_export.onnx_export import dense_model, write_xyz_extractor, xyz_encoder_stage
-from m3ad_export.plan import default_plan
-from m3ad_export.point_mae import BnMode, PointMaeEncoder
-from m3ad_export.precision import half_model
+from m3ad_export.graphs.export import dense_model, write_xyz_extractor, xyz_encoder_stage
+from m3ad_export.graphs.plan import default_plan
+from m3ad_export.graphs.precision import half_model
+from m3ad_export.graphs.row_tiling import in_parts
+from m3ad_export.nets.folded_pointnet import folded_encoder
+from m3ad_export.nets.point_mae import BnMode, PointMaeEncoder
 from onnx import helper, numpy_helper
 
 

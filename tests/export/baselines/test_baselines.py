@@ -10,8 +10,8 @@ from conftest import make_input
 from m3ad.contract import steps
 from m3ad.errors import ArtifactError, MissingDependencyError
 from m3ad.pipeline import Pipeline, model_arrays
-from m3ad_export import torch_ops
-from m3ad_export.baselines import FORMS, cfm, runner
+from m3ad_export.baselines import torch_ops
+from m3ad_export.baselines.forms import FORMS, cfm, runner
 from m3ad_export.detector import Detector
 from m3ad_plugins import ops, reference
 from scipy.ndimage import binary_dilation, uniform_filter

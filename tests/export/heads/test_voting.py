@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from m3ad_export.voting import (
+from m3ad_export.heads.voting import (
     OneClassSvm,
     Vm,
     VotingConfig,

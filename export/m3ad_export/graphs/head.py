@@ -11,8 +11,7 @@ from onnx import compose, helper, parser
 from torch import nn
 
 from m3ad_export.detector import Detector, RgbRows
-from m3ad_export.fused import FIRST_LAYERS, HeadRows, HeadTokens, TurnedScores
-from m3ad_export.onnx_export import (
+from m3ad_export.graphs.export import (
     dense_model,
     model_with_ops,
     op_node,
@@ -20,7 +19,8 @@ from m3ad_export.onnx_export import (
     verify_interface,
     verify_not_frozen,
 )
-from m3ad_export.voting import HeadVote
+from m3ad_export.heads.fused import FIRST_LAYERS, HeadRows, HeadTokens, TurnedScores
+from m3ad_export.heads.voting import HeadVote
 
 # Rows of a tile. On a CPU a smaller one stays in the caches (per row 0.93 of 2048's time, measured); on a device it
 # would be all launches.

@@ -4,7 +4,7 @@ from pathlib import Path
 import onnx
 import pytest
 from m3ad.errors import ArtifactError
-from m3ad_export.plan import Keep, Plan, default_plan, read_plan
+from m3ad_export.graphs.plan import Keep, Plan, default_plan, read_plan
 
 
 def node(name: str, domain: str = "") -> onnx.NodeProto:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import make_input, randomise
 from m3ad.stages import bilinear_operator
-from m3ad_export.fused import (
+from m3ad_export.heads.fused import (
     TABLES,
     HeadRows,
     HeadTokens,
@@ -13,8 +13,8 @@ from m3ad_export.fused import (
     split_columns,
     tile_scores,
 )
-from m3ad_export.heads import HeadConfig, Mfm, Mgm, heads_from_config
-from m3ad_export.voting import score
+from m3ad_export.heads.mentor import HeadConfig, Mfm, Mgm, heads_from_config
+from m3ad_export.heads.voting import score
 from m3ad_plugins import ops
 from torch import Tensor
 

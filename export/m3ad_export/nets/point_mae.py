@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3ad_export.vit import Block
+from m3ad_export.nets.vit import Block
 
 BnMode = Literal["sample", "running"]
 

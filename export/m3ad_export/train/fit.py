@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from m3ad_export.checkpoints import read_checkpoint, save_checkpoint
 from m3ad_export.detector import Detector, save_detector
-from m3ad_export.features import FeatureExtractor
-from m3ad_export.fit_vote import Track, fit_vote, require_good
-from m3ad_export.heads import HeadConfig, Mfm, Mgm
-from m3ad_export.losses import Fusion, align_loss, guide_loss
-from m3ad_export.point_mae import PointMaeEncoder
-from m3ad_export.vit import VisionTransformer
-from m3ad_export.voting import Vm, VotingConfig
+from m3ad_export.heads.mentor import HeadConfig, Mfm, Mgm
+from m3ad_export.heads.voting import Vm, VotingConfig
+from m3ad_export.nets.point_mae import PointMaeEncoder
+from m3ad_export.nets.vit import VisionTransformer
+from m3ad_export.train.features import FeatureExtractor
+from m3ad_export.train.fit_vote import Track, fit_vote, require_good
+from m3ad_export.train.losses import Fusion, align_loss, guide_loss
 from m3ad_export.weights import WeightsInfo
 
 Pool = tuple[Tensor, Tensor]  # rgb_features [r, D], xyz_features [r, D]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from m3ad_export.plan import Plan
+from m3ad_export.graphs.plan import Plan
 
 Precision = Literal["fp32", "fp16", "bf16"]
 INT8_WEIGHTS = "INT8_WEIGHTS"  # of the products in `histogram`, the one that is no ONNX type

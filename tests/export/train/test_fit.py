@@ -14,13 +14,13 @@ from m3ad.pipeline import Pipeline, model_arrays
 from m3ad.preprocess import Preprocessing, prepare, without_modality
 from m3ad_export.cli import app
 from m3ad_export.detector import Detector, load_detector
-from m3ad_export.features import FeatureExtractor
-from m3ad_export.fit_vote import frame_scores, refit_vote
-from m3ad_export.fused import HeadRows, HeadTokens
-from m3ad_export.heads import HeadConfig, Mfm
-from m3ad_export.losses import Fusion, info_nce
+from m3ad_export.heads.fused import HeadRows, HeadTokens
+from m3ad_export.heads.mentor import HeadConfig, Mfm
 from m3ad_export.sample_data import write_sample_data
-from m3ad_export.training import Encoders, TrainConfig, draw_pool, train
+from m3ad_export.train.features import FeatureExtractor
+from m3ad_export.train.fit import Encoders, TrainConfig, draw_pool, train
+from m3ad_export.train.fit_vote import frame_scores, refit_vote
+from m3ad_export.train.losses import Fusion, info_nce
 from m3ad_export.weights import load_rgb_encoder, load_xyz_encoder
 from m3ad_plugins import ops
 from typer.testing import CliRunner

@@ -3,8 +3,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 from m3ad.bundle import Bundle
-from m3ad_export.plan import default_plan
-from m3ad_export.precision import half_model, histogram
+from m3ad_export.graphs.plan import default_plan
+from m3ad_export.graphs.precision import half_model, histogram
 from onnx import TensorProto, helper, numpy_helper
 
 FP16 = default_plan("fp16")

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from conftest import randomise
-from m3ad_export.heads import HeadConfig, Mapping, Mfm, Mgm, heads_from_config
+from m3ad_export.heads.mentor import HeadConfig, Mapping, Mfm, Mgm, heads_from_config
 from scipy.special import erf
 from torch import Tensor, nn
 
