@@ -10,7 +10,8 @@ import tifffile
 from m3ad.bundle import Bundle, file_entries, read_manifest, write_json
 from m3ad.contract import CONTRACT_VERSION
 from m3ad.frames import Frame
-from m3ad_triton.repository import FORMAT, write_repository
+from m3ad_triton.manifest import FORMAT
+from m3ad_triton.repository import write_repository
 from m3ad_triton.server import LocalServer
 from PIL import Image
 

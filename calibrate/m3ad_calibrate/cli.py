@@ -135,9 +135,9 @@ def _gate(bundle: Bundle, source: Bundle, test: list[Sample], budget: float, as_
     found = measure(bundle, source, test, ops, budget, talk.print)
     bundle = bundle.update(gate=found)
     if as_json:
-        print_json({"precision": bundle.manifest["precision"], "gate": found})
+        print_json({"precision": bundle.document["precision"], "gate": found})
     else:
-        precision = bundle.manifest["precision"]
+        precision = bundle.document["precision"]
         weights = precision["weight_bytes"]
         verdict = "passed its gate" if found["passed"] else "FAILED its gate"
         print_text(summary(found, precision["type"]))
@@ -173,7 +173,7 @@ def sensitivity(
     feeds, _ = recorded(source, data)
     good = [s for s in find_samples(data, "validation") if s.is_good]
     chosen = [good[i] for i in sorted({round(i) for i in np.linspace(0, len(good) - 1, frames)})]
-    probe = Probe(source, chosen, ops, source.manifest["layouts"])
+    probe = Probe(source, chosen, ops, source.manifest.layouts)
     settings = Settings(method=method, smoothquant=smoothquant)
     search = Searcher(probe, feeds, default_plan(precision, rest), settings, budget).search(talk.print)
     search.plan.write(out)
@@ -222,7 +222,7 @@ def threshold(
         raise M3adError("--svm-input is for a refit; add --svm linear or --svm rbf")
     if svm:
         opened = _refit(opened, data, svm, svm_input)
-    inspector = Inspector(opened, ops, opened.manifest["layouts"][-1])
+    inspector = Inspector(opened, ops, opened.manifest.layouts[-1])
     frames = track(samples, "scoring", console=talk, transient=True)
     scores = [inspector.inspect(read_sample(sample)).score for sample in frames]
     fitted = fit_threshold(scores, false_alarm_rate)
@@ -245,7 +245,7 @@ def _refit(opened: Bundle, data: Path, kernel: Kernel, svm_input: SvmInput | Non
 
     good = [s for s in find_samples(data, "train") if s.is_good]
     chosen = [good[i] for i in sorted({round(i) for i in np.linspace(0, len(good) - 1, SVM_FRAMES)})]
-    inspector = Inspector(opened, ops, opened.manifest["layouts"][-1])
+    inspector = Inspector(opened, ops, opened.manifest.layouts[-1])
     frames = track(chosen, "fitting the SVM", console=talk, transient=True)
     maps = [inspector.inspect(read_sample(s), with_maps=True).score_maps for s in frames]
     nu = 0.5 if kernel == "linear" else RBF_NU

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
+from m3ad.holes import measured
 
 RADIUS = (0.05, 0.09)  # of the frame's shorter side
 COLOUR_STRENGTH = 0.6
@@ -21,7 +22,7 @@ def with_defect(frame: Frame, seed: int) -> tuple[Frame, npt.NDArray[np.bool_]]:
     d = exp(-(|p - c| / r)^4) around a foreground pixel c;  rgb += 0.6 d (colour - rgb), or x += d h x / |x|   (ours)
 
     Args:
-        frame: of a good part.
+        frame: of a good part, its declared holes marked (`preprocess.with_holes`).
         seed: of the place, the size and the strength; even ones are blotches, odd ones bumps or dents.
 
     Returns:
@@ -31,7 +32,7 @@ def with_defect(frame: Frame, seed: int) -> tuple[Frame, npt.NDArray[np.bool_]]:
         FrameError: the frame shows no part.
     """
     rng = np.random.default_rng(seed)
-    part = (np.isfinite(frame.xyz) & (frame.xyz != 0)).all(axis=2)
+    part = measured(frame.xyz)
     if not part.any():
         raise FrameError(f"frame {frame.name} shows no part to put a defect on")
     height, width = part.shape

@@ -19,7 +19,7 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.metrics import aupro, image_auroc, rank_correlation
 from m3ad.pipeline import Pipeline, model_arrays
-from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
+from m3ad.preprocess import ModelInput, prepare, prepare_mask
 from m3ad.stages import Ops, cpu_stage
 
 from m3ad_calibrate.emulate import runnable
@@ -106,12 +106,12 @@ def gate(
         raise FrameError(
             "the gate needs good and defective test frames; name a category with both in its test split"
         )
-    layouts: list[Layout] = bundle.manifest["layouts"]
+    layouts: list[Layout] = bundle.manifest.layouts
     reference = Runner(source, layouts[-1:], ops, source.path / "onnx")
-    half = bundle.manifest["precision"]["half"]
+    half = bundle.manifest.precision.half if bundle.manifest.precision else None
     with runnable(bundle.path / "onnx", is_half=half is not None) as folder:
         other = Runner(bundle, layouts, ops, folder)
-    preprocessing = Preprocessing.from_json(source.manifest["preprocessing"])
+    preprocessing = source.preprocessing
     before, after = Results([], []), {layout: Results([], []) for layout in layouts}
     ranks: dict[Layout, list[float]] = {layout: [] for layout in layouts}
     masks: list[npt.NDArray[np.bool_]] = []
@@ -220,11 +220,11 @@ def onnx_digest(bundle: Bundle) -> str:
 
 
 def _verify_pair(bundle: Bundle, source: Bundle) -> None:
-    if "precision" not in bundle.manifest:
+    if bundle.manifest.precision is None:
         raise ArtifactError(
             f"{bundle.path} is not quantized, there is nothing to gate; write one with: m3ad-calibrate quantize"
         )
-    if bundle.manifest["precision"]["source_onnx"] != onnx_digest(source):
+    if bundle.manifest.precision.source_onnx != onnx_digest(source):
         raise ArtifactError(
             f"{bundle.path} was not quantized from {source.path}; gate it against its source, or quantize again"
         )

@@ -15,6 +15,7 @@ from m3ad_export.graphs.plan import Plan
 from onnx import numpy_helper
 
 from m3ad_calibrate import qdq
+from m3ad_calibrate.pairs import keep_outputs, own_pairs
 
 Engine = Literal["onnxruntime", "modelopt"]
 
@@ -74,7 +75,8 @@ def quantized_by_modelopt(
         )
         written = onnx.load(target)
     _store_weights(written.graph)
-    qdq.keep_outputs(written.graph)
+    keep_outputs(written.graph)
+    own_pairs(written.graph)
     qdq.verify(written, chosen)
     return written
 

@@ -17,7 +17,7 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.metrics import aupro, image_auroc, rank_correlation
 from m3ad.onnx_graph import OnnxGraph
-from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
+from m3ad.preprocess import ModelInput, prepare, prepare_mask, with_holes
 from m3ad.stages import Operator, Ops, StageFunction, bilinear_operator, by_modality, head_scores
 
 from m3ad_calibrate.defects import with_defect
@@ -79,7 +79,7 @@ class Probe:
         layouts: Sequence[Layout] = ("fused",),
         threads: int = 2,
     ) -> None:
-        if "fused" not in bundle.manifest["layouts"]:
+        if "fused" not in bundle.manifest.layouts:
             raise ArtifactError(
                 f"{bundle.path} has no fused layout, which is probed; export both: m3ad-export bundle"
             )
@@ -92,10 +92,10 @@ class Probe:
         names += ["mfm", "mgm"] if "chain" in layouts else []
         self.models = {name: onnx.load(bundle.file(f"onnx/{name}.onnx")) for name in names}
         self.graphs = {name: self.session(model) for name, model in self.models.items()}
-        preprocessing = Preprocessing.from_json(bundle.manifest["preprocessing"])
+        preprocessing = bundle.preprocessing
         self.frames = []
         for i, sample in enumerate(samples):
-            frame = read_sample(sample)
+            frame = with_holes(read_sample(sample), preprocessing)
             clean = prepare(frame, preprocessing)
             self.frames.append(self._probed(clean, np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.bool_)))
             defective, mask = with_defect(frame, i)

@@ -120,12 +120,12 @@ def quantize(
         M3adError: `out` is the source.
         ArtifactError: `out` is something else, the source is quantized, or a graph does not hold the plan.
     """
-    if "precision" in source.manifest:
+    if source.manifest.precision is not None:
         raise ArtifactError(f"{source.path} is quantized already; quantize the bundle it was made from")
     if out.resolve() == source.path.resolve():
         raise M3adError(f"{out} is the bundle to quantize; name another folder for the result")
-    layouts = list(layouts) or source.manifest["layouts"]
-    if odd := [layout for layout in layouts if layout not in source.manifest["layouts"]]:
+    layouts = list(layouts) or source.manifest.layouts
+    if odd := [layout for layout in layouts if layout not in source.manifest.layouts]:
         raise ArtifactError(f"{source.path} has no layout {odd[0]}; export it with both: m3ad-export bundle")
     with artefact.new_folder(out, artefact.FORMAT) as folder:
         (folder / "onnx").mkdir()
@@ -144,7 +144,7 @@ def quantize(
             sum(weight_bytes(p, layouts).values()) for p in (source.path / "onnx", folder / "onnx")
         )
         manifest = {
-            **{k: v for k, v in source.manifest.items() if k not in ("parity", "files", "gate")},
+            **{k: v for k, v in source.document.items() if k not in ("parity", "files", "gate")},
             "layouts": layouts,
             "precision": {
                 "type": plan.precision,

@@ -24,7 +24,7 @@ from m3ad.contract import Dims
 from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.onnx_graph import OnnxGraph
-from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.preprocess import ModelInput, prepare
 from m3ad.stages import Ops, bilinear_operator, by_modality
 
 FORMAT = "m3ad-calibration"
@@ -110,7 +110,7 @@ def record(
     shares = budget(bundle.dims, recorder.tile_bytes, megabytes, len(samples))
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, shares.frames).astype(int)]
     chosen = list(dict.fromkeys(chosen))  # distinct, in order
-    preprocessing = Preprocessing.from_json(bundle.manifest["preprocessing"])
+    preprocessing = bundle.preprocessing
     rows, tile_rows = shares.rows // len(chosen), recorder.tile_rows * shares.tiles // len(chosen) + 1
     frames = []
     for i, sample in enumerate(chosen):
@@ -126,7 +126,7 @@ class Recorder:
     def __init__(self, bundle: Bundle, ops: Ops, threads: int = 2) -> None:
         self.dims: Dims = bundle.dims
         self.ops = ops
-        layouts = bundle.manifest["layouts"]
+        layouts = bundle.manifest.layouts
         names = ["rgb_extractor", "xyz_encoder"]
         names += ["mfm", "mgm"] if "chain" in layouts else []
         names += ["head_tokens", "head_rows"] if "fused" in layouts else []
@@ -250,4 +250,4 @@ def read_record(bundle: Bundle) -> dict[str, Feeds]:
 
 def onnx_hashes(bundle: Bundle) -> dict[str, str]:
     """The sha256 of every ONNX file a bundle lists."""
-    return {k: v["sha256"] for k, v in bundle.manifest["files"].items() if k.startswith("onnx/")}
+    return {k: v.sha256 for k, v in bundle.manifest.files.items() if k.startswith("onnx/")}

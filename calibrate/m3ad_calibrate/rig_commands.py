@@ -8,6 +8,7 @@ from m3ad.bundle import Bundle
 from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frames import find_pairs, find_samples, read_sample
+from m3ad.preprocess import Preprocessing, with_holes
 from m3ad.rig import Rig, drift, fit_rig
 
 app = typer.Typer()
@@ -23,6 +24,9 @@ def rig_command(
     out: Annotated[
         Path, typer.Option(help="JSON file to write, for `m3ad-export train --plane fixed --rig`")
     ] = Path("rig.json"),
+    hole: Annotated[
+        float | None, typer.Option(help="a number that stands for `not measured`, as in `m3ad-export train`")
+    ] = None,
     bundle: Annotated[Path | None, typer.Option(help="also write it into this bundle's manifest")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")] = False,
 ) -> None:
@@ -30,7 +34,8 @@ def rig_command(
     opened = Bundle.open(bundle) if bundle else None
     samples = find_samples(data, "train") if (data / "train").is_dir() else find_pairs(data)
     step = -(-len(samples) // MAX_FRAMES)
-    rig = fit_rig([read_sample(sample) for sample in samples[::step]])
+    settings = Preprocessing(hole=hole)
+    rig = fit_rig([with_holes(read_sample(sample), settings) for sample in samples[::step]])
     rig.write(out)
     if opened:
         opened.update(rig=rig.to_json())
@@ -57,15 +62,16 @@ def drift_command(
 ) -> None:
     """Warn of frames that no longer fit the rig; exit code 1 when there are some."""
     opened = Bundle.open(bundle)
-    if "rig" not in opened.manifest:
+    if opened.manifest.rig is None:
         raise ArtifactError(
             f"{bundle} holds no rig; calibrate one: m3ad-calibrate rig --data FRAMES --bundle {bundle}"
         )
-    rig = Rig.from_json(opened.manifest["rig"], str(bundle))
+    rig = Rig.from_json(opened.manifest.rig, str(bundle))
+    settings = opened.preprocessing
     samples = find_pairs(frames)
     drifted = 0
     for sample in samples:
-        frame = read_sample(sample)
+        frame = with_holes(read_sample(sample), settings)
         found = drift(rig, frame)
         drifted += bool(found)
         for line in found:

@@ -97,7 +97,7 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
     Raises:
         ArtifactError: the bundle is quantized, so its gate would no longer speak of its graphs.
     """
-    if "precision" in bundle.manifest:
+    if bundle.manifest.precision is not None:
         raise ArtifactError(
             f"{bundle.path} is quantized; refit the SVM of the bundle it was made from, then quantize that one again"
         )
@@ -111,7 +111,7 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
             path = folder / "onnx" / f"{name}.onnx"
             if path.exists():
                 _replace(path, with_tail(onnx.load(path), tail))
-        if "fused" in bundle.manifest["layouts"]:
+        if "fused" in bundle.manifest.layouts:
             model = head_model(bundle.dims, read_parts(folder / "onnx"))
             _replace(folder / "onnx" / "head.onnx", model)
             verify_interface(folder / "onnx" / "head.onnx", table["head"])
@@ -122,10 +122,10 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
             path = folder / "golden" / f"{name}.npy"
             path.unlink()
             np.save(path, value.numpy(), allow_pickle=False)
-        voting = {**bundle.manifest["voting"], "svm_input": vote.vm.config.svm_input}
+        voting = {**(bundle.document.get("voting") or {}), "svm_input": vote.vm.config.svm_input}
         fitted = {"kernel": kernel, "nu": nu, "vectors": len(vote.vm.svm.support_vectors)}
         changed = {"voting": voting, "svm": fitted, "files": artefact.file_entries(folder)}
-        artefact.write_json(folder / artefact.MANIFEST, {**bundle.manifest, **changed})
+        artefact.write_json(folder / artefact.MANIFEST, {**bundle.document, **changed})
     return Bundle.open(bundle.path)
 
 
@@ -145,8 +145,12 @@ def with_tail(model: onnx.ModelProto, tail: onnx.ModelProto) -> onnx.ModelProto:
 
 def config_of(bundle: Bundle, svm_input: SvmInput | None) -> VotingConfig:
     """The voting of a bundle, its SVM looking at something else where asked."""
-    exponents = tuple(tuple(row) for row in bundle.manifest["voting"]["exponents"])
-    config = VotingConfig(exponents=exponents, svm_input=bundle.manifest["voting"]["svm_input"])
+    voting = bundle.manifest.voting
+    config = (
+        VotingConfig(exponents=tuple(voting.exponents), svm_input=voting.svm_input)
+        if voting
+        else VotingConfig()
+    )
     return replace(config, svm_input=svm_input) if svm_input else config
 
 

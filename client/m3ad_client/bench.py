@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 PERCENTILES = (50, 90, 99)
+OWN_ENCODER = "/its rgb_extractor"  # ends the name of the ratio of a form to a stage of itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Command `m3ad-client`: inspect parts, evaluate a test split, measure speed and memory."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
 from m3ad.pipeline import Inspector
 from m3ad.preprocess import Modality
-from rich.console import Console
 from rich.progress import track
 
 from m3ad_client import report
@@ -24,6 +22,7 @@ from m3ad_client.contenders import Contenders
 from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
 from m3ad_client.measure import artefacts, run_bench
+from m3ad_client.saved import read_result as _read_result
 from m3ad_client.triton import Tls, TritonInspector
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -135,7 +134,9 @@ def bench(
     frames: Annotated[int, typer.Option(help="measured in each region", min=1)] = 30,
     warmup: Annotated[int, typer.Option(help="run before, unmeasured; at least 1", min=1)] = 5,
     split: Split = "test",
-    bundle: Annotated[Path | None, typer.Option(help="measure this bundle's in-process runner")] = None,
+    bundle: Annotated[
+        list[Path] | None, typer.Option(help="measure this bundle's in-process runner; repeat for several")
+    ] = None,
     layout: Annotated[
         list[str] | None, typer.Option(help="fused or chain, of the in-process runner; repeat for both")
     ] = None,
@@ -164,9 +165,10 @@ def bench(
     """Speed and memory, one frame at a time, all forms on the same frames in turn; the paper's table beside.
 
     The first form (bundle, then server, then baseline) is the reference of the ratios. Region A is what CFM timed:
-    tensors ready -> map. Region B is what a line feels: files -> verdict.
+    tensors ready -> map. Region B is what a line feels: files -> verdict. Forms of one name are told apart in the
+    tables: `fused (in process)`, `fused (PyTorch)`, two servers by their URLs, two bundles by their folders.
     """
-    if layout and bundle is None:
+    if layout and not bundle:
         raise typer.BadParameter("--layout is for --bundle; a server has its own layout")
     if (baseline is None) != (detector is None):
         raise typer.BadParameter("--baseline and --detector go together")
@@ -174,12 +176,12 @@ def bench(
         for wrong in {*(chosen or ())} - {*known}:
             raise typer.BadParameter(f"--{option} {wrong} is unknown, expected {', '.join(known)}")
     samples = find_inputs(paths, split)
-    opened = None if bundle is None else _opened(bundle)
+    opened = [_opened(path) for path in bundle or ()]
     count = threads or len(os.sched_getaffinity(0))
     with Contenders() as contenders:
-        if bundle is not None:
+        for path in bundle or ():
             for one in layout or [DEFAULT_LAYOUT]:
-                contenders.add_bundle(bundle, one, count)
+                contenders.add_bundle(path, one, count)
         for address in url or (() if bundle or baseline else (DEFAULT_URL,)):
             contenders.add_server(
                 TritonInspector(address, model, tls=_tls(tls, ca, key, cert), timeout_s=timeout_s)
@@ -188,8 +190,8 @@ def bench(
             assert detector is not None
             contenders.add_baseline(form, detector, count, device)
         result = run_bench(contenders.all, samples, frames, warmup, say=shared.talk.print)
-    if opened is not None:
-        result["artefacts"] = artefacts(opened)
+    if opened:
+        result["artefacts"] = artefacts(opened[0])
     _print(result, report.bench_tables([result]), as_json, markdown)
 
 
@@ -238,22 +240,6 @@ def _tls(use: bool, ca: Path | None, key: Path | None, cert: Path | None) -> Tls
     return Tls(ca=ca, key=key, cert=cert) if use else None
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read as JSON ({error}); write it with --json > {path}"
-        ) from error
-    known: dict[str, Any] = result if isinstance(result, dict) else {}
-    is_bench = bool(known.get("rows")) and {"ratios", "paper"} <= known.keys()
-    if not is_bench and "metrics" not in known:
-        raise ArtifactError(
-            f"{path} is no result of `m3ad-client eval --json` or `bench --json` of this m3ad"
-        )
-    return known
-
-
 def _print_result(result: FrameResult) -> None:
     if result.error:
         shared.print_text(f"{result.frame}: not inspected: {result.error}")
@@ -271,9 +257,9 @@ def _print(result: dict[str, Any], tables: list[report.Table], as_json: bool, ma
     elif markdown:
         shared.print_text("\n".join(table.to_markdown() for table in tables))
     else:
-        console = Console()
+        console = shared.plain_console()
         for table in tables:
-            console.print(table.to_rich(), "")
+            console.print(table.to_rich(), "", soft_wrap=False)
 
 
 def main() -> None:

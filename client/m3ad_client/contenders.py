@@ -34,9 +34,15 @@ class Measured:
 
 
 class Contender(Protocol):
-    """One form of the pipeline under measurement."""
+    """One form of the pipeline under measurement.
+
+    Attributes:
+        name: in the tables.
+        traits: what tells it apart from another of the same name, the most telling first.
+    """
 
     name: str
+    traits: tuple[str, ...]
     conditions: dict[str, Any]
     pid: int | None
     regions: tuple[str, ...]
@@ -64,6 +70,7 @@ class WorkerProcess:
 
     Args:
         name: in the tables.
+        traits: what tells it apart from another of the same name.
         module: what python -m runs.
         arguments: of the module.
         regions: A, or A and B.
@@ -73,9 +80,15 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, name: str, module: str, arguments: Sequence[str], regions: tuple[str, ...], threads: int
+        self,
+        name: str,
+        traits: tuple[str, ...],
+        module: str,
+        arguments: Sequence[str],
+        regions: tuple[str, ...],
+        threads: int,
     ) -> None:
-        self.name, self.regions = name, regions
+        self.name, self.traits, self.regions = name, traits, regions
         self.cold_start_ms: float | None = None
         self.device_bytes: int | None = None
         self._readings: list[dict[str, float]] = []
@@ -174,6 +187,7 @@ class Served:
     def __init__(self, inspector: TritonInspector) -> None:
         self.inspector = inspector
         self.name = f"triton {inspector.record.layout}"
+        self.traits: tuple[str, ...] = (inspector.url, inspector.model)
         self.pid = server_pid(inspector.url)
         serving = inspector.serving
         self.conditions: dict[str, Any] = {
@@ -234,7 +248,8 @@ class Contenders:
     def add_bundle(self, bundle: Path, layout: str, threads: int) -> None:
         """The in-process runner of a bundle."""
         arguments = (str(bundle), layout, str(threads))
-        self.all.append(WorkerProcess(layout, "m3ad_client.runner", arguments, ("A", "B"), threads))
+        traits = ("in process", bundle.absolute().name, str(bundle.absolute()))
+        self.all.append(WorkerProcess(layout, traits, "m3ad_client.runner", arguments, ("A", "B"), threads))
 
     def add_server(self, inspector: TritonInspector) -> None:
         """A pipeline on a server."""
@@ -254,4 +269,35 @@ class Contenders:
             )
         arguments = (form, str(detector), "--threads", str(threads), "--device", device)
         name = f"{form} on {device}" if device != "cpu" else form
-        self.all.append(WorkerProcess(name, "m3ad_export.baselines", arguments, ("A",), threads))
+        traits = ("PyTorch", detector.absolute().name, str(detector.absolute()))
+        self.all.append(WorkerProcess(name, traits, "m3ad_export.baselines", arguments, ("A",), threads))
+
+
+def distinct_names(contenders: Sequence[Contender]) -> list[str]:
+    """A name of its own for each one, in their order: its name, with the traits that tell it from its namesakes.
+
+    Two that nothing tells apart are numbered: a form beside itself shows how far two measurements of one thing differ.
+    """
+    chosen: list[list[str]] = [[] for _ in contenders]
+
+    def told(index: int) -> str:
+        name = contenders[index].name
+        return f"{name} ({', '.join(chosen[index])})" if chosen[index] else name
+
+    for level in range(max((len(contender.traits) for contender in contenders), default=0)):
+        namesakes: dict[str, list[int]] = {}
+        for index, contender in enumerate(contenders):
+            if level < len(contender.traits):
+                namesakes.setdefault(told(index), []).append(index)
+        for members in namesakes.values():
+            traits = {index: contenders[index].traits[level] for index in members}
+            if len({*traits.values()}) > 1:
+                for index, trait in traits.items():
+                    chosen[index].append(trait)
+    names = [told(index) for index in range(len(contenders))]
+    counts: dict[str, int] = {}
+    numbered = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        numbered.append(f"{name} #{counts[name]}" if names.count(name) > 1 else name)
+    return numbered

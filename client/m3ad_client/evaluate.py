@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.metrics import evaluate, image_auroc, pixel_auroc
-from m3ad.preprocess import Modality, prepare_mask, without_modality
+from m3ad.preprocess import Modality, prepare_mask, with_holes, without_modality
 
 from m3ad_client.infer import AnyInspector
 
@@ -37,7 +37,7 @@ def evaluate_samples(
     maps, scores, masks, kinds, parts = [], [], [], [], []
     for sample in samples:
         frame = read_sample(sample)
-        shown = without_modality(frame, without) if without else frame
+        shown = without_modality(with_holes(frame, inspector.preprocessing), without) if without else frame
         result = inspector.inspect(shown, with_maps=with_maps)
         maps.append(result.anomaly_map)
         scores.append(result.score)

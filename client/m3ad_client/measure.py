@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +13,8 @@ import numpy as np
 from m3ad.bundle import Bundle, read_manifest
 from m3ad.frames import Sample
 
-from m3ad_client.bench import latency, ratio
-from m3ad_client.contenders import Contender
+from m3ad_client.bench import OWN_ENCODER, latency, ratio
+from m3ad_client.contenders import Contender, distinct_names
 from m3ad_client.memory import PeakMemory, tree_rss
 
 GROWTH_FROM = 20  # arenas have settled by then
@@ -42,60 +42,64 @@ def run_bench(
 
     Returns:
         `rows` (one a contender and region, each with its conditions), `ratios` and `ratio_spread` of region A,
-        `stages`, `memory`, `paper`.
+        `stages`, `memory`, `paper`; every contender under a name of its own.
     """
     load = os.getloadavg()[0]
     reference = contenders[0]
+    names = distinct_names(contenders)
+    named = dict(zip(names, contenders, strict=True))
     times: dict[tuple[str, str], list[float]] = {}
     rgb_share: list[float] = []
     points: list[int] = []
-    resident: dict[str, list[int]] = {c.name: [] for c in contenders}
+    resident: dict[str, list[int]] = {name: [] for name in names}
     stages = []
     for region in REGIONS:
-        taking_part = [c for c in contenders if region in c.regions]
-        say(f"region {region}: {REGIONS[region]}, {', '.join(c.name for c in taking_part)} ...")
+        taking_part = {name: c for name, c in named.items() if region in c.regions}
+        say(f"region {region}: {REGIONS[region]}, {', '.join(taking_part)} ...")
         for number in range(max(warmup, 1)) if region == "A" else ():
-            for contender in taking_part:
+            for contender in taking_part.values():
                 contender.measure(samples[number % len(samples)], region)
-        for contender in taking_part:
+        for contender in taking_part.values():
             contender.start_stages()
         for number in range(frames):
             sample = samples[number % len(samples)]
-            for contender in taking_part:
+            for name, contender in taking_part.items():
                 measured = contender.measure(sample, region)
-                times.setdefault((contender.name, region), []).append(measured.ms)
+                times.setdefault((name, region), []).append(measured.ms)
                 points.append(measured.points)
                 if contender is reference and region == "A" and "rgb_extractor" in measured.stage_ms:
                     rgb_share.append(measured.ms / measured.stage_ms["rgb_extractor"])
                 if contender.pid is not None:
-                    resident[contender.name].append(tree_rss(contender.pid))
+                    resident[name].append(tree_rss(contender.pid))
         if region == "A":
-            stages = [{"run": c.name, **s.to_json()} for c in taking_part for s in c.stages(frames)]
+            stages = [
+                {"run": name, **s.to_json()} for name, c in taking_part.items() for s in c.stages(frames)
+            ]
     say("maps and memory ...")
-    errors = map_errors(contenders, samples[0])
-    memory = {c.name: _memory(c, samples, resident[c.name]) for c in contenders}
+    errors = map_errors(named, samples[0])
+    memory = {name: _memory(c, samples, resident[name]) for name, c in named.items()}
     ratios, spread = {}, {}
-    for contender in contenders[1:]:
-        name = f"{contender.name}/{reference.name}"
-        ratios[name], spread[name] = ratio(times[contender.name, "A"], times[reference.name, "A"])
+    for other in names[1:]:
+        name = f"{other}/{names[0]}"
+        ratios[name], spread[name] = ratio(times[other, "A"], times[names[0], "A"])
     if rgb_share:
-        name = f"{reference.name}/its rgb_extractor"
+        name = f"{names[0]}{OWN_ENCODER}"
         ratios[name], spread[name] = ratio(rgb_share, [1.0] * len(rgb_share))
     return {
         "rows": [
             {
-                "name": c.name,
+                "name": name,
                 "region": f"{region}: {REGIONS[region]}",
-                **latency(times[c.name, region]).to_json(),
+                **latency(times[name, region]).to_json(),
                 **c.conditions,
                 "cold_start_ms": c.cold_start_ms and round(c.cold_start_ms, 1),
-                "map_max_error": errors[c.name],
+                "map_max_error": errors[name],
                 "load_before": round(load, 1),
                 "warmup_frames": max(warmup, 1),
                 "mean_points": round(sum(points) / len(points)),
             }
             for region in REGIONS
-            for c in contenders
+            for name, c in named.items()
             if region in c.regions
         ],
         "ratios": {name: round(value, 4) for name, value in ratios.items()},
@@ -106,20 +110,20 @@ def run_bench(
     }
 
 
-def map_errors(contenders: Sequence[Contender], sample: Sample) -> dict[str, float | None]:
+def map_errors(contenders: Mapping[str, Contender], sample: Sample) -> dict[str, float | None]:
     """How far each one's anomaly map of a frame is from the reference's; None for another method's map (CFM)."""
     with tempfile.TemporaryDirectory() as folder:
-        maps = {c.name: c.anomaly_map(sample, Path(folder)) for c in contenders}
-    expected = maps[contenders[0].name]
+        maps = {name: c.anomaly_map(sample, Path(folder)) for name, c in contenders.items()}
+    expected = next(iter(maps.values()))
     return {
-        c.name: None if c.conditions["layout"] == "cfm" else float(np.abs(maps[c.name] - expected).max())
-        for c in contenders
+        name: None if c.conditions["layout"] == "cfm" else float(np.abs(maps[name] - expected).max())
+        for name, c in contenders.items()
     }
 
 
 def artefacts(bundle: Bundle) -> dict[str, Any]:
     """What making the bundle took and what it weighs: seconds to export and build, bytes of models and engines."""
-    entries = bundle.manifest["files"].items()
+    entries = bundle.manifest.files.items()
     engines = {}
     for folder in sorted((bundle.path / "engines").glob("sm*")):
         found = read_manifest(folder, "m3ad-engines", "Build engines again: m3ad-export build-engine")
@@ -130,8 +134,8 @@ def artefacts(bundle: Bundle) -> dict[str, Any]:
             "bytes": sum(p["bytes"] for p in plans),
         }
     return {
-        "export_s": bundle.manifest["export_s"],
-        "onnx_bytes": sum(e["bytes"] for name, e in entries if name.startswith("onnx/")),
+        "export_s": bundle.manifest.export_s,
+        "onnx_bytes": sum(e.bytes for name, e in entries if name.startswith("onnx/")),
         "engines": engines,
     }
 

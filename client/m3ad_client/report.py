@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
+from m3ad_client.bench import OWN_ENCODER
+
 MIB = 2**20
 
 
@@ -19,14 +21,14 @@ class Table:
     notes: Sequence[str] = ()
 
     def to_rich(self) -> RichTable:
-        """For the terminal: numbers to the right."""
+        """For the terminal: numbers to the right, long cells folded, never cut. Print it on a plain console."""
         table = RichTable(title=self.title, title_justify="left", caption="\n".join(self.notes))
         table.caption_justify = "left"
         for index, column in enumerate(self.columns):
             numeric = index > 0 and all(
                 row[index][:1].isdigit() or row[index][:1] == "-" for row in self.rows
             )
-            table.add_column(column, justify="right" if numeric else "left")
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -92,9 +94,9 @@ def _ratio_cell(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 def _own_encoder(result: Mapping[str, Any]) -> list[str]:
     return [
-        f"a frame of {name.partition('/')[0]} takes {value:.2f} times its own RGB encoder"
+        f"a frame of {name.removesuffix(OWN_ENCODER)} takes {value:.2f} times its own RGB encoder"
         for name, value in result["ratios"].items()
-        if name.endswith("/its rgb_extractor")
+        if name.endswith(OWN_ENCODER)
     ]
 
 
@@ -178,4 +180,4 @@ def eval_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

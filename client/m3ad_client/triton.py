@@ -5,19 +5,24 @@ ensemble's parameters, so that server and client cannot disagree.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc as grpcclient
-from m3ad.contract import CONTRACT_VERSION, Dims, pipeline_tensors
-from m3ad.errors import FrameError, M3adError, ServerError
+from m3ad.contract import CONTRACT_VERSION, pipeline_tensors
+from m3ad.errors import ArtifactError, FrameError, ServerError
 from m3ad.frames import Frame
 from m3ad.pipeline import RECORD_PARAMETER, SERVING_PARAMETER, Inspection, ServingRecord, model_arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from m3ad_client.bench import Counters
+
+REWRITE = "write the repository again: m3ad-triton write BUNDLE REPO"
+# What Triton's Python backend answers for ever once a stage's process is gone; the name ends in _INSTANCE_DEVICE.
+DEAD_STAGE = re.compile(r"Stub process '(.+?)(?:_\d+_\d+)?' is not healthy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +62,10 @@ class TritonInspector:
             raise ServerError(f"TLS file {error.filename} cannot be read: {error.strerror}") from error
         try:
             self.model, parameters = self._find(model)
-            self.serving: dict[str, Any] = json.loads(parameters[SERVING_PARAMETER])
+            self.serving = _parameter(self.model, parameters[SERVING_PARAMETER])
             self.record = _record(self.model, parameters[RECORD_PARAMETER])
             self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
-            self.tensors, _ = pipeline_tensors(Dims(**self.record.dims))
+            self.tensors, _ = pipeline_tensors(self.record.dims)
         except BaseException:
             self.close()
             raise
@@ -69,8 +74,8 @@ class TritonInspector:
         """Preprocess one frame and let the server inspect it.
 
         Raises:
-            FrameError: the frame cannot be inspected, or the server refused it.
-            ServerError: the server does not answer.
+            FrameError: the frame cannot be inspected, or a stage refused it.
+            ServerError: the server does not answer, or it broke: the next frame would fare no better.
         """
         return self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=with_maps)
 
@@ -86,12 +91,12 @@ class TritonInspector:
         try:
             result = self.client.infer(self.model, inputs, outputs=outputs, client_timeout=self.timeout_s)
         except InferenceServerException as error:
+            if error.status() == "StatusCode.INVALID_ARGUMENT":
+                raise FrameError(f"Triton at {self.url} refused the request: {error.message()}") from error
             raise self._sentence(error) from error
         values = {name: result.as_numpy(name) for name in wanted}
-        score = float(values["score"][0])
-        return Inspection(
-            score, score > self.record.threshold, values["anomaly_map"], {}, values.get("score_maps")
-        )
+        maps = values.get("score_maps")
+        return Inspection.judged(values["score"], self.record.threshold, values["anomaly_map"], {}, maps)
 
     def counters(self) -> dict[str, Counters]:
         """Triton's statistics of every stage of this category, in the order of the ensemble's steps."""
@@ -155,7 +160,7 @@ class TritonInspector:
         except InferenceServerException as error:
             raise self._sentence(error) from error
 
-    def _sentence(self, error: InferenceServerException) -> M3adError:
+    def _sentence(self, error: InferenceServerException) -> ServerError:
         status, message = error.status(), error.message()
         if status == "StatusCode.UNAVAILABLE":
             return ServerError(
@@ -166,17 +171,41 @@ class TritonInspector:
             return ServerError(
                 f"Triton at {self.url} did not answer in {self.timeout_s:g} s; wait longer: --timeout-s"
             )
-        if status in ("StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL"):
-            return FrameError(f"Triton at {self.url} refused the request: {message}")
+        if status == "StatusCode.INTERNAL":
+            if died := DEAD_STAGE.search(message):
+                return ServerError(
+                    f"stage `{died[1]}` of Triton at {self.url} died, and Triton does not replace it; restart the "
+                    "server: m3ad-triton serve REPO"
+                )
+            return ServerError(
+                f"Triton at {self.url} broke at this request, which is no fault of the frame: {message}; look into "
+                "the server's log, and restart it: m3ad-triton serve REPO"
+            )
         return ServerError(f"Triton at {self.url} answered {status}: {message}")
 
 
 def _record(model: str, text: str) -> ServingRecord:
-    values = json.loads(text)
+    values = _parameter(model, text)
     version = values.get("contract_version")
     if version != CONTRACT_VERSION:
         raise ServerError(
             f"model `{model}` was written for contract version {version}, this client speaks {CONTRACT_VERSION}; "
-            "install the same m3ad on both sides, or write the repository again: m3ad-triton write BUNDLE REPO"
+            f"install the same m3ad on both sides, or {REWRITE}"
         )
-    return ServingRecord(**values)
+    try:
+        return ServingRecord.from_json(
+            text, f"the record of model `{model}`", f"{REWRITE[0].upper()}{REWRITE[1:]}"
+        )
+    except ArtifactError as error:
+        raise ServerError(str(error)) from error
+
+
+def _parameter(model: str, text: str) -> dict[str, Any]:
+    """An object that travels as JSON in an ensemble's parameters."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ServerError(f"model `{model}` has a parameter that is no JSON object; {REWRITE}")
+    return values

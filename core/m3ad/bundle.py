@@ -12,22 +12,28 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ad.contract import CONTRACT_VERSION, Dims
+from m3ad.contract import CONTRACT_VERSION, Dims, steps
 from m3ad.errors import ArtifactError
+from m3ad.manifest import FileEntry, Manifest, is_inside
+from m3ad.preprocess import Preprocessing
+from m3ad.stages import CPU_FILES
+from m3ad.typed_json import read_json, typed
 
 MANIFEST = "manifest.json"
 FORMAT = "m3ad-bundle"
+EXPORT_AGAIN = "Export it again: m3ad-export bundle"
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle: its folder and its manifest."""
+    """A verified bundle: its folder, its manifest, and the document that the manifest was read from."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
+    document: dict[str, Any]
 
     @classmethod
     def open(cls, path: Path) -> "Bundle":
@@ -36,25 +42,54 @@ class Bundle:
         Raises:
             ArtifactError: the folder is no bundle, is of another contract version, or a file was changed.
         """
-        manifest = read_manifest(path, FORMAT, "Write one with: m3ad-export bundle")
-        version = manifest.get("contract_version")
-        if version != CONTRACT_VERSION:
+        document = read_manifest(path, FORMAT, "Write one with: m3ad-export bundle")
+        version = document.get("contract_version")
+        if version != CONTRACT_VERSION or isinstance(version, bool):
             raise ArtifactError(
                 f"{path} is a bundle of contract version {version}, this m3ad reads version {CONTRACT_VERSION}; "
                 f"export it again: m3ad-export bundle"
             )
-        verify_files(path, manifest["files"], "Export it again: m3ad-export bundle")
-        return cls(path, manifest)
+        bundle = cls.of_document(path, document)
+        verify_files(path, document["files"], EXPORT_AGAIN)
+        return bundle
+
+    @classmethod
+    def of_document(cls, path: Path, document: dict[str, Any]) -> "Bundle":
+        """A bundle from its manifest's JSON, every field checked; the files are not looked at.
+
+        Raises:
+            ArtifactError: a field is missing, of another type or out of range, or a file that the CPU runtime would
+                load is not listed.
+        """
+        manifest = typed(document, Manifest, str(path / MANIFEST), EXPORT_AGAIN)
+        Preprocessing.from_json(manifest.preprocessing)
+        used = dict.fromkeys(
+            step.stage for layout in manifest.layouts for step in steps(manifest.dims, layout)
+        )
+        needed = [f"onnx/{file}" for stage in used for file in CPU_FILES[stage]]
+        if missing := [file for file in needed if file not in manifest.files]:
+            raise ArtifactError(f"{path / MANIFEST} does not list {missing[0]}. {EXPORT_AGAIN}")
+        return cls(path, manifest, document)
 
     @property
     def dims(self) -> Dims:
         """The sizes of this bundle's tensors."""
-        return Dims(**self.manifest["dims"])
+        return self.manifest.dims
 
     @property
     def name(self) -> str:
         """The category the bundle was trained for."""
-        return str(self.manifest["category"])
+        return self.manifest.category
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done with a frame before the first stage."""
+        return Preprocessing.from_json(self.manifest.preprocessing)
+
+    @property
+    def precision(self) -> str:
+        """The type that the graphs' products are computed in: fp32, or what the bundle was quantized to."""
+        return self.manifest.precision.type if self.manifest.precision else "fp32"
 
     def file(self, relative: str) -> Path:
         """The path of a file the manifest lists.
@@ -62,7 +97,7 @@ class Bundle:
         Raises:
             ArtifactError: the bundle has no such file.
         """
-        if relative not in self.manifest["files"]:
+        if relative not in self.manifest.files:
             raise ArtifactError(
                 f"{self.path} holds no {relative}; export it again with this layout: m3ad-export bundle"
             )
@@ -74,8 +109,8 @@ class Bundle:
         Raises:
             ArtifactError: it failed, or was never gated.
         """
-        gate = self.manifest.get("gate")
-        if "precision" not in self.manifest or (gate and (gate["passed"] or gate["accepted"])):
+        gate = self.manifest.gate
+        if self.manifest.precision is None or (gate and (gate.passed or gate.accepted)):
             return
         found = "failed its gate" if gate else "was never gated"
         raise ArtifactError(
@@ -85,16 +120,16 @@ class Bundle:
 
     def update(self, **changes: Any) -> "Bundle":
         """Replace top-level manifest entries, in one atomic rename."""
-        manifest = {**self.manifest, **changes}
-        write_json(self.path / MANIFEST, manifest)
-        return Bundle(self.path, manifest)
+        updated = Bundle.of_document(self.path, {**self.document, **changes})
+        write_json(self.path / MANIFEST, updated.document)
+        return updated
 
     def add_file(self, relative: str, source: Path) -> "Bundle":
         """Move `source` into the bundle under `relative` and list it in the manifest."""
         target = self.path / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)
-        return self.update(files={**self.manifest["files"], relative: file_entry(target)})
+        return self.update(files={**self.document["files"], relative: file_entry(target)})
 
 
 def read_manifest(folder: Path, expected_format: str, advice: str) -> dict[str, Any]:
@@ -106,40 +141,54 @@ def read_manifest(folder: Path, expected_format: str, advice: str) -> dict[str, 
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a folder. {advice}")
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} has no {MANIFEST}, so it is no {expected_format}. {advice}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not valid JSON ({error}). {advice}") from error
+    if not path.is_file():
+        raise ArtifactError(f"{folder} has no {MANIFEST}, so it is not a {expected_format}. {advice}")
+    manifest = read_json(path, advice)
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != expected_format:
         raise ArtifactError(f"{path} describes {found!r}, expected {expected_format!r}. {advice}")
     return dict(manifest)
 
 
-def verify_files(folder: Path, files: dict[str, Any], advice: str) -> None:
-    """Check presence and sha256 of every listed file.
+def verify_files(folder: Path, files: Any, advice: str) -> None:
+    """Check that every listed file lies in the folder itself and has the listed sha256.
+
+    Args:
+        folder: where the manifest lies.
+        files: the manifest's `files`: relative path -> sha256 and bytes.
+        advice: what to do when something is wrong, a sentence.
 
     Raises:
-        ArtifactError: a file is missing or differs from what was written.
+        ArtifactError: the list is damaged; or a file is missing, is or lies behind a link, is named outside the
+            folder, or differs from what was written.
     """
-    for relative, entry in files.items():
+    for relative, entry in typed(files, dict[str, FileEntry], str(folder / MANIFEST), advice).items():
         path = folder / relative
+        if not is_inside(relative):
+            raise ArtifactError(f"{folder / MANIFEST} lists {relative!r}, a path outside {folder}. {advice}")
+        if any((folder / part).is_symlink() for part in (relative, *_parents(relative))):
+            raise ArtifactError(f"{path} is a link or lies behind one; expected the file itself. {advice}")
         if not path.is_file():
             raise ArtifactError(f"{path} is missing, the manifest lists it. {advice}")
-        found = sha256_of(path)
-        if found != entry["sha256"]:
+        actual = sha256_of(path)
+        if actual != entry.sha256:
             raise ArtifactError(
-                f"{path} was changed after it was written: sha256 {found[:12]}..., "
-                f"expected {entry['sha256'][:12]}.... {advice}"
+                f"{path} was changed after it was written: sha256 {actual[:12]}..., "
+                f"expected {entry.sha256[:12]}.... {advice}"
             )
+
+
+def _parents(relative: str) -> list[str]:
+    return [parent.as_posix() for parent in PurePosixPath(relative).parents][:-1]
 
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def file_entry(path: Path) -> dict[str, Any]:

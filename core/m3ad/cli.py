@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
@@ -10,12 +9,22 @@ from rich.console import Console
 
 from m3ad.errors import M3adError
 
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is: no markup, no emoji codes, no colours of its own, and no broken lines."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 # Results go to stdout, talk and progress to stderr, so that `--json` leaves exactly one document on stdout.
-talk = Console(stderr=True, highlight=False)
+talk = plain_console(stderr=True)
 
 
-def run(app: Callable[[], Any]) -> NoReturn:
-    """Run a Typer app: an M3adError becomes one line on stderr and exit code 1, a bug keeps its traceback."""
+def run(app: typer.Typer) -> NoReturn:
+    """Run a Typer app: an M3adError becomes one line on stderr and exit code 1, a bug keeps its traceback.
+
+    Help and usage errors are printed plainly: rich would take [square brackets] in them for markup.
+    """
+    app.rich_markup_mode = None
     try:
         app()
     except M3adError as error:

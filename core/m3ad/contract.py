@@ -5,7 +5,7 @@ checked against it; no other file spells a tensor's shape or dtype. It knows not
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,12 +25,16 @@ DEFAULT_LAYOUT: Layout = "fused"  # the one to ship; chain is the one to read an
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of the contract; a dimension is a number or the letter N (foreground points) or R (scored pixels)."""
+    """One tensor of the contract; a dimension is a number or the letter N (foreground points) or R (scored pixels).
+
+    `values` is what its values must be besides: `finite`, or `pixels` of the grid, each at most once and ascending.
+    """
 
     name: str
     dims: tuple[int | str, ...]
     dtype: Literal["float32", "int32"] = "float32"
     unit: str = ""
+    values: Literal["any", "finite", "pixels"] = "any"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,12 +48,42 @@ class Tensor:
             for want, got in zip(self.dims, array.shape, strict=True)
         )
         if fits and array.dtype == self.dtype:
-            return None
+            return self._wrong_values(array)
         dims = ", ".join(str(d) for d in self.dims)
         sizes = "".join(
             f", {d} in {LETTERS[d].start}..{LETTERS[d][-1]}" for d in self.dims if isinstance(d, str)
         )
         return f"`{self.name}` is {array.dtype} {list(array.shape)}, expected {self.dtype} [{dims}]{sizes}"
+
+    def _wrong_values(self, array: np.ndarray[Any, Any]) -> str | None:
+        if self.values == "finite" and not np.isfinite(array).all():
+            bad = np.count_nonzero(~np.isfinite(array))
+            return f"`{self.name}` holds {bad} values that are NaN or infinite, expected finite ones"
+        if self.values == "pixels" and len(array):
+            if array.min() < 0 or array.max() >= MAX_POINTS:
+                return f"`{self.name}` holds {array.min()}..{array.max()}, expected pixels in 0..{MAX_POINTS - 1}"
+            if (wrong := array[1:] <= array[:-1]).any():
+                first, second = array[wrong.argmax() :][:2]
+                return f"`{self.name}` holds {second} after {first}, expected each pixel once, in ascending order"
+        return None
+
+
+def mismatch(tensors: Iterable[Tensor], arrays: Mapping[str, np.ndarray[Any, Any]]) -> str | None:
+    """Say in a few words how the arrays differ from the tensors, or None when they fit and agree in N and R."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for tensor in tensors:
+        if tensor.name not in arrays:
+            return f"`{tensor.name}` is needed, it was not given"
+        if problem := tensor.mismatch(arrays[tensor.name]):
+            return problem
+        for letter, size in zip(tensor.dims, arrays[tensor.name].shape, strict=True):
+            if isinstance(letter, str):
+                first, name = sizes.setdefault(letter, (size, tensor.name))
+                if first != size:
+                    return (
+                        f"`{tensor.name}` has {size} rows but `{name}` {first}, expected as many ({letter})"
+                    )
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +121,11 @@ class Dims:
     min_norm_sq: float = 0.0
 
     def __post_init__(self) -> None:
+        sizes = {name: value for name, value in asdict(self).items() if name != "min_norm_sq"}
+        if small := [name for name, value in sizes.items() if value < 1]:
+            raise ValueError(f"{small[0]} must be at least 1, got {sizes[small[0]]}")
+        if not 0 <= self.min_norm_sq < math.inf:
+            raise ValueError(f"min_norm_sq must be a number from 0 on, got {self.min_norm_sq}")
         side = math.isqrt(self.rgb_tokens)
         if side * side != self.rgb_tokens:
             raise ValueError(f"rgb_tokens must be a square number, got {self.rgb_tokens}")
@@ -108,13 +147,14 @@ class Dims:
 def stages(dims: Dims) -> dict[str, Stage]:
     """Every stage of both layouts for these sizes, by name."""
     size = IMAGE_SIZE
-    image = Tensor("image", (1, 3, size, size), unit="ImageNet-normalised RGB")
-    points = Tensor("points", ("N", 3), unit="m")
-    point_pixel = Tensor("point_pixel", ("N",), "int32", unit="row-major pixel of the 224 x 224 grid")
+    image = Tensor("image", (1, 3, size, size), unit="ImageNet-normalised RGB", values="finite")
+    points = Tensor("points", ("N", 3), unit="m", values="finite")
+    pixel = "row-major pixel of the 224 x 224 grid"
+    point_pixel = Tensor("point_pixel", ("N",), "int32", unit=pixel, values="pixels")
     rgb_tokens = Tensor("rgb_tokens", (dims.rgb_tokens, dims.rgb_width))
     centers = Tensor("centers", (dims.groups, 3), unit="m")
     xyz_tokens = Tensor("xyz_tokens", (dims.groups, dims.xyz_width))
-    scored_pixel = Tensor("scored_pixel", ("R",), "int32", unit="row-major pixel of the 224 x 224 grid")
+    scored_pixel = Tensor("scored_pixel", ("R",), "int32", unit=pixel, values="pixels")
     rgb = Tensor("rgb_features", ("R", dims.rgb_width))
     xyz = Tensor("xyz_features", ("R", dims.xyz_width))
     mentor = Tensor("mentor", ("R", dims.mentor_width))

@@ -1,25 +1,54 @@
-"""Image, array and cloud files to arrays: the one place that knows what a damaged file raises."""
+"""Image and array files to arrays: the one place that knows what a damaged file raises and how much memory it may take.
 
-import io
+What a file claims in its header (format, type, size) is refused before anything is decoded.
+"""
+
 import struct
 import tokenize
 import zlib
-from contextlib import redirect_stdout
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from m3ad.errors import FrameError, MissingDependencyError
+from m3ad.errors import FrameError
 
-MAX_PIXELS = 1 << 26  # 8192 x 8192: a damaged header must not ask for more memory than a frame can need
+MAX_PIXELS = 1 << 24  # 4096 x 4096; the networks see 224 x 224 of them
+MAX_BYTES = (
+    192 << 20
+)  # of one decoded file: with the decoders' own copies reading a frame stays below 512 MiB
+IMAGE_FORMATS = ("PNG", "JPEG")  # by content; Pillow would hand others to their own programs
+# TIFF's lossless byte codecs. The others are images in the image, which may be larger than the TIFF says.
+TIFF_CODECS = {
+    1: "none",
+    5: "LZW",
+    8: "deflate",
+    32773: "PackBits",
+    32946: "deflate",
+    34925: "LZMA",
+    50000: "Zstandard",
+}
+ORIENTATION = 0x0112  # EXIF's tag; which way its values are turned back
+UPRIGHT: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
 
 # What Pillow, tifffile, imagecodecs and NumPy raise on a damaged file (found by cutting files and flipping bytes).
 DAMAGED = (
     ArithmeticError,
+    AssertionError,
+    AttributeError,
     EOFError,
     Image.DecompressionBombError,
     LookupError,
@@ -36,70 +65,70 @@ DAMAGED = (
 
 
 def open_image(path: Path) -> npt.NDArray[Any]:
-    """Read an image as it is stored, except that palette, alpha and CMYK become RGB.
+    """Read a PNG or JPEG upright (EXIF), as it is stored except that palette, alpha and CMYK become RGB.
 
     Returns:
         [H, W] or [H, W, 3]; bool, uint8, or more for deep images.
 
     Raises:
-        FrameError: the file is missing or damaged.
+        FrameError: the file is missing, damaged, of another format or larger than a frame may be.
     """
     require_file(path)
     try:
-        with Image.open(path) as image:
-            _check_size(image.height * image.width)
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            is_deep = _is_deep_colour(path)
+            sample_bytes = 2 if is_deep or image.mode.startswith("I") else 1
+            _require_size(path, image.height, image.width, len(image.getbands()) * sample_bytes)
+            turned = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
             other = image.mode in ("P", "RGBA", "LA", "CMYK", "YCbCr")
-            return np.array(image.convert("RGB") if other else image)
+            pixels = _deep_colour(path) if is_deep else np.array(image.convert("RGB") if other else image)
+            return pixels if turned is None else np.ascontiguousarray(turned(pixels))
     except DAMAGED as error:
-        raise _damaged(path, "an image", error) from error
+        raise damaged(path, f"an image ({' or '.join(IMAGE_FORMATS)})", error) from error
 
 
 def open_tiff(path: Path) -> npt.NDArray[Any]:
-    """Read the first series of a TIFF; raises FrameError when the file is missing or damaged."""
+    """Read the cloud in the first series of a TIFF, [H, W, 3] float32 or float64.
+
+    Raises:
+        FrameError: the file is missing, damaged, or holds something else or more than a frame may.
+    """
     require_file(path)
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
-            _check_size(series.size // 3)
+            _require_cloud(path, np.dtype(series.dtype), series.shape)
+            page = series.keyframe
+            if page.compression not in TIFF_CODECS:
+                raise FrameError(
+                    f"{path} is compressed by {getattr(page.compression, 'name', page.compression)}, expected one of "
+                    f"{', '.join(dict.fromkeys(TIFF_CODECS.values()))}; write it with one of these"
+                )
+            # Its description may give another shape than its pages, and tiles are decoded whole, however little of them
+            # lies inside of the image.
+            pages = float(page.size) * len(series.pages) * series.dtype.itemsize
+            tiles = np.prod(page.chunks, dtype=float) * len(page.dataoffsets) * series.dtype.itemsize
+            if pages > MAX_BYTES or (page.is_tiled and tiles > 2 * MAX_BYTES):
+                raise ValueError(f"its pages are of {pages:.3g} bytes, its tiles or strips of {tiles:.3g}")
             return np.asarray(series.asarray())
     except DAMAGED as error:
-        raise _damaged(path, "TIFF", error) from error
+        raise damaged(path, "TIFF", error) from error
 
 
 def open_npy(path: Path) -> npt.NDArray[Any]:
-    """Read an NPY without pickles; raises FrameError when the file is missing or damaged."""
-    require_file(path)
-    try:
-        # Mapped, because then NumPy compares the header with the file's length before it allocates.
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except DAMAGED as error:
-        raise _damaged(path, "NPY", error) from error
-
-
-def open_cloud(path: Path) -> npt.NDArray[np.float64]:
-    """Read the points of a PLY or PCD in file order, holes included.
-
-    Returns:
-        [M, 3].
+    """Read a cloud in an NPY without pickles, [H, W, 3] float32 or float64.
 
     Raises:
-        FrameError: the file is missing or damaged.
-        MissingDependencyError: Open3D cannot be imported.
+        FrameError: the file is missing, damaged, or holds something else or more than a frame may.
     """
     require_file(path)
     try:
-        import open3d
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} needs Open3D, which cannot be imported ({error}); install it: pip install 'm3ad[view]', "
-            "on a bare machine with its system libraries: apt-get install libusb-1.0-0 libgl1 libgomp1"
-        ) from error
-    # Of a damaged file Open3D returns uninitialised points and says so on stdout only.
-    with redirect_stdout(io.StringIO()) as said:
-        cloud = open3d.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
-    if "failed" in said.getvalue():
-        raise _damaged(path, path.suffix[1:].upper(), said.getvalue())
-    return np.array(cloud.points)
+        # Mapped, because then NumPy compares the header with the file's length before it allocates.
+        mapped = np.lib.format.open_memmap(path, mode="r")
+        _require_cloud(path, mapped.dtype, mapped.shape)
+        return np.array(mapped)
+    except DAMAGED as error:
+        raise damaged(path, "NPY", error) from error
 
 
 def require_file(path: Path) -> None:
@@ -108,11 +137,38 @@ def require_file(path: Path) -> None:
         raise FrameError(f"{path} does not exist or is not a file")
 
 
-def _check_size(num_pixels: int) -> None:
-    if num_pixels > MAX_PIXELS:
-        raise ValueError(f"its header claims {num_pixels} pixels, more than {MAX_PIXELS}")
-
-
-def _damaged(path: Path, kind: str, error: BaseException | str) -> FrameError:
-    reason = " ".join(str(error).split())
+def damaged(path: Path, kind: str, error: BaseException | str) -> FrameError:
+    """The sentence for a file that cannot be read; what the file says is made printable."""
+    reason = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    reason = reason or type(error).__name__
     return FrameError(f"{path} cannot be read as {kind} ({reason}); it may be truncated, so copy it again")
+
+
+def _require_cloud(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or shape[2] != 3 or dtype.newbyteorder("=") not in ("float32", "float64"):
+        raise FrameError(
+            f"{path} holds {dtype} {list(shape)}, expected float32 or float64 [H, W, 3] in metres"
+        )
+    _require_size(path, shape[0], shape[1], 3 * dtype.itemsize)
+
+
+def _require_size(path: Path, height: int, width: int, pixel_bytes: int) -> None:
+    size = height * width * pixel_bytes
+    if height * width > MAX_PIXELS or size > MAX_BYTES:
+        raise FrameError(
+            f"{path} claims {width}x{height} pixels, {size / 2**20:.0f} MiB; at most {MAX_PIXELS} pixels and "
+            f"{MAX_BYTES >> 20} MiB are read, so export the frame at a lower resolution"
+        )
+
+
+def _is_deep_colour(path: Path) -> bool:
+    """A PNG of 16 bits and more than one channel, of which Pillow would keep eight bits without a word."""
+    with path.open("rb") as file:
+        head = file.read(26)  # signature, then IHDR: length, name, width, height, bit depth, colour type
+    return head.startswith(b"\x89PNG") and head[24:25] == b"\x10" and head[25:26] in (b"\2", b"\4", b"\6")
+
+
+def _deep_colour(path: Path) -> npt.NDArray[np.uint16]:
+    """[H, W, 3], or [H, W] of a grey image with alpha."""
+    pixels = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+    return pixels[..., 0] if pixels.shape[-1] == 2 else pixels[..., :3]

@@ -14,7 +14,8 @@ from m3ad.errors import FrameError
 
 RGB_ENDING = "_image_4.png"  # the lighting CFM and M3DM use
 DEPTH_ENDING = "_depth.png"
-FOCAL_PX = 711.11  # one camera took every image
+FOCAL_PX = 711.11  # one camera took every image, of 512 x 512 pixels
+MAX_PIXELS = 1 << 20
 
 
 def xyz_from_depth(path: Path) -> npt.NDArray[np.float32]:
@@ -37,9 +38,11 @@ def xyz_from_depth(path: Path) -> npt.NDArray[np.float32]:
     raw = open_image(path)
     if raw.ndim != 2 or raw.dtype not in ("uint16", "int32"):
         raise FrameError(f"{path} is {raw.dtype} {list(raw.shape)}, expected a 16-bit depth image [H, W]")
+    if raw.size > MAX_PIXELS:
+        raise FrameError(f"{path} has {raw.shape[1]}x{raw.shape[0]} pixels, Eyecandies publishes 512x512")
     require_file(info_path)
     require_file(pose_path)
-    limits = dict(re.findall(r"\b(min|max):\s*([-+.\deE]+)", info_path.read_text()))
+    limits = dict(re.findall(r"\b(min|max):\s*([-+.\deE]+)", info_path.read_text(errors="replace")))
     try:
         near_m, far_m = float(limits["min"]), float(limits["max"])
         pose = np.loadtxt(pose_path).reshape(4, 4)

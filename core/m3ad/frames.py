@@ -2,7 +2,8 @@
 
 MVTec 3D-AD and converted Eyecandies: `<category>/{train,validation,test}/<defect|good>/{rgb,xyz,gt}/NNN.*`.
 Eyecandies: `<category>/{train,val,test_public}/data/NNN_{image_4,depth,mask}.png` with depth limits and pose.
-A hole is a point that is (0, 0, 0), NaN or infinite; `preprocess` alone decides what is foreground.
+A hole is a point that is (0, 0, 0), NaN or infinite, or has a number that a bundle declares (`holes`);
+`preprocess` alone decides what is foreground.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m3ad.decode import open_cloud, open_image, open_npy, open_tiff, require_file
+from m3ad.clouds import read_cloud, read_cloud_header
+from m3ad.decode import open_image, open_npy, open_tiff, require_file
 from m3ad.errors import FrameError
 from m3ad.eyecandies import DEPTH_ENDING, RGB_ENDING, xyz_from_depth
 
@@ -147,14 +149,13 @@ def read_frame(rgb_path: Path, xyz_path: Path, name: str | None = None) -> Frame
     """Read a frame from its two files.
 
     Args:
-        rgb_path: PNG or JPG.
+        rgb_path: PNG or JPG, turned as its EXIF tag says; 16-bit colour only where it uses the full range.
         xyz_path: TIFF or NPY [H, W, 3] float32 or float64 metres, organized PLY or PCD (row-major, one
-            point a pixel), or an Eyecandies depth PNG with its info and pose files beside it.
+            point a pixel, its own grid the image's), or an Eyecandies depth PNG with its info and pose files beside it.
         name: the frame's name; the image's file name without its ending when not given.
 
     Raises:
         FrameError: a file is missing, damaged, of an unknown kind, or not of the expected shape and dtype.
-        MissingDependencyError: a PLY or PCD was given and Open3D is not installed.
     """
     rgb = _read_rgb(rgb_path)
     return Frame(rgb, _read_xyz(xyz_path, (rgb.shape[0], rgb.shape[1])), name or rgb_path.stem)
@@ -244,10 +245,22 @@ def _find_eyecandies(folder: Path, split: str) -> list[Sample]:
 
 def _read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     rgb = open_image(path)
+    if rgb.dtype == np.uint16 and rgb.ndim == 3:
+        return _eight_bits(path, rgb)
     if rgb.dtype not in ("uint8", "bool"):
         raise FrameError(f"{path} is {rgb.dtype} {list(rgb.shape)}, expected an 8-bit RGB or grey image")
     rgb = rgb if rgb.dtype == np.uint8 else rgb.astype(np.uint8) * 255
     return rgb if rgb.ndim == 3 else np.repeat(rgb[:, :, None], 3, axis=2)
+
+
+def _eight_bits(path: Path, rgb: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
+    """v / 257, rounded, where the highest bit is used; cameras put 10, 12 or 14 bits at the lower end of 16."""
+    if (largest := int(rgb.max())) < 1 << 15:
+        raise FrameError(
+            f"{path} is uint16 {list(rgb.shape)} with no value above {largest}, so how many of its bits count is not "
+            "certain; expected an 8-bit RGB or grey image, so export 8 bits or scale it to the full 16"
+        )
+    return ((np.arange(1 << 16) * 255 + 32767) // 65535).astype(np.uint8)[rgb]
 
 
 def _read_xyz(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -260,23 +273,31 @@ def _read_xyz(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
     if suffix not in XYZ_SUFFIXES:
         raise FrameError(f"{path} is not a cloud that can be read; expected one of {', '.join(XYZ_SUFFIXES)}")
     xyz = open_npy(path) if suffix == ".npy" else open_tiff(path)
-    if xyz.ndim != 3 or xyz.shape[2] != 3 or xyz.dtype not in ("float32", "float64"):
-        raise FrameError(
-            f"{path} holds {xyz.dtype} {list(xyz.shape)}, expected float32 or float64 [H, W, 3] in metres"
-        )
     return _metres(xyz)
 
 
 def _read_organized_cloud(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    points = open_cloud(path)
-    if len(points) != shape[0] * shape[1]:
+    header = read_cloud_header(path)
+    image = f"its image {shape[1]}x{shape[0]} pixels"
+    if header.grid is not None and header.grid[0] == 1:
         raise FrameError(
-            f"{path} holds {len(points)} points but its image {shape[0] * shape[1]} pixels; "
+            f"{path} says that it is unorganized ({header.grid[1]}x1 points) but {image}; "
             "expected an organized cloud: one point a pixel, row by row, holes kept as NaN or zeros"
         )
-    return _metres(points).reshape(*shape, 3)
+    if header.grid not in (None, shape):
+        height, width = header.grid or shape
+        raise FrameError(
+            f"{path} is a grid of {width}x{height} points but {image}; "
+            "they must be registered pixel by pixel, so export both at the same size, row by row"
+        )
+    if header.count != shape[0] * shape[1]:
+        raise FrameError(
+            f"{path} holds {header.count} points but its image {shape[0] * shape[1]} pixels; "
+            "expected an organized cloud: one point a pixel, row by row, holes kept as NaN or zeros"
+        )
+    return _metres(read_cloud(path, header)).reshape(*shape, 3)
 
 
 def _metres(xyz: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):  # beyond float32 is infinite, which is a hole
-        return xyz.astype(np.float32)
+        return xyz.astype(np.float32, copy=False)

@@ -3,8 +3,10 @@
 The wiring is the contract's; the stages are whatever runtime hands in. Nothing here knows a server.
 """
 
+import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,20 @@ from m3ad.contract import (
     DEFAULT_LAYOUT,
     PIPELINE_INPUTS,
     PIPELINE_OUTPUTS,
+    Dims,
     Layout,
     Step,
+    mismatch,
     pipeline_tensors,
     steps,
 )
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
+from m3ad.manifest import Encoder, Threshold
 from m3ad.onnx_graph import Arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.stages import Ops, StageFunction, cpu_stage
+from m3ad.typed_json import parse_json, typed
 
 # Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
 RECORD_PARAMETER, SERVING_PARAMETER = "m3ad", "m3ad_serving"
@@ -42,6 +48,28 @@ class Inspection:
     stage_ms: dict[str, float] = field(default_factory=dict)
     score_maps: npt.NDArray[np.float32] | None = None
 
+    @classmethod
+    def judged(
+        cls,
+        score: npt.NDArray[np.float32],
+        threshold: float,
+        anomaly_map: npt.NDArray[np.float32],
+        stage_ms: dict[str, float],
+        score_maps: npt.NDArray[np.float32] | None,
+    ) -> "Inspection":
+        """The inspection that a score [1] and the threshold make: above it a part is anomalous.
+
+        Raises:
+            FrameError: the score is not a number, so that there is no verdict.
+        """
+        value = float(score[0])
+        if not (math.isfinite(value) and math.isfinite(threshold)):
+            raise FrameError(
+                f"there is no verdict: the score is {value} and the threshold {threshold}, expected finite numbers; "
+                "check the networks with m3ad-export parity, or export the bundle again"
+            )
+        return cls(value, value > threshold, anomaly_map, stage_ms, score_maps)
+
 
 @dataclass(frozen=True, slots=True)
 class ServingRecord:
@@ -50,7 +78,7 @@ class ServingRecord:
     contract_version: int
     category: str
     layout: Layout
-    dims: dict[str, int]
+    dims: Dims
     preprocessing: dict[str, Any]
     threshold: float
     weights: str
@@ -61,22 +89,33 @@ class ServingRecord:
         """The record of a bundle served in this layout."""
         manifest = bundle.manifest
         return cls(
-            contract_version=manifest["contract_version"],
-            category=manifest["category"],
+            contract_version=manifest.contract_version,
+            category=manifest.category,
             layout=layout,
-            dims=manifest["dims"],
-            preprocessing=manifest["preprocessing"],
-            threshold=manifest["threshold"]["value"],
-            weights=weights_line(manifest),
-            score_maps=manifest["score_maps"],
+            dims=manifest.dims,
+            preprocessing=manifest.preprocessing,
+            threshold=manifest.threshold.value,
+            weights=weights_line(manifest.encoders),
+            score_maps=manifest.score_maps,
         )
 
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str, advice: str) -> "ServingRecord":
+        """Read a record back from an ensemble's parameter, every field checked.
 
-def weights_line(manifest: dict[str, Any]) -> str:
+        Raises:
+            ArtifactError: it is not JSON, or a field is missing, of another type or out of range.
+        """
+        record = typed(parse_json(text, source, advice), cls, source, advice)
+        typed({"value": record.threshold}, Threshold, f"{source}, `threshold`", advice)
+        return record
+
+
+def weights_line(encoders: Mapping[str, Encoder]) -> str:
     """Which weights a result comes from, in one line, shown wherever a result is shown."""
     return "; ".join(
-        f"{modality} {entry['name']} ({entry['weights']['kind']} weights)"
-        for modality, entry in manifest["encoders"].items()
+        f"{modality} {encoder.name} ({encoder.weights.kind} weights)"
+        for modality, encoder in encoders.items()
     )
 
 
@@ -119,7 +158,7 @@ class Inspector:
         self.record = ServingRecord.of(bundle, layout)
         self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.precision = str(bundle.manifest.get("precision", {"type": "fp32"})["type"])
+        self.precision = bundle.precision
         wiring = steps(bundle.dims, layout)
         names = dict.fromkeys(step.stage for step in wiring)
         self.folder = bundle.path / "onnx"
@@ -145,14 +184,13 @@ class Inspector:
     def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
         """Inspect tensors that are preprocessed already (region A of the bench)."""
         arrays = model_arrays(prepared)
-        for tensor in self.tensors:
-            problem = tensor.mismatch(arrays[tensor.name])
-            if problem:
-                raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")
+        if problem := mismatch(self.tensors, arrays):
+            raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")
         values, stage_ms = self.pipeline.run(arrays)
-        score = float(values["score"][0])
         maps = values["score_maps"] if with_maps else None
-        return Inspection(score, score > self.record.threshold, values["anomaly_map"], stage_ms, maps)
+        return Inspection.judged(
+            values["score"], self.record.threshold, values["anomaly_map"], stage_ms, maps
+        )
 
 
 def model_arrays(prepared: ModelInput) -> dict[str, npt.NDArray[Any]]:

@@ -16,7 +16,9 @@ from scipy import ndimage
 from m3ad.contract import IMAGE_SIZE, MIN_POINTS
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
+from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_holes
 from m3ad.plane import Plane, border_points, distance_m, fit_plane
+from m3ad.scale import extent, unit_mistake
 
 PlaneRemoval = Literal["none", "fixed", "ransac"]
 Modality = Literal["rgb", "xyz"]
@@ -26,6 +28,8 @@ IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32)
 # [256, 3]: the normalised value of every grey level of every channel.
 NORMALISED = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
 FARTHEST_M = 100.0  # no inspection sensor sees farther; a larger median distance means millimetres
+# Settings of bundles that were written before these had a name.
+BEFORE = {"without": None, "hole": None, "zero_rule": "any_coordinate", "extent_m": None}
 
 
 class ModelInput(NamedTuple):
@@ -54,6 +58,9 @@ class Preprocessing:
             done on the grid: gaps of up to two pixels are bridged).
         seed: of the RANSAC sampling.
         without: a modality that this line's frames do not have; it is masked out of every frame (`without_modality`).
+        hole: a number that stands for `not measured`: a point with a coordinate of this value is a hole.
+        zero_rule: `point` makes (0, 0, 0) a hole; `any_coordinate` every point with a zero coordinate (CFM).
+        extent_m: how large the training frames' foreground is (`scale.extent`, median); another unit is told by it.
 
     Raises:
         ValueError: a value is out of range, or the coefficients do not go with `plane`.
@@ -65,6 +72,9 @@ class Preprocessing:
     largest_component: bool = True
     seed: int = 0
     without: Modality | None = None
+    hole: float | None = None
+    zero_rule: ZeroRule = "point"
+    extent_m: float | None = None
 
     def __post_init__(self) -> None:
         if self.plane not in get_args(PlaneRemoval):
@@ -87,6 +97,16 @@ class Preprocessing:
             raise ValueError(
                 f"without xyz and plane {self.plane!r}: a cloud that is masked flat has no plane to remove"
             )
+        if self.hole is not None and not math.isfinite(self.hole):
+            raise ValueError(
+                f"hole must be a finite number, got {self.hole}; NaN and infinite are holes anyway"
+            )
+        if self.zero_rule not in get_args(ZeroRule):
+            raise ValueError(
+                f"zero_rule must be one of {', '.join(get_args(ZeroRule))}, got {self.zero_rule!r}"
+            )
+        if self.extent_m is not None and not 0 < self.extent_m < math.inf:
+            raise ValueError(f"extent_m must be positive, got {self.extent_m}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
@@ -101,7 +121,7 @@ class Preprocessing:
         Raises:
             ArtifactError: a key is missing or unknown, or a value is out of range.
         """
-        values = {"without": None, **values}  # bundles of 0.1 that were written before it have none
+        values = {**BEFORE, **values}
         expected = {field.name for field in fields(cls)}
         if values.keys() != expected:
             odd = ", ".join(sorted(values.keys() ^ expected))
@@ -122,24 +142,26 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
     """Turn a frame into the pipeline's inputs.
 
     RGB: edge-replicated to a square, bicubic (antialiased) to 224, ImageNet-normalised. Cloud: zero-padded to
-    the same square, nearest sampling floor(i * side / 224). Foreground: all three coordinates finite and
-    non-zero, minus the plane.
+    the same square, nearest sampling floor(i * side / 224). Foreground: the measured points, minus the plane.
 
     Raises:
-        FrameError: the cloud has fewer than 1024 foreground points, is not in metres, or shows no plane.
+        FrameError: the cloud has fewer than 1024 foreground points, is not in metres or not in the unit of the
+            training frames, has holes with a number that is not declared, or shows no plane.
     """
     if preprocessing.without:
-        frame = without_modality(frame, preprocessing.without)
+        frame = without_modality(with_holes(frame, preprocessing), preprocessing.without)
     height, width = frame.xyz.shape[:2]
     rows, cols = _nearest(height, width)
     # Sampling first is the same as padding first: removal of a plane looks at each point alone.
     inside = np.ix_((rows >= 0) & (rows < height), (cols >= 0) & (cols < width))
     xyz = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
     xyz[inside] = frame.xyz[np.ix_(rows[inside[0].ravel()], cols[inside[1].ravel()])]
-    foreground = _foreground(xyz)
+    xyz = _with_zeros(xyz, preprocessing)
+    foreground = measured(xyz)
     seen = np.count_nonzero(foreground)
     if not seen:
         raise FrameError(_why_empty(frame))
+    require_declared_holes(frame.name, xyz[foreground], preprocessing.hole)
     distance = np.median(np.abs(xyz[foreground]).max(axis=1))
     if distance > FARTHEST_M:
         raise FrameError(
@@ -162,7 +184,20 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
             f"{removed}, expected at least {MIN_POINTS}; the part must fill more of the frame"
         )
     point_pixel = np.flatnonzero(foreground).astype(np.int32)
-    return ModelInput(_image(frame.rgb), xyz.reshape(-1, 3)[point_pixel], point_pixel)
+    points = xyz.reshape(-1, 3)[point_pixel]
+    _require_unit(frame.name, points, preprocessing.extent_m)
+    return ModelInput(_image(frame.rgb), points, point_pixel)
+
+
+def with_holes(frame: Frame, preprocessing: Preprocessing) -> Frame:
+    """The frame with its declared holes as (0, 0, 0), so that `holes.measured` tells all of them.
+
+    Raises:
+        FrameError: holes carry a number that is not declared.
+    """
+    xyz = _with_zeros(frame.xyz, preprocessing)
+    require_declared_holes(frame.name, xyz[measured(xyz)], preprocessing.hole)
+    return frame if xyz is frame.xyz else Frame(frame.rgb, xyz, frame.name)
 
 
 def without_modality(frame: Frame, modality: Modality) -> Frame:
@@ -173,7 +208,7 @@ def without_modality(frame: Frame, modality: Modality) -> Frame:
     if modality == "rgb":
         mean = frame.rgb.reshape(-1, 3).mean(axis=0).round().astype(np.uint8)
         return Frame(np.broadcast_to(mean, frame.rgb.shape).copy(), frame.xyz, frame.name)
-    seen = np.isfinite(frame.xyz).all(axis=2) & (frame.xyz != 0).all(axis=2)
+    seen = measured(frame.xyz)
     if not seen.any():
         return frame
     x, y, z = frame.xyz[seen].astype(np.float64).T
@@ -197,8 +232,20 @@ def to_frame(grid: npt.NDArray[np.float32], height: int, width: int) -> npt.NDAr
     return np.array(square)[top : top + height, left : left + width]
 
 
-def _foreground(xyz: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    return (np.isfinite(xyz) & (xyz != 0)).all(axis=-1)  # type: ignore[no-any-return]
+def _with_zeros(xyz: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    return holes_as_zeros(xyz, preprocessing.hole, preprocessing.zero_rule)
+
+
+def _require_unit(name: str, points: npt.NDArray[np.float32], extent_m: float | None) -> None:
+    if extent_m is not None and (mistake := unit_mistake(extent(points), extent_m)):
+        raise FrameError(f"frame {name}: its part {mistake}")
+    largest = np.abs(points).max(axis=1)
+    if (far := np.count_nonzero(largest > FARTHEST_M)) > 0:
+        raise FrameError(
+            f"frame {name}: {far} of {len(points)} foreground points lie farther than {FARTHEST_M:g} m (up to "
+            f"{largest.max():.6g}); xyz must be in metres, and a number that stands for holes must be declared with "
+            "--hole VALUE in m3ad-export train"
+        )
 
 
 def _nearest(height: int, width: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -228,8 +275,8 @@ def _off_plane(
     plane = preprocessing.plane_coefficients
     if plane is None:
         try:
-            border = border_points(frame.xyz)
-            plane = fit_plane(border[_foreground(border)], preprocessing.seed)
+            border = _with_zeros(border_points(frame.xyz), preprocessing)
+            plane = fit_plane(border[measured(border)], preprocessing.seed)
         except FrameError as error:
             raise FrameError(f"frame {frame.name}: {error}") from error
     return distance_m(xyz, plane) >= preprocessing.plane_distance_m
@@ -251,6 +298,6 @@ def _why_empty(frame: Frame) -> str:
             "check the sensor and its export"
         )
     return (
-        f"frame {frame.name} is all background: no point has three finite non-zero coordinates; "
+        f"frame {frame.name} is all background: every point is a hole, (0, 0, 0) or as declared; "
         "check that the part is in view and that xyz holds metres"
     )

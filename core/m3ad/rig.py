@@ -3,7 +3,6 @@
 `plane` alone fits one frame. Here the planes of several frames are brought to one, and a frame is told that it drifted.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -16,9 +15,12 @@ import numpy.typing as npt
 from m3ad.bundle import write_json
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
+from m3ad.holes import measured
 from m3ad.plane import INLIER_M, Plane, border_points, distance_m, fit_plane
+from m3ad.typed_json import read_json, typed
 
 FORMAT = "m3ad-rig"
+ADVICE = "Calibrate it again: m3ad-calibrate rig"
 # Below these a rig's own repeatability does not matter: half of what plane removal cuts, and 2.5 mm over 30 cm.
 LEAST_OFFSET_M, LEAST_TILT_DEG = 0.0025, 0.5
 SPREADS = 4.0  # how many times the spread among the calibration frames a later frame may lie off
@@ -79,18 +81,19 @@ class Rig:
         """Read a rig back.
 
         Raises:
-            ArtifactError: it is no rig, or a value is missing or not a number.
+            ArtifactError: it is not a rig, or a value is missing, of another type or out of range.
         """
-        advice = "calibrate it again: m3ad-calibrate rig"
         expected = {field.name for field in fields(cls)} | {"format"}
         if not isinstance(values, dict) or values.get("format") != FORMAT or values.keys() != expected:
-            raise ArtifactError(f"{source} holds no {FORMAT} of this m3ad; {advice}")
-        plane = values["plane"]
-        numbers = [*plane, *(values[n] for n in ("distance_m", "offset_limit_m", "tilt_limit_deg"))]
-        if len(plane) != 4 or not all(isinstance(v, float | int) and math.isfinite(v) for v in numbers):
-            raise ArtifactError(f"{source} is a damaged rig: its plane is {plane}; {advice}")
-        kept = {k: v for k, v in values.items() if k != "format"}
-        return cls(**{**kept, "plane": tuple(map(float, plane))})
+            raise ArtifactError(f"{source} is not a {FORMAT} of this m3ad. {ADVICE}")
+        rig = typed(values, cls, source, ADVICE)
+        limits = (rig.distance_m, rig.offset_limit_m, rig.tilt_limit_deg, rig.coverage_limit)
+        if not all(map(math.isfinite, (*rig.plane, *limits))) or not any(rig.plane[:3]) or min(limits) < 0:
+            raise ArtifactError(
+                f"{source} is damaged: its plane is {rig.plane} and its limits are {limits}, expected a plane with a "
+                f"normal and limits that are not negative. {ADVICE}"
+            )
+        return rig
 
     def write(self, path: Path) -> None:
         """Write the rig's file."""
@@ -104,14 +107,9 @@ def read_rig(path: Path) -> Rig:
     Raises:
         ArtifactError: there is none, or it is no rig.
     """
-    try:
-        return Rig.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist; write it with: m3ad-calibrate rig") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            f"{path} is not valid JSON ({error}); write it with: m3ad-calibrate rig"
-        ) from error
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist; write it with: m3ad-calibrate rig")
+    return Rig.from_json(read_json(path, ADVICE), str(path))
 
 
 def view(frame: Frame) -> View:
@@ -131,13 +129,12 @@ def view(frame: Frame) -> View:
     near = distance_m(seen, plane)
     near = near[near < INLIER_M]
     residual = math.sqrt(float(np.square(near).mean())) if len(near) else math.inf
-    valid = (np.isfinite(frame.xyz) & (frame.xyz != 0)).all(axis=2)
     return View(
         name=frame.name,
         plane=plane,
         residual_m=residual,
         distance_m=abs(plane[3]),
-        coverage=float(valid.mean()),
+        coverage=float(measured(frame.xyz).mean()),
     )
 
 
@@ -209,7 +206,7 @@ def drift(rig: Rig, frame: Frame) -> list[str]:
 
 def _border(frame: Frame) -> npt.NDArray[np.float32]:
     points = border_points(frame.xyz)
-    return np.asarray(points[(np.isfinite(points) & (points != 0)).all(axis=1)])
+    return np.asarray(points[measured(points)])
 
 
 def _middle(frame: Frame) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from m3ad.contract import IMAGE_SIZE, Dims, Stage, stages
+from m3ad.contract import IMAGE_SIZE, Dims, Stage, mismatch, stages
 from m3ad.onnx_graph import Arrays, OnnxGraph
 
 StageFunction = Callable[[Arrays], dict[str, npt.NDArray[Any]]]
@@ -244,14 +244,10 @@ class CheckedStage:
         """Check, run, and return the outputs the contract names.
 
         Raises:
-            ValueError: an input is missing or has another shape or dtype.
+            ValueError: an input is missing, or has another shape, dtype or values than the contract says.
         """
-        for tensor in self.stage.inputs:
-            if tensor.name not in arrays:
-                raise ValueError(f"stage {self.stage.name} needs `{tensor.name}`, it was not given")
-            problem = tensor.mismatch(arrays[tensor.name])
-            if problem:
-                raise ValueError(f"stage {self.stage.name}: {problem}")
+        if problem := mismatch(self.stage.inputs, arrays):
+            raise ValueError(f"stage {self.stage.name}: {problem}")
         results = self.function(arrays)
         return {tensor.name: results[tensor.name] for tensor in self.stage.outputs}
 

@@ -1,5 +1,6 @@
 """Command `m3ad-export`: from good parts to a bundle and its engines. Options and messages; the work is elsewhere."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from m3ad.cli import print_json, print_text, run, talk
 from m3ad.contract import LAYOUTS, MAX_POINTS, MIN_POINTS, Layout
 from m3ad.errors import M3adError
 from m3ad.frames import find_samples, read_sample
+from m3ad.holes import ZeroRule
 from m3ad.preprocess import Modality, PlaneRemoval, Preprocessing, prepare
 from m3ad.rig import read_rig
 from m3ad_plugins import ops
@@ -87,6 +89,14 @@ def train(
         PlaneRemoval, typer.Option(help="background plane: none, fixed (calibrated) or ransac")
     ] = "none",
     rig: RigOpt = None,
+    hole: Annotated[
+        float | None,
+        typer.Option(help="a number that stands for `not measured`, as -9999; a point with it is a hole"),
+    ] = None,
+    zero_rule: Annotated[
+        ZeroRule,
+        typer.Option(help="holes of zeros: (0, 0, 0) only, or a point with any zero coordinate (CFM)"),
+    ] = "point",
     align_steps: Annotated[int, typer.Option(min=1, help="of stage 1, MFM")] = DEFAULTS.align_steps,
     guide_steps: Annotated[int, typer.Option(min=1, help="of stage 2, MGM")] = DEFAULTS.guide_steps,
     expected_frames: Annotated[
@@ -105,6 +115,10 @@ def train(
         raise M3adError("--plane fixed and --rig go together; calibrate the rig with: m3ad-calibrate rig")
     if rgb_encoder not in RGB_ENCODERS:
         raise M3adError(f"unknown RGB encoder {rgb_encoder!r}, expected one of {', '.join(RGB_ENCODERS)}")
+    if hole is not None and not math.isfinite(hole):
+        raise M3adError(
+            f"--hole must be a finite number, got {hole}; NaN and infinite points are holes anyway"
+        )
     rgb = known.load_rgb_encoder(RGB_ENCODERS[rgb_encoder], weights_path(rgb_weights), seed)
     xyz = known.load_xyz_encoder(
         XyzEncoderConfig(group_size=group_size, bn_mode=bn_mode), weights_path(xyz_weights), seed
@@ -117,7 +131,12 @@ def train(
             out,
             ops,
             category=category or data.resolve().name,
-            preprocessing=Preprocessing(plane=plane, plane_coefficients=read_rig(rig).plane if rig else None),
+            preprocessing=Preprocessing(
+                plane=plane,
+                plane_coefficients=read_rig(rig).plane if rig else None,
+                hole=hole,
+                zero_rule=zero_rule,
+            ),
             config=TrainConfig(
                 seed=seed,
                 align_steps=align_steps,
@@ -192,7 +211,7 @@ def bundle(
         say=talk.print,
     )
     if as_json:
-        print_json(Bundle.open(out).manifest)
+        print_json(Bundle.open(out).document)
         return
     for deviation in deviations:
         if deviation.value == "anomaly_map":
@@ -208,7 +227,7 @@ def parity(detector: DetectorArg, bundle: BundleArg, as_json: Json = False) -> N
 
     opened = Bundle.open(bundle)
     image = _golden_image(opened)
-    layouts = tuple(opened.manifest["layouts"])
+    layouts = tuple(opened.manifest.layouts)
     deviations = check_parity(load_detector(detector), bundle / "onnx", ops, image, layouts)
     if as_json:
         print_json(summary(deviations))
@@ -241,7 +260,7 @@ def build_engine(
     opened = Bundle.open(bundle)
     if accept_loss is not None:
         opened = accepted(opened, accept_loss)
-    layouts = (layout,) if layout else tuple(opened.manifest["layouts"])
+    layouts = (layout,) if layout else tuple(opened.manifest.layouts)
     written = [build_engines(opened, t, precision, layouts, talk.print) for t in target]
     if as_json:
         print_json([str(folder) for folder in written])

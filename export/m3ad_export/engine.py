@@ -68,14 +68,14 @@ def build_engines(
         ArtifactError: a stage does not parse, does not build, or has another precision than asked for; or the bundle
             is quantized and its gate has not passed.
     """
-    written = bundle.manifest.get("precision")
+    written = bundle.manifest.precision
     if written:
         bundle.verify_usable()
         if precision is not None:
             raise M3adError(
-                f"{bundle.path} is quantized to {written['type']} already; leave --precision out, or build its source"
+                f"{bundle.path} is quantized to {written.type} already; leave --precision out, or build its source"
             )
-        verify_target(target, written["type"])
+        verify_target(target, written.type)
     chosen = None if written else precision or "fp16"
     trt, runtime = _builder_module(target)
     names = dict.fromkeys(step.stage for layout in layouts for step in steps(bundle.dims, layout))
@@ -105,8 +105,8 @@ def build_engines(
             "runtime": runtime,
             "runtime_version": trt.__version__,
             "compute_capability": _compute_capability(target),
-            "precision": written["type"] if written else chosen,
-            "accepted_loss": bundle.manifest.get("gate", {}).get("accepted"),
+            "precision": written.type if written else chosen,
+            "accepted_loss": (bundle.document.get("gate") or {}).get("accepted"),
             "layouts": list(layouts),
             "files": entries,
         }
@@ -191,8 +191,8 @@ def accepted(bundle: Bundle, who_and_why: str) -> Bundle:
     name, _, reason = (part.strip() for part in who_and_why.partition(":"))
     if not name or not reason:
         raise M3adError(f"--accept-loss needs a name and a reason, 'NAME: REASON', got {who_and_why!r}")
-    gate = bundle.manifest.get("gate") or {"passed": False, "figures": None}
-    if "precision" not in bundle.manifest or gate["passed"]:
+    gate = bundle.document.get("gate") or {"passed": False, "figures": None}
+    if bundle.manifest.precision is None or gate["passed"]:
         raise M3adError(f"{bundle.path} has no loss to accept: it is not quantized, or its gate passed")
     return bundle.update(gate={**gate, "accepted": {"by": name, "reason": reason}})
 

@@ -119,16 +119,16 @@ def gated(trained: Trained, bundle: Bundle, budget: float = LOOSE) -> list[str]:
 
 def relist(bundle: Bundle, relative: str) -> None:
     """Write the manifest as if a changed file had been written so."""
-    files = {**bundle.manifest["files"], relative: file_entry(bundle.path / relative)}
-    write_json(bundle.path / "manifest.json", {**bundle.manifest, "files": files})
+    files = {**bundle.document["files"], relative: file_entry(bundle.path / relative)}
+    write_json(bundle.path / "manifest.json", {**bundle.document, "files": files})
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_an_honest_bundle_of_every_type_passes(trained: Trained, tmp_path: Path, precision: str) -> None:
     bundle = written(trained, tmp_path / "out", default_plan(precision))  # type: ignore[arg-type]
-    entry = bundle.manifest["precision"]
+    entry = bundle.document["precision"]
     assert (entry["type"], entry["plan"]["precision"]) == (precision, precision)
-    assert "parity" not in bundle.manifest
+    assert "parity" not in bundle.document
     assert gated(trained, bundle) == []
     name = {"fp16": "FLOAT16", "int8": "INT8"}[precision]
     graphs = ("rgb_extractor", "xyz_encoder", "mgm", "head_rows")
@@ -146,7 +146,7 @@ def test_fp8_and_bf16_bundles_are_gated_too(trained: Trained, tmp_path: Path) ->
     samples = find_samples(trained.data, "test")
     for precision, name, runs in (("fp8", "FLOAT8E4M3FN", True), ("bf16", "BFLOAT16", False)):
         bundle = written(trained, tmp_path / precision, default_plan(precision))  # type: ignore[arg-type]
-        assert bundle.manifest["precision"]["products"]["mgm"] == {name: 8}
+        assert bundle.document["precision"]["products"]["mgm"] == {name: 8}
         found = gate(bundle, trained.source, samples, ops, LOOSE)
         assert 0.9 < found["figures"]["fused"]["rank_correlation"]["lowest"] < 1
         assert (found["frame_ms"] is not None) == runs
@@ -284,7 +284,7 @@ def test_int8_weights_are_a_quarter_and_run(trained: Trained, tmp_path: Path) ->
     full = onnx.load(trained.source.file("onnx/mgm.onnx"))
     assert eight == sum(numpy_helper.to_array(i).size for i in full.graph.initializer if len(i.dims) == 2)
     assert ort.InferenceSession(str(bundle.file("onnx/head.onnx"))).get_inputs()[0].name == "rgb_tokens"
-    counted = bundle.manifest["precision"]["weight_bytes"]
+    counted = bundle.document["precision"]["weight_bytes"]
     assert counted["quantized"] < counted["source"]
 
 
@@ -298,7 +298,7 @@ def test_command_writes_a_failed_bundle_but_says_so(confident: Trained, tmp_path
     assert "is not usable: " in str(result.exception)
     assert "\n" not in str(result.exception)
     bad = Bundle.open(tmp_path / "bad")
-    assert bad.manifest["gate"]["passed"] is False
+    assert bad.document["gate"]["passed"] is False
     with pytest.raises(ArtifactError, match="is quantized and failed its gate"):
         bad.verify_usable()
     default_plan("fp16").write(tmp_path / "plan.json")
@@ -307,8 +307,8 @@ def test_command_writes_a_failed_bundle_but_says_so(confident: Trained, tmp_path
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     good = Bundle.open(tmp_path / "good")
-    assert document["gate"] == good.manifest["gate"]
-    assert good.manifest["gate"]["passed"] is True
+    assert document["gate"] == good.document["gate"]
+    assert good.document["gate"]["passed"] is True
     good.verify_usable()
     confident.source.verify_usable()  # a bundle in fp32 needs no gate
     result = CliRunner().invoke(
@@ -341,7 +341,7 @@ def test_nobody_builds_engines_of_an_ungated_bundle(trained: Trained, tmp_path: 
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["precision"] == "int8"
     assert manifest["accepted_loss"] == {"by": "Ada", "reason": "a trial on line 3"}
-    asked = bundle.manifest["precision"]["products"]
+    asked = bundle.document["precision"]["products"]
     for stage in ("rgb_extractor", "mfm", "mgm", "head_tokens", "head_rows"):
         assert manifest["files"][f"{stage}.plan"]["precision_histogram"]["INT8"] == asked[stage]["INT8"]
     with pytest.raises(M3adError, match="has no loss to accept"):

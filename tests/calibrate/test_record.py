@@ -8,7 +8,7 @@ import pytest
 from m3ad.bundle import Bundle, sha256_of
 from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import find_samples, read_sample
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad_calibrate.record import FOLDER, read_record, record
 from m3ad_export.graphs.head import CPU_TILE_ROWS
 from m3ad_export.sample_data import write_sample_data
@@ -36,7 +36,7 @@ def test_what_is_recorded_is_what_the_stages_read(bundle: Bundle, data: Path) ->
     assert [s["name"] for s in manifest["samples"]] == [f"good/{s.name}" for s in samples]
     assert [s["rgb_sha256"] for s in manifest["samples"]] == [sha256_of(s.rgb_path) for s in samples]
     assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".npy", ".json"}
-    preprocessing = Preprocessing.from_json(bundle.manifest["preprocessing"])
+    preprocessing = bundle.preprocessing
     first = prepare(read_sample(samples[0]), preprocessing)
     np.testing.assert_array_equal(feeds["rgb_extractor"][0]["image"], first.image)
     session = ort.InferenceSession(str(bundle.file("onnx/rgb_extractor.onnx")))

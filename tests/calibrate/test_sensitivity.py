@@ -142,7 +142,7 @@ def test_command_writes_plan_plot_and_figures(bundle: Bundle, data: Path, tmp_pa
 
 
 def test_without_the_fused_layout_or_frames_it_says_so(bundle: Bundle, data: Path) -> None:
-    chain = Bundle(bundle.path, {**bundle.manifest, "layouts": ["chain"]})
+    chain = Bundle.of_document(bundle.path, {**bundle.document, "layouts": ["chain"]})
     with pytest.raises(ArtifactError, match="has no fused layout, which is probed; export both"):
         Probe(chain, find_samples(data, "validation"), ops)
     with pytest.raises(FrameError, match="there are no good validation frames to probe with"):

@@ -17,12 +17,14 @@ from m3ad_plugins import ops
 from sklearn.svm import OneClassSVM
 from typer.testing import CliRunner
 
+INT8 = {"type": "int8", "half": None, "source_onnx": "0" * 64}
+
 
 @pytest.fixture
 def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
     manifest = Bundle.open(tmp_path / "bundle")
-    if "voting" not in manifest.manifest:  # the trained detector's record has it, the tiny one's need not
+    if manifest.manifest.voting is None:  # the trained detector's record has it, the tiny one's need not
         exponents = [[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
         return manifest.update(voting={"exponents": exponents, "svm_input": "product"})
     return manifest
@@ -61,8 +63,8 @@ def test_the_refitted_svm_is_in_every_graph_and_golden_value(
     original = (bundle.path / "onnx" / "mgm.onnx").read_bytes()
     vote = fit_svm(maps, config_of(bundle, svm_input), kernel, 0.3)
     written = write_svm(bundle, vote, kernel, 0.3)
-    assert written.manifest["svm"]["kernel"] == kernel
-    assert written.manifest["voting"]["svm_input"] == svm_input
+    assert written.document["svm"]["kernel"] == kernel
+    assert written.document["voting"]["svm_input"] == svm_input
     golden = {n: np.load(written.file(f"golden/{n}.npy")) for n in ("anomaly_map", "score", "score_maps")}
     assert not np.array_equal(golden["anomaly_map"], before)
     with torch.inference_mode():
@@ -84,7 +86,7 @@ def test_the_refitted_svm_is_in_every_graph_and_golden_value(
 def test_a_quantized_bundle_is_not_refitted(bundle: Bundle, maps: list[np.ndarray]) -> None:
     vote = fit_svm(maps, config_of(bundle, None), "linear", 0.5)
     with pytest.raises(ArtifactError, match="is quantized; refit the SVM of the bundle it was made from"):
-        write_svm(bundle.update(precision={"type": "int8"}), vote, "linear", 0.5)
+        write_svm(bundle.update(precision=INT8), vote, "linear", 0.5)
     with pytest.raises(FrameError, match="there are no good frames to fit the one-class SVM to"):
         fit_svm([], config_of(bundle, None), "linear", 0.5)
 
@@ -97,7 +99,7 @@ def test_command_refits_then_sets_the_threshold(bundle: Bundle, tmp_path: Path) 
     assert "--svm-input is for a refit" in str(result.exception)
     result = CliRunner().invoke(app, [*arguments, "--svm", "rbf", "--svm-input", "terms"])
     assert result.exit_code == 0, result.output
-    manifest = Bundle.open(bundle.path).manifest
+    manifest = Bundle.open(bundle.path).document
     assert manifest["svm"]["kernel"] == "rbf"
     assert manifest["threshold"]["value"] == max(manifest["threshold"]["validation_scores"])
 

@@ -64,7 +64,7 @@ def test_command_writes_threshold_and_plot(tiny_bundle: Bundle, tmp_path: Path) 
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    stored = Bundle.open(bundle).manifest["threshold"]
+    stored = Bundle.open(bundle).document["threshold"]
     assert stored["value"] == document["value"] == max(stored["validation_scores"])
     assert document["frames"] == 3
     with Image.open(tmp_path / "threshold.png") as picture:
@@ -84,4 +84,4 @@ def test_command_refuses_what_it_cannot_show(tiny_bundle: Bundle, tmp_path: Path
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, FrameError)
     assert "at least 99 are needed" in str(result.exception)
-    assert Bundle.open(tiny_bundle.path).manifest["threshold"] == {"value": 0.01}
+    assert Bundle.open(tiny_bundle.path).document["threshold"] == {"value": 0.01}

@@ -27,6 +27,8 @@ from serving import make_frame, write_frame
 
 COMMAND = str(Path(sys.executable).parent / "m3ad-client")
 
+INT8 = {"type": "int8", "half": None, "source_onnx": "0" * 64}
+
 
 def client(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
@@ -54,8 +56,8 @@ def test_infer_in_process_writes_overlay_and_map(tiny_bundle: Bundle, category: 
     want = Inspector(tiny_bundle, ops).inspect(read_frame(rgb, xyz))
     (frame,) = told["frames"]
     assert frame["score"] == pytest.approx(want.score, abs=1e-6)
-    assert frame["is_anomalous"] is (want.score > tiny_bundle.manifest["threshold"]["value"])
-    assert told["threshold"] == tiny_bundle.manifest["threshold"]["value"]
+    assert frame["is_anomalous"] is (want.score > tiny_bundle.manifest.threshold.value)
+    assert told["threshold"] == tiny_bundle.manifest.threshold.value
     assert "random weights" in told["weights"]
     np.testing.assert_allclose(np.load(frame["anomaly_map"]), want.anomaly_map, atol=1e-6)
     with Image.open(frame["overlay"]) as picture:
@@ -94,7 +96,7 @@ def test_eval_equals_the_metrics_computed_here(tiny_bundle: Bundle, category: Pa
     flagged = scores > inspector.record.threshold
     assert told["verdicts"]["found"] == (flagged & bad).sum()
     assert sum(told["verdicts"].values()) == told["frames"] == 5
-    assert list(told["score_maps"]) == tiny_bundle.manifest["score_maps"]
+    assert list(told["score_maps"]) == tiny_bundle.manifest.score_maps
     for index, found in enumerate(told["score_maps"].values()):
         tops = np.array([r.score_maps[index].max() for r in results])
         assert found["image_auroc"] == np.mean([b > g for b in tops[bad] for g in tops[~bad]])
@@ -211,6 +213,39 @@ def test_saved_results_are_shown_side_by_side(tiny_bundle: Bundle, category: Pat
         assert "is no result of `m3ad-client eval --json`" in refusal("report", files[0])
 
 
+def test_names_in_brackets_are_printed_whole(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
+    data, bundle = tmp_path / "data [cpu]" / "plate[v2]", tmp_path / "bundle [bold]:smile:"
+    shutil.copytree(category, data)
+    (data / "test" / "bump").rename(data / "test" / "bump[b]")
+    shutil.copytree(tiny_bundle.path, bundle)
+    Bundle.open(bundle).update(precision=INT8)
+    done = client("eval", data, "--bundle", bundle)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {bundle} is quantized and was never gated" in done.stderr
+    assert "bump[b]" in done.stdout
+    assert f"error: {data / 'absent[v2]'} is not a folder" in refusal("infer", data / "absent[v2]")
+    usage = client("infer", data, "--tls", "--ca", tmp_path / "no[cpu].pem")
+    assert usage.returncode == 2
+    assert f"'{tmp_path / 'no[cpu].pem'}' does not exist" in usage.stderr
+
+
+def test_two_bundles_are_two_forms(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "second[v2]")
+    bundles = ("--bundle", tiny_bundle.path, "--bundle", tmp_path / "second[v2]")
+    told = document("bench", category, *bundles, "--frames", 2, "--warmup", 1)
+    assert [row["name"] for row in told["rows"] if row["region"].startswith("A")] == [
+        "fused (tiny)",
+        "fused (second[v2])",
+    ]
+    (tmp_path / "saved.json").write_text(json.dumps(told))
+    done = client("report", tmp_path / "saved.json")
+    assert "second[v2]" in done.stdout
+    (tmp_path / "saved.json").write_text(json.dumps({**told, "rows": [1]}))
+    assert "is damaged: entry `rows` `0` is 1, expected an object" in refusal(
+        "report", tmp_path / "saved.json"
+    )
+
+
 def test_no_server_is_one_sentence(category: Path) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
@@ -248,7 +283,7 @@ def test_a_quantized_bundle_that_was_never_gated_runs_with_a_warning(
     command: list[str], tiny_bundle: Bundle, category: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
-    Bundle.open(tmp_path / "bundle").update(precision={"type": "int8"})
+    Bundle.open(tmp_path / "bundle").update(precision=INT8)
     done = client(command[0], category, *command[1:], "--bundle", tmp_path / "bundle", "--json")
     assert done.returncode == 0
     assert "is quantized and was never gated; find a better plan with" in " ".join(done.stderr.split())

@@ -1,6 +1,5 @@
 """Layouts are listed and paired by name, every kind of file is read, and each damaged one gets its sentence."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m3ad.errors import FrameError, MissingDependencyError
+from m3ad.errors import FrameError
 from m3ad.frames import Frame, find_pairs, find_samples, read_frame, read_mask, read_sample, read_sample_mask
 from PIL import Image
 
@@ -236,36 +235,6 @@ def test_damaged_bytes_end_in_a_sentence_or_a_frame(sound, kind, edits):
         assert "\n" not in str(error)  # noqa: PT017 - most damage is refused, harmless damage is read
     else:
         assert frame.rgb.shape == frame.xyz.shape == (20, 30, 3)
-
-
-def test_ply_without_open3d_names_the_extra(tmp_path, rng, monkeypatch):
-    _, _, rgb_path, _ = write_pair(tmp_path, "000", rng)
-    (tmp_path / "cloud.ply").write_text("ply\n")
-    monkeypatch.setitem(sys.modules, "open3d", None)
-    with pytest.raises(MissingDependencyError, match=r"needs Open3D.*install it: pip install 'm3ad\[view\]'"):
-        read_frame(rgb_path, tmp_path / "cloud.ply")
-
-
-@pytest.mark.parametrize("suffix", [".ply", ".pcd"])
-def test_organized_clouds_keep_their_holes_and_damaged_ones_are_refused(tmp_path, rng, suffix, capsys):
-    open3d = pytest.importorskip("open3d", reason="Open3D (extra `view`, 600 MB) is not installed")
-    _, xyz, rgb_path, _ = write_pair(tmp_path, "000", rng)
-    xyz[3, 4], xyz[5, 6] = 0, np.nan
-    points = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(xyz.reshape(-1, 3).astype(np.float64)))
-    path = tmp_path / f"cloud{suffix}"
-    assert open3d.io.write_point_cloud(str(path), points)
-    np.testing.assert_array_equal(read_frame(rgb_path, path).xyz, xyz)
-    small = tmp_path / "small.png"
-    Image.fromarray(np.zeros((20, 29, 3), np.uint8)).save(small)
-    with pytest.raises(
-        FrameError, match="holds 600 points but its image 580 pixels; expected an organized cloud"
-    ):
-        read_frame(small, path)
-    for content in (path.read_bytes()[:2000], b"nonsense"):
-        path.write_bytes(content)
-        with pytest.raises(FrameError, match=rf"cloud{suffix} cannot be read as .*may be truncated"):
-            read_frame(rgb_path, path)
-    assert not capsys.readouterr().out  # stdout is for results
 
 
 def test_masks_of_any_mode_are_binary(tmp_path, rng):

@@ -23,7 +23,7 @@ def random_frame(height, width, seed=0, holes=0.2):
     xyz[rng.random((height, width)) < holes] = 0
     xyz[rng.random((height, width)) < holes / 4] = np.nan
     xyz[rng.random((height, width)) < holes / 4, 1] = np.inf
-    xyz[rng.random((height, width)) < holes / 4, 0] = 0  # one zero coordinate is a hole, too
+    xyz[rng.random((height, width)) < holes / 4, 0] = 0  # a hole for CFM only
     return Frame(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), xyz, "random")
 
 
@@ -68,7 +68,7 @@ def test_points_equal_cfm(height, width):
     square = torch.nn.functional.pad(cloud, padding(height, width))
     resized = torch.nn.functional.interpolate(square, size=(224, 224), mode="nearest")[0].reshape(3, -1).T
     nonzero = (resized != 0).all(dim=1)
-    made = prepare(frame, Preprocessing())
+    made = prepare(frame, Preprocessing(zero_rule="any_coordinate"))
     np.testing.assert_array_equal(made.points, resized[nonzero].numpy())
     np.testing.assert_array_equal(made.point_pixel, torch.nonzero(nonzero)[:, 0].numpy())
 
@@ -123,7 +123,7 @@ def test_only_the_largest_piece_is_kept_with_small_gaps_bridged():
 def test_unusable_clouds_say_why():
     frame = random_frame(224, 224)
     for xyz, message in (
-        (np.zeros_like(frame.xyz), "frame random is all background: no point has three finite non-zero"),
+        (np.zeros_like(frame.xyz), "frame random is all background: every point is a hole"),
         (
             np.full_like(frame.xyz, np.nan),
             "frame random: every xyz value is NaN or infinite, expected metres",
@@ -175,6 +175,9 @@ def test_a_plane_that_takes_the_part_is_named():
         ({"plane_distance_m": 0.0}, "plane_distance_m must be positive, got 0.0"),
         ({"without": "depth"}, "without must be rgb or xyz, got 'depth'"),
         ({"without": "xyz", "plane": "ransac"}, "a cloud that is masked flat has no plane to remove"),
+        ({"hole": np.nan}, "hole must be a finite number, got nan"),
+        ({"zero_rule": "all"}, "zero_rule must be one of point, any_coordinate, got 'all'"),
+        ({"extent_m": 0.0}, "extent_m must be positive, got 0.0"),
         ({"seed": -1}, "seed must not be negative, got -1"),
     ],
 )
@@ -200,7 +203,7 @@ def test_a_masked_modality_tells_nothing():
     flat = without_modality(frame, "xyz")
     np.testing.assert_array_equal(flat.rgb, frame.rgb)
     np.testing.assert_array_equal(flat.xyz[..., :2], frame.xyz[..., :2])
-    seen = np.isfinite(frame.xyz).all(axis=2) & frame.xyz.all(axis=2)
+    seen = np.isfinite(frame.xyz).all(axis=2) & frame.xyz.any(axis=2)
     np.testing.assert_array_equal(flat.xyz[~seen], frame.xyz[~seen])
     points = flat.xyz[seen].astype(np.float64) - flat.xyz[seen].mean(axis=0)
     assert np.linalg.svd(points, compute_uv=False)[2] < 1e-4 * np.linalg.norm(points)
@@ -219,8 +222,9 @@ def test_settings_mask_every_frame(modality):
     for name in found._fields:
         same = np.array_equal(getattr(found, name), getattr(plain, name))
         assert same is (name != changed)
-    older = {k: v for k, v in Preprocessing().to_json().items() if k != "without"}
-    assert Preprocessing.from_json(older) == Preprocessing()
+    newer = ("without", "hole", "zero_rule", "extent_m")
+    older = {k: v for k, v in Preprocessing().to_json().items() if k not in newer}
+    assert Preprocessing.from_json(older) == Preprocessing(zero_rule="any_coordinate")
     with pytest.raises(FrameError, match="random"):
         prepare(replace(frame, xyz=np.zeros_like(frame.xyz)), settings_)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, FrameError, M3adError
-from m3ad.frames import Frame
+from m3ad.frames import Frame, find_pairs, read_sample
 from m3ad.rig import Rig, drift, fit_rig, read_rig
 from m3ad_calibrate.cli import app
 from PIL import Image
@@ -94,9 +94,9 @@ def test_a_rig_survives_its_file_and_damage_is_said(tmp_path: Path) -> None:
     rig.write(tmp_path / "rig.json")
     assert read_rig(tmp_path / "rig.json") == rig
     document = json.loads((tmp_path / "rig.json").read_text())
-    with pytest.raises(ArtifactError, match="holds no m3ad-rig of this m3ad"):
+    with pytest.raises(ArtifactError, match="is not a m3ad-rig of this m3ad"):
         Rig.from_json({**document, "extra": 1}, "rig.json")
-    with pytest.raises(ArtifactError, match="is a damaged rig: its plane is"):
+    with pytest.raises(ArtifactError, match=r"rig\.json is damaged: "):
         Rig.from_json({**document, "plane": [1, 2, 3]}, "rig.json")
     with pytest.raises(ArtifactError, match="does not exist; write it with: m3ad-calibrate rig"):
         read_rig(tmp_path / "none.json")
@@ -124,7 +124,7 @@ def test_commands_from_frames_to_a_warning(tiny_bundle: Bundle, tmp_path: Path) 
     )
     assert result.exit_code == 0, result.output
     assert "600.0 mm from the sensor" in result.stdout or "mm from the sensor" in result.stdout
-    assert Bundle.open(tmp_path / "bundle").manifest["rig"] == json.loads(Path(out).read_text())
+    assert Bundle.open(tmp_path / "bundle").manifest.rig == json.loads(Path(out).read_text())
     result = CliRunner().invoke(app, ["drift", bundle, str(tmp_path / "empty")])
     assert result.exit_code == 0, result.output
     assert "3 frames fit the rig" in result.stdout
@@ -138,3 +138,27 @@ def test_training_takes_the_plane_of_a_rig(tmp_path: Path) -> None:
 
     result = CliRunner().invoke(export, ["train", str(tmp_path), str(tmp_path / "out"), "--plane", "fixed"])
     assert "--plane fixed and --rig go together" in str(result.exception)
+
+
+def test_a_number_for_holes_is_declared_to_the_rig_as_to_training(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    views = [view_of(s, part=False) for s in range(3)]
+    write_frames(tmp_path / "clean", views)
+    holes = [(v.xyz == 0).all(axis=2, keepdims=True) for v in views]
+    numbered = [
+        Frame(v.rgb, np.where(h, np.float32(-9999), v.xyz), v.name) for v, h in zip(views, holes, strict=True)
+    ]
+    write_frames(tmp_path / "numbered", numbered)
+    rig = ["rig", "--data", str(tmp_path / "numbered"), "--out", str(tmp_path / "rig.json")]
+    refused = CliRunner().invoke(app, rig)
+    assert isinstance(refused.exception, FrameError)
+    assert "declare it with --hole -9999 in m3ad-export train" in str(refused.exception)
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    bundle = Bundle.open(tmp_path / "bundle")
+    bundle.update(preprocessing={**bundle.document["preprocessing"], "hole": -9999.0})
+    assert CliRunner().invoke(app, [*rig, "--hole", "-9999", "--bundle", str(bundle.path)]).exit_code == 0
+    clean = fit_rig([read_sample(s) for s in find_pairs(tmp_path / "clean")])
+    assert read_rig(tmp_path / "rig.json") == clean
+    fits = CliRunner().invoke(app, ["drift", str(bundle.path), str(tmp_path / "numbered")])
+    assert fits.exit_code == 0, fits.output

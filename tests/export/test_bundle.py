@@ -47,7 +47,7 @@ def test_the_layouts_agree_in_process(tiny_bundle: Bundle, points: int) -> None:
 
 
 def test_parity_figures_are_in_the_manifest(tiny_bundle: Bundle) -> None:
-    parity = tiny_bundle.manifest["parity"]
+    parity = tiny_bundle.document["parity"]
     assert parity["points"] == [1024, 1025]
     assert parity["anomaly_map_max_error"] <= 1e-4
     assert parity["anomaly_map_rank_correlation"] >= 0.9999

@@ -117,7 +117,7 @@ def test_defects_have_the_size_a_detector_can_find(category):
 def test_foreign_folders_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(ArtifactError, match=r"mine has no manifest.json, so it is no m3ad-sample-data"):
+    with pytest.raises(ArtifactError, match=r"mine has no manifest.json, so it is not a m3ad-sample-data"):
         write_sample_data(tmp_path / "mine", **SMALL)
     assert contents(tmp_path) == {"mine/notes.txt": b"keep"}
 

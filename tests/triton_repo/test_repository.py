@@ -1,5 +1,8 @@
+import dataclasses
 import hashlib
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,14 @@ from m3ad.errors import ArtifactError, ServerError
 from m3ad_triton import config
 from m3ad_triton.binary import Binary
 from m3ad_triton.docker import docker_line
+from m3ad_triton.manifest import Plugins
 from m3ad_triton.repository import Repository, server_arguments, write_repository
 from m3ad_triton.server import LocalServer
 from serving import renamed
 
 STAGES = ("rgb_extractor", "xyz_extractor", "project", "mfm", "mgm", "vm")
+
+INT8 = {"type": "int8", "half": None, "source_onnx": "0" * 64}
 
 
 def add_engines(
@@ -45,8 +51,7 @@ def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Path:
 
 def test_the_manifest_lists_every_file_with_its_hash(chain_repository: Path, tiny_bundle: Bundle) -> None:
     manifest = json.loads((chain_repository / "manifest.json").read_text())
-    found = (p.relative_to(chain_repository) for p in chain_repository.rglob("*") if p.is_file())
-    files = {p.as_posix() for p in found if "__pycache__" not in p.parts}  # a server leaves them behind
+    files = {p.relative_to(chain_repository).as_posix() for p in chain_repository.rglob("*") if p.is_file()}
     assert manifest["files"].keys() == files - {"manifest.json"}
     for name, entry in manifest["files"].items():
         assert hashlib.sha256((chain_repository / name).read_bytes()).hexdigest() == entry["sha256"]
@@ -60,7 +65,7 @@ def test_writing_again_replaces_only_a_repository(bundle: Path, tmp_path: Path) 
     target = tmp_path / "repository"
     write_repository(bundle, target, "onnxruntime", "chain")
     write_repository(bundle, target, "onnxruntime", "fused")
-    assert Repository.open(target).manifest["layout"] == "fused"
+    assert Repository.open(target).manifest.layout == "fused"
     with pytest.raises(ArtifactError, match="describes 'm3ad-bundle', expected 'm3ad-repository'"):
         write_repository(bundle, bundle, "onnxruntime", "fused")
     assert Bundle.open(bundle).name == "tiny"
@@ -87,7 +92,7 @@ def test_a_category_that_cannot_name_a_model_is_refused(tiny_bundle: Bundle, tmp
 
 
 def test_a_quantized_bundle_is_served_only_behind_its_gate(bundle: Path, tmp_path: Path) -> None:
-    quantized = Bundle.open(bundle).update(precision={"type": "int8"})
+    quantized = Bundle.open(bundle).update(precision=INT8)
     with pytest.raises(ArtifactError, match="is quantized and was never gated; find a better plan"):
         write_repository(bundle, tmp_path / "repo", "onnxruntime", "chain")
     quantized.update(gate={"passed": False, "accepted": None})
@@ -96,7 +101,7 @@ def test_a_quantized_bundle_is_served_only_behind_its_gate(bundle: Path, tmp_pat
     assert not (tmp_path / "repo").exists()
     quantized.update(gate={"passed": True, "accepted": None})
     written = write_repository(bundle, tmp_path / "repo", "onnxruntime", "chain")
-    assert written.manifest["precision"] == "int8"
+    assert written.manifest.precision == "int8"
 
 
 def test_tampered_repository_is_refused(chain_repository: Path, tmp_path: Path) -> None:
@@ -117,7 +122,7 @@ def test_one_engine_is_the_default_plan(bundle: Path, tmp_path: Path) -> None:
     assert not model.cc_model_filenames
     assert (repository.path / "tiny_mfm" / "1" / "native.plan").read_bytes() == b"mfm native"
     assert model.instance_group[0].kind == config.pb.ModelInstanceGroup.KIND_GPU
-    assert repository.manifest["precision"] == "fp16"
+    assert repository.manifest.precision == "fp16"
 
 
 def test_several_engines_are_chosen_by_compute_capability(bundle: Path, tmp_path: Path) -> None:
@@ -131,7 +136,7 @@ def test_several_engines_are_chosen_by_compute_capability(bundle: Path, tmp_path
             plan = repository.path / f"tiny_{stage}" / "1" / name
             assert plan.read_bytes() == f"{stage} {name.removesuffix('.plan')}".encode()
     one = write_repository(bundle, tmp_path / "one", "tensorrt", "chain", ["sm89"])
-    assert [e["target"] for e in one.manifest["engines"]] == ["sm89"]
+    assert [e["target"] for e in one.manifest.engines] == ["sm89"]
 
 
 def test_plugin_library_and_shim_are_placed_beside_the_models(
@@ -145,14 +150,14 @@ def test_plugin_library_and_shim_are_placed_beside_the_models(
     monkeypatch.setenv("M3AD_PLUGINS_DIR", str(built))
     add_engines(bundle, "native", "8.9", runtime_version="10.3.0.26")
     target = tmp_path / "repository"
-    plugins = write_repository(bundle, target, "tensorrt", "chain").manifest["plugins"]
-    assert plugins == {"library": names[0], "shims": [names[2]], "missing": None}
+    plugins = write_repository(bundle, target, "tensorrt", "chain").manifest.plugins
+    assert plugins == Plugins(names[0], (names[2],), None)
     assert (target / names[2]).read_text() == names[2]
     assert not (target / names[1]).exists()
     (built / names[2]).unlink()
-    plugins = write_repository(bundle, target, "tensorrt", "chain").manifest["plugins"]
-    assert plugins["library"] is None
-    assert "libm3ad_plugins_trt10.so is in none of" in plugins["missing"]
+    plugins = write_repository(bundle, target, "tensorrt", "chain").manifest.plugins
+    assert plugins.library is None
+    assert "libm3ad_plugins_trt10.so is in none of" in str(plugins.missing)
 
 
 def test_rtx_plans_are_refused_with_the_reason(bundle: Path, tmp_path: Path) -> None:
@@ -191,16 +196,13 @@ def test_engines_that_do_not_serve_are_refused(bundle: Path, tmp_path: Path) -> 
 
 def test_server_arguments_for_several_repositories(chain_repository: Path, fused_repository: Path) -> None:
     chain, fused = map(Repository.open, (chain_repository, fused_repository))
-    chain.manifest["plugins"] = {
-        "library": "libp.so",
-        "shims": ["libp_trt10.so", "libp_trt11.so"],
-        "missing": None,
-    }
+    plugins = Plugins("libp.so", ("libp_trt10.so", "libp_trt11.so"), None)
+    chain = Repository(chain.path, dataclasses.replace(chain.manifest, plugins=plugins))
     arguments = server_arguments([chain, fused], ["/models/a", "/models/b"])
     assert arguments[:2] == ["--model-repository=/models/a", "--model-repository=/models/b"]
     assert "--disable-auto-complete-config" in arguments
-    assert f"--cuda-memory-pool-byte-size=0:{chain.manifest['cuda_pool_bytes']}" in arguments
-    assert chain.manifest["cuda_pool_bytes"] > fused.manifest["cuda_pool_bytes"]
+    assert f"--cuda-memory-pool-byte-size=0:{chain.manifest.cuda_pool_bytes}" in arguments
+    assert chain.manifest.cuda_pool_bytes > fused.manifest.cuda_pool_bytes
     assert "--backend-config=tensorrt,plugins=/models/a/libp_trt10.so;/models/a/libp_trt11.so" in arguments
 
 
@@ -217,11 +219,52 @@ def test_plans_are_not_given_to_a_server_for_cpus(bundle: Path, tmp_path: Path) 
 def test_docker_line(bundle: Path, chain_repository: Path, tmp_path: Path) -> None:
     on_cpu = docker_line([Repository.open(chain_repository)], "image:1")
     shm = int(on_cpu.split("--shm-size=")[1].split("m ")[0])
-    assert shm * 2**20 >= Repository.open(chain_repository).manifest["shared_memory_bytes"] > 0
+    assert shm * 2**20 >= Repository.open(chain_repository).manifest.shared_memory_bytes > 0
     assert f"-v {chain_repository}:/models/tiny:ro" in on_cpu
     assert "--gpus" not in on_cpu
     assert "[cpu]" in on_cpu
     add_engines(bundle, "native", "8.9")
     on_gpu = docker_line([write_repository(bundle, tmp_path / "gpu", "tensorrt", "chain")], "image:1")
     assert "--gpus=all" in on_gpu
-    assert on_gpu.split("image:1 ")[1].startswith("tritonserver --model-repository=/models/gpu ")
+    assert f"-v {tmp_path / 'gpu'}:/models/tiny:ro" in on_gpu
+    assert on_gpu.split("image:1 ")[1].startswith("tritonserver --model-repository=/models/tiny ")
+
+
+def test_repositories_in_folders_of_one_name_have_places_of_their_own(
+    chain_repository: Path, fused_repository: Path, tmp_path: Path
+) -> None:
+    opened = []
+    for line, source in (("A", chain_repository), ("B", fused_repository)):
+        shutil.copytree(source, tmp_path / line / "repository")
+        opened.append(Repository.open(tmp_path / line / "repository"))
+    words = shlex.split(docker_line(opened, "image:1"))
+    mounted = [words[i + 1] for i, word in enumerate(words) if word == "-v"]
+    assert f"{tmp_path}/A/repository:/models/tiny:ro" in mounted
+    assert f"{tmp_path}/B/repository:/models/other:ro" in mounted
+    served = re.findall(r"--model-repository=(\S+)", words[-1])
+    assert served == ["/models/tiny", "/models/other"]
+
+
+def test_two_repositories_with_a_model_of_one_name_are_refused(
+    tiny_bundle: Bundle, chain_repository: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(chain_repository, again)
+    both = [chain_repository, again]
+    message = (
+        rf"{chain_repository} and {again} both hold a model `tiny\w*`, and one server holds one of a name"
+    )
+    with pytest.raises(ArtifactError, match=message):
+        docker_line([Repository.open(path) for path in both])
+    with pytest.raises(ArtifactError, match=message):
+        LocalServer(both)
+    as_stage = renamed(tiny_bundle, "tiny_mfm", tmp_path)  # a category named as another's stage
+    stage = write_repository(as_stage, tmp_path / "stage", "onnxruntime", "chain")
+    with pytest.raises(ArtifactError, match="both hold a model `tiny_mfm`"):
+        docker_line([Repository.open(chain_repository), stage])
+
+
+def test_a_folder_that_docker_cannot_mount_is_told(chain_repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(chain_repository, tmp_path / "a:b")
+    with pytest.raises(ArtifactError, match="a:b: docker's -v cannot mount a path with a colon"):
+        docker_line([Repository.open(tmp_path / "a:b")])

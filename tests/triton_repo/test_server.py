@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +20,8 @@ from m3ad.errors import ArtifactError, MissingDependencyError, ServerError
 from m3ad.pipeline import Inspector, model_arrays
 from m3ad_plugins import ops
 from m3ad_triton.binary import find_binary
-from m3ad_triton.server import LocalServer, Ports
+from m3ad_triton.repository import Repository
+from m3ad_triton.server import Hosts, LocalServer, Ports, Tls
 from serving import rehash
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -55,7 +57,7 @@ def infer(server: LocalServer, model: str, arrays: dict[str, np.ndarray]) -> dic
 def test_ports_are_free_different_and_the_ones_asked_for() -> None:
     with taken_port() as port:
         free = port
-    settled = Ports(grpc=free).settled("127.0.0.1")
+    settled = Ports(grpc=free).settled(Hosts())
     assert settled.grpc == free
     assert len({settled.http, settled.grpc, settled.metrics, 0}) == 4
 
@@ -122,10 +124,27 @@ def bad_requests() -> dict[str, tuple[dict[str, np.ndarray], str]]:
             {**good, "points": points[:0], "point_pixel": pixel[:0]},
             r"`points` is float32 \[0, 3\], expected",
         ),
-        "not a number": ({**good, "points": np.full_like(points, np.nan)}, "points: .*finite"),
-        "lengths differ": ({**good, "point_pixel": pixel[:-1]}, "point_pixel: expected"),
-        "pixel twice": ({**good, "point_pixel": np.full_like(pixel, 7)}, "pixel 7 is named by 2000 points"),
-        "pixel outside": ({**good, "point_pixel": pixel + 50000}, "point_pixel: expected pixels"),
+        "not a number": (
+            {**good, "points": np.full_like(points, np.nan)},
+            "`points` holds 6000 values that are NaN or infinite, expected finite ones",
+        ),
+        "picture not a number": (
+            {**good, "image": good["image"] * np.inf},
+            "`image` holds .* expected finite",
+        ),
+        "lengths differ": (
+            {**good, "point_pixel": pixel[:-1]},
+            "has 1999 rows but .* 2000, expected as many|has 2000 rows but .* 1999, expected as many",
+        ),
+        "pixel twice": ({**good, "point_pixel": np.full_like(pixel, 7)}, "`point_pixel` holds 7 after 7"),
+        "pixels descend": (
+            {**good, "point_pixel": pixel[::-1].copy()},
+            "expected each pixel once, in ascending",
+        ),
+        "pixel outside": (
+            {**good, "point_pixel": pixel + 50000},
+            r"`point_pixel` holds \d+\.\.\d+, expected pixels in 0\.\.50175",
+        ),
     }
 
 
@@ -180,15 +199,92 @@ def test_a_server_that_is_not_ready_in_time_is_stopped(chain_repository: Path) -
 
 
 @pytest.mark.slow
+def test_a_path_that_no_shell_takes_is_served_and_nothing_is_written_into_it(
+    fused_repository: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "Werk 3; Größe [v2] $HOME" / "repository"
+    shutil.copytree(fused_repository, path)
+    before = sorted(path.rglob("*"))
+    with LocalServer([path]) as server:
+        got = infer(server, "other", model_arrays(make_input(1024)))
+        assert got["anomaly_map"].shape == (224, 224)
+    assert sorted(path.rglob("*")) == before
+    assert Repository.open(path).manifest.category == "other"
+
+
+def serving_command(*arguments: object) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).parent / "m3ad-triton"), "serve", *map(str, arguments), "--json"]
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    return subprocess.Popen(
+        [*command, *ports], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@contextlib.contextmanager
+def served(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """The command and what it told once it was ready; it is stopped at the end whatever happened."""
+    with serving_command(*arguments) as process:
+        try:
+            assert process.stdout is not None
+            yield process, json.loads(process.stdout.readline())
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["a stage", "the server"])
+def test_serve_ends_when_a_process_of_the_server_dies(victim: str, fused_repository: Path) -> None:
+    with served(fused_repository) as (process, told):
+        processes = tree(told["pid"])
+        regions = {p.cmdline()[2] for p in processes[1:]}
+        assert regions <= set(os.listdir("/dev/shm"))
+        (head,) = (p for p in processes if "/other_head/" in " ".join(p.cmdline()))
+        (head if victim == "a stage" else processes[0]).kill()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    (line, *_) = (line for line in errors.splitlines() if line.startswith("error: "))
+    if victim == "a stage":
+        assert line.startswith(f"error: stage `other_head` (process {head.pid}) of tritonserver died, ")
+        assert "start it again: m3ad-triton serve" in line
+    else:
+        assert line.startswith("error: tritonserver stopped by signal SIGKILL.")
+    assert "Traceback" not in errors
+    assert gone(processes)
+    assert not regions & set(os.listdir("/dev/shm"))
+
+
+@pytest.mark.slow
+def test_what_is_open_to_others_is_told(fused_repository: Path) -> None:
+    with served(fused_repository, "--host", "0.0.0.0") as (process, _):
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    (line,) = (line for line in errors.splitlines() if line.startswith("warning: "))
+    assert line.startswith("warning: 0.0.0.0 lets other machines in without TLS: whoever reaches it can")
+
+
+def test_what_is_open_where(fused_repository: Path, tmp_path: Path) -> None:
+    def told(**changes: Any) -> tuple[Hosts, str]:
+        server = LocalServer([fused_repository], **changes)
+        return server.hosts, "\n".join(server.exposure())
+
+    tls = Tls(cert=tmp_path, key=tmp_path)
+    plain = Tls(cert=tmp_path, key=tmp_path, http_plain=True)
+    assert told() == (Hosts(), "")
+    assert told(host="localhost")[1] == ""
+    hosts, line = told(host="0.0.0.0", tls=tls)
+    assert hosts == Hosts(grpc="0.0.0.0")
+    assert line.startswith("TLS is gRPC's alone: HTTP answers health only, on 127.0.0.1 only")
+    hosts, line = told(host="0.0.0.0", tls=plain, metrics_host="10.0.0.1")
+    assert hosts == Hosts(grpc="0.0.0.0", http="0.0.0.0", metrics="10.0.0.1")
+    assert line.startswith("warning: TLS is gRPC's alone, plain HTTP on 0.0.0.0 answers anybody")
+    assert told(host="0.0.0.0")[0] == Hosts(grpc="0.0.0.0", http="0.0.0.0", metrics="0.0.0.0")
+
+
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_told_to_stop(fused_repository: Path) -> None:
-    script = Path(sys.executable).parent / "m3ad-triton"
-    command = [str(script), "serve", str(fused_repository), "--json"]
-    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
+    with served(fused_repository) as (process, told):
         processes = tree(told["pid"])
         with grpcclient.InferenceServerClient(told["grpc_url"]) as client:
             assert client.is_model_ready("other")

@@ -48,7 +48,7 @@ def test_refusals_are_one_sentence(tiny_bundle: Bundle, chain_repository: Path, 
         listener.listen()
         port = listener.getsockname()[1]
         cases = {
-            ("write", tmp_path, tmp_path / "r"): "has no manifest.json, so it is no m3ad-bundle",
+            ("write", tmp_path, tmp_path / "r"): "has no manifest.json, so it is not a m3ad-bundle",
             ("write", tiny_bundle.path, tiny_bundle.path): "expected 'm3ad-repository'",
             (
                 "write",
@@ -57,8 +57,8 @@ def test_refusals_are_one_sentence(tiny_bundle: Bundle, chain_repository: Path, 
                 "--runtime",
                 "tensorrt",
             ): "no TensorRT engines for Triton",
-            ("check", tmp_path): "so it is no m3ad-repository",
-            ("docker", tmp_path): "so it is no m3ad-repository",
+            ("check", tmp_path): "so it is not a m3ad-repository",
+            ("docker", tmp_path): "so it is not a m3ad-repository",
             (
                 "serve",
                 chain_repository,
@@ -81,3 +81,63 @@ def test_docker_prints_one_line(chain_repository: Path) -> None:
     done = triton("docker", chain_repository)
     (line,) = done.stdout.splitlines()
     assert line.startswith("docker run --rm -p 8000-8002:8000-8002 --shm-size=")
+
+
+BRACKETS = "line [cpu] [/] [red]:smile:"
+
+
+def test_text_in_brackets_is_printed_whole(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / BRACKETS.replace("/", "") / "repo[v2]"
+    done = triton("write", tiny_bundle.path, path)
+    assert done.returncode == 0, done.stderr
+    assert f"serve it: m3ad-triton serve {path}\n" in done.stderr
+    assert f"{path}: ensemble tiny" in done.stdout
+    assert triton("check", path).stderr == f"{path} can be served\n"
+    (path / "tiny_head" / "1" / "x[y].bin").touch()
+    done = triton("check", path)
+    assert done.stderr == f"error: {path} has 1 problem\n"
+    assert done.stdout.startswith(f"{path}/tiny_head/1/x[y].bin is not listed")
+    usage = triton("serve", path, "--cert", tmp_path / BRACKETS)
+    assert usage.returncode == 2
+    assert f"'{tmp_path / BRACKETS}' does not exist" in usage.stderr
+
+
+@pytest.mark.slow
+def test_serve_prints_the_line_that_docker_prints(fused_repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "repo[v2]"
+    shutil.copytree(fused_repository, path)
+    ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    command = [COMMAND, "serve", str(path), *ports]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            line = next(told for told in lines if told.startswith("official image: "))
+        finally:
+            process.terminate()
+    assert line.removeprefix("official image: ") == triton("docker", path).stdout
+    assert "[cpu]" in line
+    assert f"{path}:/models/other:ro" in line
+
+
+def test_docker_takes_folders_of_one_name_and_refuses_one_category_twice(
+    chain_repository: Path, fused_repository: Path, tmp_path: Path
+) -> None:
+    for line, source in (("A", chain_repository), ("B", fused_repository), ("C", chain_repository)):
+        shutil.copytree(source, tmp_path / line / "repository")
+    a, b, c = (tmp_path / line / "repository" for line in "ABC")
+    done = triton("docker", a, b)
+    assert done.returncode == 0
+    assert f"{a}:/models/tiny:ro" in done.stdout
+    assert f"{b}:/models/other:ro" in done.stdout
+    for command in ("docker", "serve"):
+        done = triton(command, a, c)
+        assert done.returncode == 1
+        assert f"error: {a} and {c} both hold a model `tiny" in done.stderr
+
+
+def test_http_plain_is_for_tls(chain_repository: Path) -> None:
+    done = triton("serve", chain_repository, "--http-plain")
+    assert done.returncode == 2
+    assert "--ca and --http-plain need them" in done.stderr
+    assert "Triton has TLS for gRPC alone" in " ".join(triton("serve", "--help").stdout.split())

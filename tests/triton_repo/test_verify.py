@@ -8,7 +8,7 @@ from m3ad.bundle import read_manifest, write_json
 from m3ad.contract import CONTRACT_VERSION
 from m3ad.errors import ArtifactError
 from m3ad_triton import config
-from m3ad_triton.repository import FORMAT
+from m3ad_triton.manifest import FORMAT
 from m3ad_triton.verify import ensemble_problems, find_problems, read_configs, verify_repository
 from serving import rehash
 
@@ -165,27 +165,32 @@ def test_a_damaged_record_is_told(repository: Path) -> None:
 def test_another_contract_version_is_told(repository: Path) -> None:
     manifest = read_manifest(repository, FORMAT, "")
     write_json(repository / "manifest.json", {**manifest, "contract_version": 7})
-    (problem,) = find_problems(repository)
-    assert (
-        f"contract version 7, this m3ad reads {CONTRACT_VERSION}. Write it again: m3ad-triton write"
-        in problem
-    )
+    told = f"contract version 7, this m3ad serves version {CONTRACT_VERSION}\\. Write it again: m3ad-triton write"
+    with pytest.raises(ArtifactError, match=told):
+        find_problems(repository)
 
 
-@pytest.mark.parametrize("library", [None, "libm3ad_plugins.so"])
-def test_plans_without_a_loadable_plugin_library_are_told(repository: Path, library: str | None) -> None:
+@pytest.mark.parametrize(
+    ("library", "message"),
+    [
+        (None, "the engines need the plugin library and none lies in"),
+        ("libm3ad_plugins.so", "libm3ad_plugins.so cannot be loaded here: it is no ELF library of 64 bits"),
+    ],
+)
+def test_plans_without_a_loadable_plugin_library_are_told(
+    repository: Path, library: str | None, message: str
+) -> None:
     if library:
         (repository / library).write_bytes(b"not a library")
         rehash(repository)
     manifest = read_manifest(repository, FORMAT, "")
     plugins = {"library": library, "shims": [], "missing": None}
-    write_json(repository / "manifest.json", {**manifest, "runtime": "tensorrt", "plugins": plugins})
-    (problem,) = find_problems(repository)
-    assert (
-        "cannot be loaded here" if library else "the engines need the plugin library and none lies in"
-    ) in problem
+    engines = [{"target": "native", "runtime": "tensorrt", "compute_capability": "8.9"}]
+    changes = {"runtime": "tensorrt", "plugins": plugins, "engines": engines}
+    write_json(repository / "manifest.json", {**manifest, **changes})
+    assert any(message in problem for problem in find_problems(repository))
 
 
 def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"has no manifest\.json, so it is no m3ad-repository"):
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json, so it is not a m3ad-repository"):
         find_problems(tmp_path)

@@ -12,8 +12,9 @@ from m3ad.errors import ArtifactError
 
 from m3ad_triton.binary import find_binary
 from m3ad_triton.docker import IMAGE, docker_line
-from m3ad_triton.repository import Repository, Runtime, write_repository
-from m3ad_triton.server import LocalServer, Ports, Tls
+from m3ad_triton.manifest import Runtime
+from m3ad_triton.repository import Repository, write_repository
+from m3ad_triton.server import LOOPBACK, LocalServer, Ports, Tls
 from m3ad_triton.verify import find_problems, verify_repository
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -48,7 +49,7 @@ def write(
         shared.print_json(_summary(repository))
     else:
         shared.print_text(
-            f"{repository.path}: ensemble {repository.manifest['category']}, {layout} layout, {runtime}"
+            f"{repository.path}: ensemble {repository.manifest.category}, {layout} layout, {runtime}"
         )
         shared.talk.print(f"serve it: m3ad-triton serve {repo}")
 
@@ -72,15 +73,30 @@ def serve(
     repos: Repositories,
     host: Annotated[
         str, typer.Option(help="address to listen on; 0.0.0.0 lets other machines in")
-    ] = "127.0.0.1",
+    ] = LOOPBACK,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            help="address of the metrics, always plain HTTP; --host if left out, with --cert 127.0.0.1"
+        ),
+    ] = None,
     http_port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 8002,
-    cert: Annotated[Path | None, typer.Option(help="server certificate: gRPC over TLS", exists=True)] = None,
+    cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="server certificate: gRPC over TLS, HTTP answers health on this machine only", exists=True
+        ),
+    ] = None,
     key: Annotated[Path | None, typer.Option(help="its key", exists=True)] = None,
     ca: Annotated[
         Path | None, typer.Option(help="ask clients for a certificate of this CA", exists=True)
     ] = None,
+    http_plain: Annotated[
+        bool,
+        typer.Option("--http-plain", help="with --cert: answer everything over plain HTTP, too, to anybody"),
+    ] = False,
     tritonserver: Annotated[
         Path | None, typer.Option(help="the binary; found by itself if not given")
     ] = None,
@@ -89,28 +105,33 @@ def serve(
 ) -> None:
     """Serve repositories in the foreground with a Triton on this machine; Ctrl-C stops it.
 
-    Once ready, its URLs and the `docker run` line for the official image are printed.
+    Once ready, its URLs and the `docker run` line for the official image are printed. Triton has TLS for gRPC alone:
+    with --cert, HTTP answers nothing but health, and only on 127.0.0.1, unless --http-plain. When the process of a
+    stage dies, the server is stopped and the exit code is 1.
     """
-    if (cert is None) != (key is None) or (ca and not cert):
-        raise typer.BadParameter("--cert and --key go together, and --ca needs them")
+    if (cert is None) != (key is None) or ((ca or http_plain) and not cert):
+        raise typer.BadParameter("--cert and --key go together, and --ca and --http-plain need them")
     for repo in repos:
         verify_repository(repo)
     server = LocalServer(
         repos,
         ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
         host=host,
+        metrics_host=metrics_host,
         ready_timeout_s=ready_timeout_s,
-        tls=Tls(cert=cert, key=key, ca=ca) if cert and key else None,
+        tls=Tls(cert=cert, key=key, ca=ca, http_plain=http_plain) if cert and key else None,
         binary=find_binary(tritonserver),
     )
     signal.signal(signal.SIGTERM, _interrupt)
+    for line in server.exposure():
+        shared.talk.print(line)
     shared.talk.print("starting Triton, loading and warming up the models ...")
     started = time.perf_counter()
     with server:
         seconds = time.perf_counter() - started
         found = {"pid": server.pid, "grpc_url": server.grpc_url, "http_url": server.http_url}
         found["ready_s"] = round(seconds, 1)
-        found["models"] = [r.manifest["category"] for r in server.repositories]
+        found["models"] = [r.manifest.category for r in server.repositories]
         if as_json:
             shared.print_json(found)
         else:
@@ -118,7 +139,7 @@ def serve(
                 f"ready in {seconds:.1f} s: gRPC {server.grpc_url}, HTTP {server.http_url}, pid {server.pid}"
             )
             shared.talk.print(f"inspect: m3ad-client infer RGB XYZ --url {server.grpc_url}")
-            shared.talk.print(f"official image: {docker_line(server.repositories)}", soft_wrap=True)
+            shared.talk.print(f"official image: {docker_line(server.repositories)}")
         server.wait()
 
 
@@ -133,7 +154,7 @@ def docker(
 def _summary(repository: Repository) -> dict[str, Any]:
     return {
         "repository": str(repository.path),
-        **{k: v for k, v in repository.manifest.items() if k != "files"},
+        **{k: v for k, v in repository.manifest.to_json().items() if k != "files"},
     }
 
 

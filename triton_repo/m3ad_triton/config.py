@@ -55,7 +55,7 @@ def tensorrt_stage(
 
 def ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
     """The whole pipeline as one model, wired as the contract says; `record` and `serving` travel as parameters."""
-    dims = Dims(**record.dims)
+    dims = record.dims
     config = pb.ModelConfig(name=record.category, platform="ensemble")
     inputs, outputs = pipeline_tensors(dims)
     _add_tensors(config, inputs, outputs)
@@ -124,6 +124,8 @@ def shared_memory_bytes(dims: Dims, layout: Layout) -> int:
 def _stage(name: str, stage: Stage, warmup: Mapping[str, npt.NDArray[Any]]) -> Any:
     config = pb.ModelConfig(name=name)
     _add_tensors(config, stage.inputs, stage.outputs)
+    if not warmup:
+        return config
     sample = config.model_warmup.add(name="golden", batch_size=1)
     for tensor in stage.inputs:
         entry = sample.inputs[tensor.name]

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from m3ad.errors import ArtifactError
+
 from m3ad_triton.engines import RUNTIME
-from m3ad_triton.repository import Repository, server_arguments
+from m3ad_triton.repository import Repository, server_arguments, verify_distinct
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.08-py3"
 
@@ -15,10 +17,18 @@ def docker_line(repositories: Sequence[Repository], image: str = IMAGE) -> str:
     """One line for a shell: mounts, shared memory, plugin shims and the same server arguments as a local server.
 
     CPU stages import m3ad inside the container, so that line installs it there first; plans need nothing.
+
+    Raises:
+        ArtifactError: two repositories hold a model of one name, or docker cannot mount a folder.
     """
-    on_gpu = all(r.manifest["runtime"] == RUNTIME for r in repositories)
-    shared = sum(r.manifest["shared_memory_bytes"] for r in repositories)
-    mounts = {r.path: f"/models/{r.path.name}" for r in repositories}
+    verify_distinct(repositories)
+    if odd := next((r.path for r in repositories if ":" in str(r.path)), None):
+        raise ArtifactError(
+            f"{odd}: docker's -v cannot mount a path with a colon in it; move or rename the folder"
+        )
+    on_gpu = all(r.manifest.runtime == RUNTIME for r in repositories)
+    shared = sum(r.manifest.shared_memory_bytes for r in repositories)
+    mounts = {r.path: f"/models/{r.manifest.category}" for r in repositories}
     server = shlex.join(["tritonserver", *server_arguments(repositories, list(mounts.values()))])
     docker = ["docker", "run", "--rm", "-p", "8000-8002:8000-8002"]
     docker += [f"--shm-size={max(shared, 2**26) // 2**20}m"]

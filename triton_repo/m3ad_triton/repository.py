@@ -4,13 +4,11 @@ On disk: one folder per model as Triton wants them, and beside them, where Trito
 the plugin libraries.
 """
 
-import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,22 +17,18 @@ from m3ad.bundle import (
     Bundle,
     file_entries,
     new_folder,
-    read_manifest,
     sha256_of,
-    verify_files,
     write_json,
 )
-from m3ad.contract import CONTRACT_VERSION, Dims, Layout, Step, stages, steps
+from m3ad.contract import CONTRACT_VERSION, Layout, Step, stages, steps
 from m3ad.errors import ArtifactError
 from m3ad.pipeline import RECORD_PARAMETER, ServingRecord
 from m3ad.stages import CPU_FILES
 
 from m3ad_triton import config
 from m3ad_triton.engines import Engines, find_engines, place_plugins
+from m3ad_triton.manifest import ADVICE, FORMAT, NAME, RepositoryManifest, Runtime, file_problems
 
-Runtime = Literal["onnxruntime", "tensorrt"]
-FORMAT = "m3ad-repository"
-ADVICE = "Write it again: m3ad-triton write BUNDLE REPO"
 VERSION = "1"
 MODEL_PY = '''"""The stage that this model's parameters name."""
 
@@ -47,23 +41,26 @@ class Repository:
     """A model repository: its folder and its manifest."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: RepositoryManifest
 
     @classmethod
     def open(cls, path: Path) -> "Repository":
-        """Open a repository and check its format, its contract version and the hash of every listed file.
+        """Open a repository and check every entry of its manifest and every file: all listed ones and no other.
 
         Raises:
-            ArtifactError: the folder is no repository, is of another contract version, or a file was changed.
+            ArtifactError: the folder is no repository, is of another contract version, its manifest is wrong, a file
+                was changed, or one is not listed.
         """
-        manifest = read_manifest(path, FORMAT, ADVICE)
-        if manifest.get("contract_version") != CONTRACT_VERSION:
-            raise ArtifactError(
-                f"{path} is a repository of contract version {manifest.get('contract_version')}, this m3ad serves "
-                f"version {CONTRACT_VERSION}. {ADVICE}"
-            )
-        verify_files(path, manifest["files"], ADVICE)
+        manifest = RepositoryManifest.read(path)
+        if problems := file_problems(path, manifest):
+            raise ArtifactError(first_of(path, problems))
         return cls(path.absolute(), manifest)
+
+
+def first_of(path: Path, problems: Sequence[str]) -> str:
+    """The first problem of a repository in one sentence, and how to see the others."""
+    more = f" ({len(problems) - 1} more: m3ad-triton check {path})" if len(problems) > 1 else ""
+    return f"{path} cannot be served: {problems[0]}{more}"
 
 
 def write_repository(
@@ -83,8 +80,8 @@ def write_repository(
     """
     bundle = Bundle.open(bundle_path)
     bundle.verify_usable()
-    written = bundle.manifest["precision"]["type"] if "precision" in bundle.manifest else "fp32"
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", bundle.name):
+    written = bundle.precision
+    if not NAME.fullmatch(bundle.name):
         raise ArtifactError(
             f"category {bundle.name!r} cannot name a Triton model; expected letters, digits, '_', '-' and '.': "
             "export the bundle under such a name"
@@ -112,23 +109,57 @@ def write_repository(
         (whole / "config.pbtxt").write_text(
             config.to_text(config.ensemble(record, serving)), encoding="utf-8"
         )
-        manifest = {
-            "format": FORMAT,
-            "contract_version": CONTRACT_VERSION,
-            "category": bundle.name,
-            "layout": layout,
-            **serving,
-            "dims": bundle.dims.to_json(),
-            "weights": record.weights,
-            "bundle_sha256": sha256_of(bundle.path / MANIFEST),
-            "engines": [engine.summary() for engine in engines],
-            "plugins": place_plugins(engines, folder),
-            "cuda_pool_bytes": config.intermediate_bytes(bundle.dims, layout),
-            "shared_memory_bytes": config.shared_memory_bytes(bundle.dims, layout) if not engines else 0,
-            "files": file_entries(folder),
-        }
-        write_json(folder / MANIFEST, manifest)
+        plugins = place_plugins(engines, folder)
+        manifest = _manifest(
+            bundle,
+            {
+                "contract_version": CONTRACT_VERSION,
+                "category": bundle.name,
+                "layout": layout,
+                **serving,
+                "dims": bundle.dims.to_json(),
+                "weights": record.weights,
+                "bundle_sha256": sha256_of(bundle.path / MANIFEST),
+                "engines": [engine.summary() for engine in engines],
+                "plugins": plugins,
+                "cuda_pool_bytes": config.intermediate_bytes(bundle.dims, layout),
+                "shared_memory_bytes": config.shared_memory_bytes(bundle.dims, layout) if not engines else 0,
+                "files": file_entries(folder),
+            },
+        )
+        write_json(folder / MANIFEST, manifest.to_json())
     return Repository(target.absolute(), manifest)
+
+
+def link_files(repository: Repository, place: Path) -> None:
+    """Make `place` a folder that shows a server the listed files of a repository and nothing else.
+
+    The files are links, the folders are its own: byte code that a server writes stays there, and a path with blanks
+    or foreign letters, which Triton's Python backend hands to a shell unquoted, is not seen by it.
+    """
+    for name in repository.manifest.files:
+        link = place / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(repository.path / name)
+
+
+def verify_distinct(repositories: Sequence[Repository]) -> None:
+    """Check that one server can hold these repositories: Triton serves none of two models of one name.
+
+    Raises:
+        ArtifactError: two are of one category, or a category is named as another's stage.
+    """
+    owners: dict[str, Repository] = {}
+    for repository in repositories:
+        for model in dict.fromkeys(
+            name.partition("/")[0] for name in repository.manifest.files if "/" in name
+        ):
+            first = owners.setdefault(model, repository)
+            if first is not repository:
+                raise ArtifactError(
+                    f"{first.path} and {repository.path} both hold a model `{model}`, and one server holds one of a "
+                    "name; serve them with two servers, or export one bundle under another category"
+                )
 
 
 def server_arguments(repositories: Sequence[Repository], places: Sequence[str]) -> list[str]:
@@ -136,11 +167,11 @@ def server_arguments(repositories: Sequence[Repository], places: Sequence[str]) 
 
     The configurations are complete, so auto-complete is off: it would load every plan one extra time.
     """
-    pool = max(r.manifest["cuda_pool_bytes"] for r in repositories)
+    pool = max(r.manifest.cuda_pool_bytes for r in repositories)
     shims = [
         f"{place}/{shim}"
         for repository, place in zip(repositories, places, strict=True)
-        for shim in repository.manifest["plugins"]["shims"]
+        for shim in repository.manifest.plugins.shims
     ]
     return [
         *(f"--model-repository={place}" for place in places),
@@ -149,6 +180,15 @@ def server_arguments(repositories: Sequence[Repository], places: Sequence[str]) 
         f"--cuda-memory-pool-byte-size=0:{pool}",
         *([f"--backend-config=tensorrt,plugins={';'.join(shims)}"] if shims else []),
     ]
+
+
+def _manifest(bundle: Bundle, document: dict[str, Any]) -> RepositoryManifest:
+    try:
+        return RepositoryManifest.from_json(document)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{bundle.path}: a repository's entry {error}; export it again: m3ad-export bundle"
+        ) from error
 
 
 def _write_stage(
@@ -194,17 +234,15 @@ def _model_bytes(folder: Path, copies: int) -> int:
     return sum(path.stat().st_size for kind in kinds for path in folder.rglob(kind)) // copies
 
 
-def stage_of(model: str, manifest: dict[str, Any]) -> str | None:
+def stage_of(model: str, manifest: RepositoryManifest) -> str | None:
     """The stage a model of a repository stands for, or None when it is not one of its stage models."""
-    names = {config.model_name(manifest["category"], s): s for s in stages(Dims(**manifest["dims"]))}
+    names = {config.model_name(manifest.category, stage): stage for stage in stages(manifest.dims)}
     return names.get(model)
-
-
-def layout_of(manifest: dict[str, Any]) -> Layout:
-    """The layout a repository was written in."""
-    return "fused" if manifest["layout"] == "fused" else "chain"
 
 
 def record_of(ensemble: Any) -> ServingRecord:
     """The serving record in an ensemble's parameters."""
-    return ServingRecord(**json.loads(ensemble.parameters[RECORD_PARAMETER].string_value))
+    text = ensemble.parameters[RECORD_PARAMETER].string_value
+    return ServingRecord.from_json(
+        text, f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}`", ADVICE
+    )

@@ -5,8 +5,10 @@ It knows processes, ports and logs; what is in a repository is `repository`'s an
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,10 +25,16 @@ from m3ad.errors import ServerError
 
 from m3ad_triton.binary import Binary, find_binary
 from m3ad_triton.engines import RUNTIME
-from m3ad_triton.repository import Repository, server_arguments
+from m3ad_triton.repository import Repository, link_files, server_arguments, verify_distinct
+from m3ad_triton.stubs import Stub, find_stubs, remove_regions
 
+LOOPBACK = "127.0.0.1"
 EXIT_TIMEOUT_S = 10
 POLL_S = 0.1
+WATCH_S = 1.0
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
+# Everything Triton answers over HTTP, health left out.
+HTTP_APIS = "metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
 PR_SET_PDEATHSIG = 1
 LOG_LINE = re.compile(r"^[EF]\d{4} |UNAVAILABLE|error: ")
 
@@ -39,8 +47,8 @@ class Ports:
     grpc: int = 0
     metrics: int = 0
 
-    def settled(self, host: str) -> "Ports":
-        """The same with every 0 replaced by a free port.
+    def settled(self, hosts: "Hosts") -> "Ports":
+        """The same with every 0 replaced by a port that is free on its host.
 
         Raises:
             ServerError: a port that was asked for is in use.
@@ -49,7 +57,7 @@ class Ports:
             chosen = {}
             for name in ("http", "grpc", "metrics"):
                 listener = held.enter_context(socket.socket())
-                wanted = getattr(self, name)
+                wanted, host = getattr(self, name), getattr(hosts, name)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     listener.bind((host, wanted))
@@ -63,12 +71,25 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hosts:
+    """The address each endpoint listens on."""
+
+    http: str = LOOPBACK
+    grpc: str = LOOPBACK
+    metrics: str = LOOPBACK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Certificate files of the gRPC endpoint; with `ca` clients must show a certificate signed by it."""
+    """Certificate files of the gRPC endpoint; with `ca` clients must show a certificate signed by it.
+
+    Triton has TLS for gRPC alone. HTTP is therefore kept to this machine and to health, unless `http_plain`.
+    """
 
     cert: Path
     key: Path
     ca: Path | None = None
+    http_plain: bool = False
 
     def arguments(self) -> list[str]:
         """The server's arguments for them."""
@@ -79,6 +100,9 @@ class Tls:
         ]
         if self.ca:
             arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.ca}"]
+        if not self.http_plain:
+            # A header cannot hold a line break: who reads this argument in the process list cannot send it either.
+            arguments.append(f"--http-restricted-api={HTTP_APIS}:nobody={secrets.token_hex()}\n")
         return arguments
 
 
@@ -87,14 +111,16 @@ class LocalServer:
 
     Args:
         repositories: folders written by `m3ad-triton write`; their models are served together.
-        host: address to listen on; 0.0.0.0 lets other machines in.
+        host: address to listen on; 0.0.0.0 lets other machines in. With `tls` it is gRPC's alone, HTTP then answers
+            nothing but health and only on this machine, unless `tls.http_plain`.
+        metrics_host: address of the metrics; `host` if left out, with `tls` this machine alone.
         ready_timeout_s: how long all models may take to load and warm up.
         tls: certificates of the gRPC endpoint.
         binary: the tritonserver to run.
 
     Raises:
         ServerError: the server cannot run plans, a port is in use, it stops while starting, or is not ready in time.
-        ArtifactError: a repository is none or was changed.
+        ArtifactError: a repository is none or was changed, or two hold a model of one name.
     """
 
     def __init__(
@@ -102,21 +128,29 @@ class LocalServer:
         repositories: Sequence[Path],
         *,
         ports: Ports | None = None,
-        host: str = "127.0.0.1",
+        host: str = LOOPBACK,
+        metrics_host: str | None = None,
         ready_timeout_s: float = 300.0,
         tls: Tls | None = None,
         binary: Binary | None = None,
     ) -> None:
         self.repositories = [Repository.open(path) for path in repositories]
+        verify_distinct(self.repositories)
         self.binary = binary or find_binary()
         for repository in self.repositories:
-            if repository.manifest["runtime"] == RUNTIME and self.binary.wheel:
+            if repository.manifest.runtime == RUNTIME and self.binary.wheel:
                 raise ServerError(
                     f"{repository.path} holds TensorRT plans and the server of the wheel nvidia-pytriton runs on the "
                     f"CPU alone; use the official image: m3ad-triton docker {repository.path}"
                 )
-        self.host, self.tls, self.ready_timeout_s = host, tls, ready_timeout_s
+        self.tls, self.ready_timeout_s = tls, ready_timeout_s
+        self.hosts = Hosts(
+            http=LOOPBACK if tls and not tls.http_plain else host,
+            grpc=host,
+            metrics=metrics_host or (LOOPBACK if tls else host),
+        )
         self.asked = ports or Ports()
+        self.stubs: list[Stub] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -127,27 +161,47 @@ class LocalServer:
     @property
     def grpc_url(self) -> str:
         """What a client is given as --url."""
-        return f"{self._reachable()}:{self.ports.grpc}"
+        return f"{_reachable(self.hosts.grpc)}:{self.ports.grpc}"
 
     @property
     def http_url(self) -> str:
-        """The HTTP endpoint."""
-        return f"http://{self._reachable()}:{self.ports.http}"
+        """The HTTP endpoint; with TLS it answers health alone."""
+        return f"http://{_reachable(self.hosts.http)}:{self.ports.http}"
+
+    def exposure(self) -> list[str]:
+        """What is open to whom, where somebody might be surprised: one line each."""
+        if self.tls is None:
+            if _is_loopback(self.hosts.grpc):
+                return []
+            return [
+                f"warning: {self.hosts.grpc} lets other machines in without TLS: whoever reaches it can ask for "
+                "inspections and read every frame; give --cert, --key and --ca"
+            ]
+        if self.tls.http_plain:
+            return [
+                f"warning: TLS is gRPC's alone, plain HTTP on {self.hosts.http} answers anybody (--http-plain)"
+            ]
+        return [
+            f"TLS is gRPC's alone: HTTP answers health only, on {LOOPBACK} only (everything: --http-plain)"
+        ]
 
     def start(self) -> None:
         """Start the server and wait until every model is ready; on any failure nothing is left running."""
-        self.ports = self.asked.settled(self.host)
-        self.folder = tempfile.TemporaryDirectory(prefix="m3ad-triton-")
+        self.ports = self.asked.settled(self.hosts)
+        self.folder = tempfile.TemporaryDirectory(prefix="m3ad-triton-", dir=_plain_folder())
         log = Path(self.folder.name) / "server.log"
         self.log_path = log
         try:
+            places = [Path(self.folder.name) / "models" / r.manifest.category for r in self.repositories]
+            for repository, place in zip(self.repositories, places, strict=True):
+                link_files(repository, place)
             command = [
                 str(self.binary.path),
                 *self.binary.arguments(Path(self.folder.name)),
-                *server_arguments(self.repositories, [str(r.path) for r in self.repositories]),
-                f"--http-address={self.host}",
-                f"--grpc-address={self.host}",
-                f"--metrics-address={self.host}",
+                *server_arguments(self.repositories, [str(place) for place in places]),
+                f"--http-address={self.hosts.http}",
+                f"--grpc-address={self.hosts.grpc}",
+                f"--metrics-address={self.hosts.metrics}",
                 f"--http-port={self.ports.http}",
                 f"--grpc-port={self.ports.grpc}",
                 f"--metrics-port={self.ports.metrics}",
@@ -165,6 +219,7 @@ class LocalServer:
                     preexec_fn=_die_with_parent,
                 )
             self._wait_until_ready()
+            self.stubs = find_stubs(self.pid)
         except BaseException:
             self.stop()
             raise
@@ -173,6 +228,7 @@ class LocalServer:
         """Stop the server: SIGTERM, then SIGKILL to it and its stage models when it does not go in time."""
         process, self.process = self.process, None
         if process is not None:
+            stubs = {*self.stubs, *find_stubs(process.pid)}  # some are there before all models are ready
             process.terminate()
             try:
                 process.wait(EXIT_TIMEOUT_S + 2)
@@ -181,17 +237,29 @@ class LocalServer:
                 process.wait()
             with contextlib.suppress(ProcessLookupError):  # its session: stage models that outlived it
                 os.killpg(process.pid, signal.SIGKILL)
+            remove_regions(stubs)
         self.folder.cleanup()
 
     def wait(self) -> None:
         """Wait until the server stops by itself.
 
         Raises:
-            ServerError: it stopped with an error.
+            ServerError: it stopped with an error, or the process of a stage is gone: every frame would be refused.
         """
-        code = self._running().wait()
+        process, dead = self._running(), list[Stub]()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(WATCH_S)
+                break
+            if dead:  # for a second look: they go first when the server itself is on its way out
+                stages = " and ".join(f"`{stub.model}` (process {stub.pid})" for stub in dead)
+                raise ServerError(
+                    f"stage {stages} of tritonserver died, killed or out of memory, and Triton does not replace it; "
+                    "the server is stopped, start it again: m3ad-triton serve"
+                )
+            dead = [stub for stub in self.stubs if not stub.is_alive(process.pid)]
         if code:
-            raise ServerError(f"tritonserver stopped with exit code {code}. {self._last_errors()}")
+            raise ServerError(f"tritonserver stopped {_ending(code)}. {self._last_errors()}")
 
     def __enter__(self) -> "LocalServer":
         self.start()
@@ -204,13 +272,16 @@ class LocalServer:
 
     def _wait_until_ready(self) -> None:
         url, process = f"{self.http_url}/v2/health/ready", self._running()
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({})
+        )  # this machine is behind no proxy
         deadline = time.monotonic() + self.ready_timeout_s
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise ServerError(f"tritonserver did not start. {self._last_errors()}")
             with (
                 contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
-                urllib.request.urlopen(url, timeout=5),
+                opener.open(url, timeout=5),
             ):
                 return
             time.sleep(POLL_S)
@@ -224,13 +295,31 @@ class LocalServer:
         told = [line for line in lines if LOG_LINE.search(line)] or lines
         return "The end of its log:\n" + "\n".join(told[-8:])
 
-    def _reachable(self) -> str:
-        return "localhost" if self.host == "0.0.0.0" else self.host
-
     def _running(self) -> subprocess.Popen[bytes]:
         if self.process is None:
             raise ValueError("the server is not running, start it first")
         return self.process
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reachable(host: str) -> str:
+    return "localhost" if host == "0.0.0.0" else host
+
+
+def _plain_folder() -> str | None:
+    """The folder for temporary files, or /tmp where its path is one that Triton's Python backend cannot take."""
+    return None if PLAIN_PATH.fullmatch(tempfile.gettempdir()) else "/tmp"
+
+
+def _ending(code: int) -> str:
+    return f"with exit code {code}" if code > 0 else f"by signal {signal.Signals(-code).name}"
 
 
 def _die_with_parent() -> None:

@@ -1,7 +1,8 @@
 """A stage of the contract as a model of Triton's Python backend; `<model>/1/model.py` imports this class.
 
-A stage is the same function the in-process pipeline runs. A request it refuses is answered with a sentence, and the
-next request is served.
+A stage is the same function the in-process pipeline runs. A request it refuses is answered with a sentence and the
+code INVALID_ARG, and the next request is served. Whatever else goes wrong stays what Triton makes of it, INTERNAL: a
+client must not take a broken server for a bad frame.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from m3ad.contract import Dims, stages
-from m3ad.errors import M3adError
+from m3ad.errors import FrameError
 from m3ad.stages import cpu_stage
 from m3ad_plugins import ops
 
@@ -43,8 +44,9 @@ class TritonPythonModel:
         }
         try:
             results = self.function(arrays)
-        except (M3adError, ValueError) as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+        except (FrameError, ValueError) as error:
+            refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=refusal)
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor.from_dlpack(name, _exportable(array)) for name, array in results.items()]
         )

@@ -1,23 +1,24 @@
 """Checks of a model repository without a server: what Triton's core checks of an ensemble, and what it does not.
 
 Every problem is one sentence that names both sides; all are found in one go. Triton itself stops at the first.
+Nothing of a repository is loaded or run for it.
 """
 
-import ctypes
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from m3ad.bundle import MANIFEST, read_manifest, verify_files
-from m3ad.contract import CONTRACT_VERSION, Dims, stages, steps
+from m3ad.contract import stages, steps
 from m3ad.errors import ArtifactError
 from m3ad.pipeline import RECORD_PARAMETER
+from m3ad.preprocess import Preprocessing
 from m3ad.stages import CPU_FILES
 
 from m3ad_triton import config
+from m3ad_triton.elf import library_problem
 from m3ad_triton.engines import RUNTIME
-from m3ad_triton.repository import ADVICE, FORMAT, VERSION, layout_of, record_of, stage_of
+from m3ad_triton.manifest import ADVICE, RepositoryManifest, file_problems
+from m3ad_triton.repository import MODEL_PY, VERSION, first_of, record_of, stage_of
 
 CONFIG = "config.pbtxt"
 
@@ -26,15 +27,10 @@ def find_problems(path: Path) -> list[str]:
     """Every problem of the repository at `path`, one sentence each; empty when it can be served.
 
     Raises:
-        ArtifactError: the folder is no repository at all.
+        ArtifactError: the folder is no repository of this contract version at all, or its manifest is wrong.
     """
-    manifest = read_manifest(path, FORMAT, ADVICE)
-    if manifest.get("contract_version") != CONTRACT_VERSION:
-        return [
-            f"the repository is of contract version {manifest.get('contract_version')}, this m3ad reads "
-            f"{CONTRACT_VERSION}. {ADVICE}"
-        ]
-    problems = _file_problems(path, manifest)
+    manifest = RepositoryManifest.read(path)
+    problems = file_problems(path, manifest)
     configs, unreadable = read_configs(path)
     problems += unreadable
     for name, model in configs.items():
@@ -45,10 +41,10 @@ def find_problems(path: Path) -> list[str]:
         else:
             problems += _stage_problems(path / name, model, manifest)
     ensembles = [name for name, model in configs.items() if model.platform == "ensemble"]
-    if manifest["category"] not in ensembles:
-        problems.append(f"no ensemble is named `{manifest['category']}`, the category; found {ensembles}")
+    if manifest.category not in ensembles:
+        problems.append(f"no ensemble is named `{manifest.category}`, the category; found {ensembles}")
     else:
-        problems += _contract_problems(configs[manifest["category"]], manifest)
+        problems += _contract_problems(configs[manifest.category], manifest)
     used = {step.model_name for name in ensembles for step in configs[name].ensemble_scheduling.step}
     problems += [f"model `{name}` is used by no ensemble" for name in configs.keys() - used - {*ensembles}]
     return [*problems, *_plugin_problems(path, manifest)]
@@ -62,8 +58,7 @@ def verify_repository(path: Path) -> None:
     """
     problems = find_problems(path)
     if problems:
-        more = f" ({len(problems) - 1} more: m3ad-triton check {path})" if len(problems) > 1 else ""
-        raise ArtifactError(f"{path} cannot be served: {problems[0]}{more}")
+        raise ArtifactError(first_of(path, problems))
 
 
 def read_configs(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -78,8 +73,14 @@ def read_configs(path: Path) -> tuple[dict[str, Any], list[str]]:
         except ValueError as error:
             problems.append(f"{folder / CONFIG} is not a model configuration: {error}")
             continue
-        if not any(p.is_dir() and p.name.isdigit() for p in folder.iterdir()):
+        versions = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+        if not versions:
             problems.append(f"model `{folder.name}` has no version folder; expected {folder / VERSION}")
+        elif versions != [VERSION]:
+            problems.append(
+                f"model `{folder.name}` has the version folders {', '.join(versions)}, Triton would serve the last; "
+                f"expected {VERSION} alone"
+            )
     return configs, problems
 
 
@@ -148,23 +149,11 @@ def _cycle(edges: list[tuple[set[str], set[str]]], ready: set[str], written: Any
     return sorted({value for _, makes in waiting for value in makes})
 
 
-def _file_problems(path: Path, manifest: dict[str, Any]) -> list[str]:
-    problems = []
-    for relative, entry in manifest["files"].items():
-        try:
-            verify_files(path, {relative: entry}, ADVICE)
-        except ArtifactError as error:
-            problems.append(str(error))
-    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {MANIFEST}
-    extra = sorted(p for p in present - manifest["files"].keys() if "__pycache__" not in p)
-    return problems + [f"{path / name} is not listed in {MANIFEST}. {ADVICE}" for name in extra]
-
-
-def _stage_problems(folder: Path, model: Any, manifest: dict[str, Any]) -> list[str]:
+def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> list[str]:
     name = stage_of(model.name, manifest)
     if name is None:
-        return [f"model `{model.name}` is no stage of category {manifest['category']}"]
-    stage, problems = stages(Dims(**manifest["dims"]))[name], []
+        return [f"model `{model.name}` is no stage of category {manifest.category}"]
+    stage, problems = stages(manifest.dims)[name], []
     for kind, tensors, entries in (
         ("input", stage.inputs, model.input),
         ("output", stage.outputs, model.output),
@@ -177,76 +166,103 @@ def _stage_problems(folder: Path, model: Any, manifest: dict[str, Any]) -> list[
             for tensor in sorted(expected.keys() | found.keys())
             if expected.get(tensor) != found.get(tensor)
         ]
-    if model.platform == "tensorrt_plan":
+    if manifest.runtime == RUNTIME:
         files = {*model.cc_model_filenames.values(), model.default_model_filename or "model.plan"}
     else:
         files = {*CPU_FILES.get(name, ()), "model.py"}
+        code = folder / VERSION / "model.py"
+        if code.is_file() and code.read_bytes() != MODEL_PY.encode():
+            problems.append(f"{code} is not the code that m3ad writes there. {ADVICE}")
     problems += [
         f"model `{model.name}` has no file {VERSION}/{file}. {ADVICE}"
         for file in sorted(files)
-        if not (folder / VERSION / file).is_file()
+        if not _holds(folder, f"{VERSION}/{file}", manifest)
     ]
     for sample in model.model_warmup:
         for tensor, entry in sample.inputs.items():
-            file = folder / config.WARMUP_FOLDER / entry.input_data_file
-            size, expected_size = (file.stat().st_size if file.is_file() else None), _bytes(entry.dims)
+            relative = f"{config.WARMUP_FOLDER}/{entry.input_data_file}"
+            file, expected_size = folder / relative, _bytes(entry.dims)
+            size = file.stat().st_size if _holds(folder, relative, manifest) else None
             if size != expected_size:
                 problems.append(
                     f"warm-up of model `{model.name}` reads `{tensor}` from {file}, {size or 'no'} bytes, "
                     f"expected {expected_size}"
                 )
-    return problems
+    return problems or _odd_fields(model, _expected_stage(model.name, name, manifest))
 
 
-def _contract_problems(ensemble: Any, manifest: dict[str, Any]) -> list[str]:
+def _expected_stage(model: str, name: str, manifest: RepositoryManifest) -> Any:
+    """A stage's configuration as it is written, without warm-up."""
+    stage = stages(manifest.dims)[name]
+    if manifest.runtime == RUNTIME:
+        plans = {e["compute_capability"]: f"{e['target']}.plan" for e in manifest.engines}
+        return config.tensorrt_stage(model, stage, plans, {})
+    return config.python_stage(model, stage, manifest.dims, {})
+
+
+def _odd_fields(model: Any, expected: Any, ours: tuple[str, ...] = ("model_warmup",)) -> list[str]:
+    """Fields in which a configuration differs from what m3ad writes; `ours` were looked at already."""
+    odd = [
+        field.name
+        for field in model.DESCRIPTOR.fields
+        if field.name not in ours and getattr(model, field.name) != getattr(expected, field.name)
+    ]
+    told = ", ".join(f"`{name}`" for name in odd)
+    return [f"model `{model.name}` differs from what m3ad writes in {told}. {ADVICE}"] if odd else []
+
+
+def _holds(folder: Path, relative: str, manifest: RepositoryManifest) -> bool:
+    """A file that a configuration names is there, and listed: a name may not lead out of the repository."""
+    return f"{folder.name}/{relative}" in manifest.files and (folder / relative).is_file()
+
+
+def _contract_problems(ensemble: Any, manifest: RepositoryManifest) -> list[str]:
     """Compare the ensemble's steps with the contract's wiring and read its parameters."""
     expected = [
-        (config.model_name(manifest["category"], s.stage), dict(s.inputs), dict(s.outputs))
-        for s in steps(Dims(**manifest["dims"]), layout_of(manifest))
+        (config.model_name(manifest.category, s.stage), dict(s.inputs), dict(s.outputs))
+        for s in steps(manifest.dims, manifest.layout)
     ]
     found = [(s.model_name, dict(s.input_map), dict(s.output_map)) for s in ensemble.ensemble_scheduling.step]
     problems = [
-        f"ensemble `{ensemble.name}` wires {got[0]} {got[1]} -> {got[2]}, the contract's {manifest['layout']} "
+        f"ensemble `{ensemble.name}` wires {got[0]} {got[1]} -> {got[2]}, the contract's {manifest.layout} "
         f"layout {want[0]} {want[1]} -> {want[2]}"
         for got, want in zip(found, expected, strict=False)
         if got != want
     ]
     if len(found) != len(expected):
         problems.append(
-            f"ensemble `{ensemble.name}` has {len(found)} steps, the contract's {manifest['layout']} layout "
+            f"ensemble `{ensemble.name}` has {len(found)} steps, the contract's {manifest.layout} layout "
             f"{len(expected)}"
         )
+    told = f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}`"
     try:
         record = record_of(ensemble)
-    except (json.JSONDecodeError, TypeError) as error:
-        return [
-            *problems,
-            f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}` is damaged: {error}",
-        ]
-    if record.contract_version != manifest["contract_version"] or record.dims != manifest["dims"]:
+        Preprocessing.from_json(record.preprocessing)
+    except ArtifactError as error:
+        return [*problems, str(error)]
+    for name in ("contract_version", "category", "layout", "weights"):
+        said, listed = getattr(record, name), getattr(manifest, name)
+        if said != listed:
+            problems.append(f"{told} says {name} {said!r}, the manifest {listed!r}")
+    if record.dims != manifest.dims:
         problems.append(
-            f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}` is of contract version "
-            f"{record.contract_version} and sizes {record.dims}, the manifest of "
-            f"{manifest['contract_version']} and {manifest['dims']}"
+            f"{told} says sizes {record.dims.to_json()!r}, the manifest {manifest.dims.to_json()}"
         )
-    return problems
+    return problems or _odd_fields(ensemble, config.ensemble(record, {}), ("parameters",))
 
 
-def _plugin_problems(path: Path, manifest: dict[str, Any]) -> list[str]:
-    if manifest["runtime"] != RUNTIME:
+def _plugin_problems(path: Path, manifest: RepositoryManifest) -> list[str]:
+    if manifest.runtime != RUNTIME:
         return []
-    plugins = manifest["plugins"]
-    if plugins["library"] is None:
-        why = plugins["missing"] or "the engines' manifest records no TensorRT version to choose a shim by"
+    plugins = manifest.plugins
+    if plugins.library is None:
+        why = plugins.missing or "the engines' manifest records no TensorRT version to choose a shim by"
         return [
             f"the engines need the plugin library and none lies in {path}: {why}; then: m3ad-triton write"
         ]
-    try:
-        ctypes.CDLL(str((path / plugins["library"]).absolute()))
-    except OSError as error:
-        # Triton would only log this and fail later with "creator not found".
-        return [f"plugin library {path / plugins['library']} cannot be loaded here: {error}"]
-    return []
+    # Triton would only log this and fail later with "creator not found".
+    problem = library_problem(path / plugins.library)
+    return [f"plugin library {path / plugins.library} cannot be loaded here: {problem}"] if problem else []
 
 
 def _agree(a: Any, b: Any) -> bool:

@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from m3ad.contract import IMAGE_SIZE
 from m3ad.errors import MissingDependencyError
+from m3ad.manifest import Encoder
 from m3ad.pipeline import weights_line
 from m3ad.preprocess import ModelInput, Preprocessing
 from m3ad.stages import by_modality
+from m3ad.typed_json import typed
 from m3ad.worker import MapAndTimes, Runner
 from torch import Tensor
 
@@ -158,6 +160,7 @@ def runner(form: str, folder: Path, threads: int, device: str) -> Runner:
         tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays]
         return run_form(*tensors).cpu().numpy(), {}
 
+    encoders = typed(detector.record["encoders"], dict[str, Encoder], "detector.json", "Train it again")
     return Runner(
         run,
         Preprocessing.from_json(detector.record["preprocessing"]),
@@ -167,7 +170,7 @@ def runner(form: str, folder: Path, threads: int, device: str) -> Runner:
             "precision": "fp32",
             "layout": form,
             "threads": threads,
-            "weights": f"{weights_line(detector.record)}; {HEAD_WEIGHTS[form]}",
+            "weights": f"{weights_line(encoders)}; {HEAD_WEIGHTS[form]}",
             "parameter_bytes": sum(
                 p.numel() * p.element_size() for m in detector.modules().values() for p in m.parameters()
             ),

@@ -11,7 +11,18 @@ from onnx import helper, numpy_helper, shape_inference
 # 2048 rows of 512 channels are 4 MiB; 8 and 32 parts are about as fast, one is slower (MEASUREMENTS.md).
 CPU_PARTS = 16
 # What works on each row by itself. All else reads whole values, the batch norms' statistics first of all.
-BETWEEN = ("Gemm", "MatMul", "Add", "Mul", "Relu", "Reshape", "Cast", "QuantizeLinear", "DequantizeLinear")
+BETWEEN = (
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Sum",
+    "Mul",
+    "Relu",
+    "Reshape",
+    "Cast",
+    "QuantizeLinear",
+    "DequantizeLinear",
+)
 LAST = "ReduceMax"
 
 
@@ -101,7 +112,7 @@ class _Writer:
             return True
         row = next(n for n in node.input if n in self.rows)
         own, other = self.shapes[row], self.shapes.get(name, [])
-        return node.op_type in ("Add", "Mul") and len(other) == len(own) and other[0] == own[0]
+        return node.op_type in ("Add", "Sum", "Mul") and len(other) == len(own) and other[0] == own[0]
 
     def _part_of(self, node: onnx.NodeProto, part: int) -> onnx.NodeProto:
         result = onnx.NodeProto()

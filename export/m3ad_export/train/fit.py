@@ -11,14 +11,16 @@ Everything is seeded. A run that was interrupted goes on from its last checkpoin
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from m3ad.frames import Sample
-from m3ad.preprocess import Preprocessing
+from m3ad.frames import Sample, read_sample
+from m3ad.preprocess import Preprocessing, prepare
+from m3ad.scale import extent
 from m3ad.stages import Ops
 from torch import Tensor, nn
 
@@ -29,9 +31,11 @@ from m3ad_export.heads.voting import Vm, VotingConfig
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 from m3ad_export.train.features import FeatureExtractor
-from m3ad_export.train.fit_vote import Track, fit_vote, require_good
+from m3ad_export.train.fit_vote import Track, fit_vote, require_good, spread_over
 from m3ad_export.train.losses import Fusion, align_loss, guide_loss
 from m3ad_export.weights import WeightsInfo
+
+MEASURED_FRAMES = 32  # of which the part's extent is taken; the others are held against it
 
 Pool = tuple[Tensor, Tensor]  # rgb_features [r, D], xyz_features [r, D]
 
@@ -105,7 +109,7 @@ def train(
         folder: gets `features/`, `checkpoints/`, `losses.png` and the detector (`save_detector`).
         ops: the custom ops.
         category: name of the category.
-        preprocessing: of every frame, now and later.
+        preprocessing: of every frame, now and later; `extent_m` is measured on the training frames.
         heads: their widths and readings; the default fits the encoders.
         voting: Eq. 6's table.
         config: training settings.
@@ -120,6 +124,7 @@ def train(
     heads = heads or HeadConfig(
         rgb_width=encoders.rgb.config.token_width, xyz_width=encoders.xyz.config.token_width
     )
+    preprocessing = with_extent(train_samples, preprocessing)
     extract = FeatureExtractor(encoders.rgb, encoders.xyz, preprocessing, ops, folder / "features")
     pool = draw_pool(train_samples, extract, config, track)
     keys = [extract.key(s) for s in train_samples]
@@ -170,6 +175,17 @@ def train(
     detector = Detector(encoders.rgb, encoders.xyz, mfm, mgm, vm.eval(), record)
     save_detector(detector, folder)
     return detector
+
+
+def with_extent(samples: Sequence[Sample], preprocessing: Preprocessing) -> Preprocessing:
+    """The settings with the median extent of the samples' foreground, in metres.
+
+    Raises:
+        FrameError: a frame cannot be read or prepared.
+    """
+    settings = replace(preprocessing, extent_m=None)
+    clouds = (prepare(read_sample(s), settings).points for s in spread_over(samples, MEASURED_FRAMES))
+    return replace(preprocessing, extent_m=statistics.median(extent(points) for points in clouds))
 
 
 def draw_pool(

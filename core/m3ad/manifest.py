@@ -1,0 +1,123 @@
+"""The bundle's manifest as a typed value: each field is checked when it is read, so that no reader has to."""
+
+import math
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from m3ad.contract import LAYOUTS, Dims, Layout
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Meta(ge=0)]
+Json = dict[str, Any]  # recorded for people; nothing reads a value out of it
+
+CATEGORY = re.compile(r"[^/\\\x00-\x1f]+")
+
+
+class FileEntry(Struct, frozen=True):
+    """What a manifest records of one file."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+class Weights(Struct, frozen=True):
+    """Where an encoder's weights come from."""
+
+    kind: str
+
+
+class Encoder(Struct, frozen=True):
+    """An encoder by name; its sizes stand beside, for whoever builds the network."""
+
+    name: str
+    weights: Weights
+
+
+class Threshold(Struct, frozen=True):
+    """A part is anomalous when its score lies above `value`."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"expected a finite number, got {self.value}")
+
+
+class Voting(Struct, frozen=True):
+    """The voting terms' exponents of RGB, XYZ and mentor scores, and what the one-class SVM looks at."""
+
+    exponents: list[tuple[float, float, float]]
+    svm_input: Literal["product", "terms"]
+
+
+class Precision(Struct, frozen=True):
+    """What a quantized bundle's graphs hold, and what they were made from."""
+
+    type: str
+    half: Literal["fp16", "bf16"] | None
+    source_onnx: Sha256
+
+
+class AcceptedLoss(Struct, frozen=True):
+    """Who took a quantized bundle that did not pass its gate, and why."""
+
+    by: str
+    reason: str
+
+
+class Gate(Struct, frozen=True):
+    """Whether a quantized bundle's metrics hold against its source's."""
+
+    passed: bool
+    accepted: AcceptedLoss | None = None
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """What `m3ad-export bundle` says of a bundle.
+
+    Attributes:
+        layouts: which wirings the bundle has graphs for.
+        score_maps: the names of the score maps, as many as `dims.score_maps`.
+        preprocessing: as `Preprocessing.from_json` reads it.
+        files: every file of the bundle but the manifest and the engines, by relative path.
+        rig: as `Rig.from_json` reads it.
+    """
+
+    contract_version: int
+    category: str
+    dims: Dims
+    layouts: Annotated[list[Layout], Meta(min_length=1)]
+    score_maps: list[str]
+    encoders: dict[str, Encoder]
+    preprocessing: Json
+    threshold: Threshold
+    files: dict[str, FileEntry]
+    voting: Voting | None = None
+    precision: Precision | None = None
+    gate: Gate | None = None
+    rig: Json | None = None
+    parity: Json | None = None
+    svm: Json | None = None
+    export_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not CATEGORY.fullmatch(self.category):
+            raise ValueError(f"category {self.category!r} is not a name")
+        if len(set(self.layouts)) != len(self.layouts):
+            raise ValueError(f"layouts {self.layouts} name one twice; expected some of {', '.join(LAYOUTS)}")
+        if len(self.score_maps) != self.dims.score_maps:
+            raise ValueError(f"{len(self.score_maps)} score_maps are named, dims has {self.dims.score_maps}")
+        if not self.files:
+            raise ValueError("files lists nothing, so nothing of the bundle can be verified")
+        if outside := [path for path in self.files if not is_inside(path)]:
+            raise ValueError(f"files lists {outside[0]!r}, which is not a path inside the bundle")
+
+
+def is_inside(relative: str) -> bool:
+    """True for a plain relative path that cannot leave its folder: no `..`, no root, no backslash, nothing empty."""
+    path = PurePosixPath(relative)
+    plain = path.as_posix() == relative and relative not in ("", ".")
+    return plain and not path.is_absolute() and ".." not in path.parts and not set("\\\0") & set(relative)

@@ -1,0 +1,135 @@
+"""Saved results that somebody edited or mixed up: a sentence that names the entry, never a traceback."""
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from m3ad.errors import ArtifactError
+from m3ad_client import report
+from m3ad_client.measure import run_bench
+from m3ad_client.saved import read_result
+from test_contenders import SAMPLE, Form
+
+METRICS = {"image_auroc": 1.0, "pixel_auroc": 0.5}
+EVALUATION = {
+    "category": "tiny [v2]",
+    "split": "test",
+    "weights": "w",
+    "threshold": 0.5,
+    "frames": 2,
+    "metrics": METRICS,
+    "per_defect": {"bump": {"frames": 1, **METRICS}},
+    "verdicts": {"found": 1, "missed": 0, "false_alarms": 0, "passed": 1},
+    "score_maps": {"rgb": METRICS},
+}
+
+
+def bench() -> dict[str, Any]:
+    found = run_bench([Form("a"), Form("b", regions=("A",))], [SAMPLE], frames=2, warmup=1)
+    found["artefacts"] = {
+        "export_s": 1.0,
+        "onnx_bytes": 2,
+        "engines": {"sm89": {"precision": "fp16", "build_s": 1, "bytes": 3}},
+    }
+    return json.loads(json.dumps(found))
+
+
+BENCH = bench()
+
+
+def show(document: Any, path: Path) -> str:
+    """What `report` prints of a document."""
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    result = read_result(path)
+    tables = report.bench_tables([result]) if "rows" in result else report.eval_tables(result)
+    for table in tables:
+        table.to_rich()
+    return "\n".join(table.to_markdown() for table in tables)
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    assert "| b | A: tensors ready -> map |" in show(BENCH, tmp_path / "bench.json")
+    told = show(EVALUATION, tmp_path / "eval.json")
+    assert "**tiny [v2], split test (w)**" in told
+    assert "| image auroc | 1.0000 | 1.0000 |" in told
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"metrics": {}}, "entry `category` is missing"),
+        ({"rows": [1], "ratios": {}, "paper": {}}, "entry `rows` `0` is 1, expected an object"),
+        ({"rows": [{}], "ratios": {}, "paper": {}}, "entry `rows` `0` `name` is missing"),
+        ({"rows": 1, "ratios": {}, "paper": {}}, "entry `rows` is 1, expected a list"),
+        ({**BENCH, "paper": []}, r"entry `paper` is \[\], expected an object"),
+        ({**BENCH, "ratio_spread": {}}, "`ratio_spread` lacks `b/a`, which `ratios` has"),
+        ({**BENCH, "ratios": {"b/a": float("nan")}}, "`ratios` `b/a` is nan, expected a finite number"),
+        (
+            {**BENCH, "paper": {**BENCH["paper"], "rows": [[1]]}},
+            "`paper` `rows` are not all of its 7 columns",
+        ),
+        ({**EVALUATION, "frames": True}, "entry `frames` is True, expected a finite number"),
+        ({**EVALUATION, "threshold": 10**400}, "`threshold` is a number of more than 20 digits"),
+        ({**EVALUATION, "category": "\ud800"}, r"`category` is '\\ud800', expected text"),
+        (
+            {**EVALUATION, "per_defect": {"bump": {"frames": 1}}},
+            "`per_defect` `bump` `image_auroc` is missing",
+        ),
+        ({**EVALUATION, "metrics": None}, "entry `metrics` is None, expected an object"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"rows": 9' + "9" * 5000 + "}", "cannot be read as JSON"),
+        ("[]", "is no result of `m3ad-client eval --json` or `bench --json`"),
+    ],
+)
+def test_a_damaged_result_is_one_sentence(document: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=message) as refused:
+        show(document, tmp_path / "r.json")
+    assert str(tmp_path / "r.json") in str(refused.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize("source", [BENCH, EVALUATION])
+@given(data=st.data(), value=JSON, drop=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_any_wrong_value_anywhere_is_a_sentence_or_shown(
+    tmp_path_factory: pytest.TempPathFactory,
+    source: dict[str, Any],
+    data: st.DataObject,
+    value: Any,
+    drop: bool,
+) -> None:
+    document = copy.deepcopy(source)
+    place: Any = document
+    while True:
+        keys = sorted(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    if drop:
+        del place[key]
+    else:
+        place[key] = value
+    path = tmp_path_factory.getbasetemp() / f"{os.getpid()}.json"
+    refused = sentence_of(lambda: show(document, path))
+    assert refused is None or str(path) in refused
+
+
+def sentence_of(use: Callable[[], object]) -> str | None:
+    try:
+        use()
+    except ArtifactError as error:
+        return str(error)
+    return None
