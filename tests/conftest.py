@@ -9,11 +9,11 @@ from m3ad.bundle import Bundle
 from m3ad.preprocess import ModelInput, Preprocessing
 from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.detector import Detector
-from m3ad_export.heads import HeadConfig, heads_from_config
-from m3ad_export.parity import parity_inputs
-from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
-from m3ad_export.vit import RgbEncoderConfig, VisionTransformer
-from m3ad_export.voting import Vm, VotingConfig
+from m3ad_export.graphs.parity import parity_inputs
+from m3ad_export.heads.mentor import HeadConfig, heads_from_config
+from m3ad_export.heads.voting import Vm, VotingConfig
+from m3ad_export.nets.point_mae import PointMaeEncoder, XyzEncoderConfig
+from m3ad_export.nets.vit import RgbEncoderConfig, VisionTransformer
 from m3ad_plugins import ops
 
 pytest_plugins = ["serving"]

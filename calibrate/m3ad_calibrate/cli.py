@@ -13,7 +13,7 @@ from m3ad.contract import Layout
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.pipeline import Inspector
-from m3ad_export.plan import PlanPrecision, Rest, default_plan, read_plan
+from m3ad_export.graphs.plan import PlanPrecision, Rest, default_plan, read_plan
 from m3ad_plugins import ops
 from rich.progress import track
 

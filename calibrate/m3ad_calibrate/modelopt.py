@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from m3ad.errors import M3adError, MissingDependencyError
-from m3ad_export.plan import Plan
+from m3ad_export.graphs.plan import Plan
 from onnx import numpy_helper
 
 from m3ad_calibrate import qdq

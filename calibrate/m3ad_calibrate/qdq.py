@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from m3ad.errors import ArtifactError
-from m3ad_export.plan import QUANTIZED, Plan
+from m3ad_export.graphs.plan import QUANTIZED, Plan
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization import QuantType

@@ -15,10 +15,10 @@ from m3ad.contract import PIPELINE_INPUTS, Layout, stages, steps
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.pipeline import Pipeline
 from m3ad.stages import CPU_FILES, Ops, cpu_stage
-from m3ad_export.onnx_export import ENCODER_GRAPH, verify_interface, verify_not_frozen, write_xyz_extractor
-from m3ad_export.onnx_head import HEAD_PARTS, head_model, read_parts
-from m3ad_export.plan import Plan
-from m3ad_export.precision import half_model, histogram
+from m3ad_export.graphs.export import ENCODER_GRAPH, verify_interface, verify_not_frozen, write_xyz_extractor
+from m3ad_export.graphs.head import HEAD_PARTS, head_model, read_parts
+from m3ad_export.graphs.plan import Plan
+from m3ad_export.graphs.precision import half_model, histogram
 
 from m3ad_calibrate import qdq
 from m3ad_calibrate.emulate import runnable

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from m3ad_export.plan import QUANTIZED, Keep, NodePrecision, Plan
+from m3ad_export.graphs.plan import QUANTIZED, Keep, NodePrecision, Plan
 
 from m3ad_calibrate import qdq
 from m3ad_calibrate.emulate import emulated

@@ -17,9 +17,9 @@ from m3ad import bundle as artefact
 from m3ad.bundle import Bundle
 from m3ad.contract import Stage, stages
 from m3ad.errors import ArtifactError, FrameError
-from m3ad_export.onnx_export import dense_model, verify_interface
-from m3ad_export.onnx_head import head_model, prefixed, read_parts
-from m3ad_export.voting import OneClassSvm, Vm, VotingConfig, fit_one_class_svm
+from m3ad_export.graphs.export import dense_model, verify_interface
+from m3ad_export.graphs.head import head_model, prefixed, read_parts
+from m3ad_export.heads.voting import OneClassSvm, Vm, VotingConfig, fit_one_class_svm
 from torch import Tensor, nn
 
 from m3ad_calibrate.qdq import drop_unused

@@ -12,10 +12,10 @@ from m3ad.preprocess import ModelInput
 from m3ad.stages import Ops
 
 from m3ad_export.detector import Detector
-from m3ad_export.onnx_export import write_chain
-from m3ad_export.onnx_head import CPU_TILE_ROWS, DEVICE_TILE_ROWS, write_head
-from m3ad_export.parity import PARITY_POINTS, Deviation, check_parity, summary, verify_parity
-from m3ad_export.voting import map_names
+from m3ad_export.graphs.export import write_chain
+from m3ad_export.graphs.head import CPU_TILE_ROWS, DEVICE_TILE_ROWS, write_head
+from m3ad_export.graphs.parity import PARITY_POINTS, Deviation, check_parity, summary, verify_parity
+from m3ad_export.heads.voting import map_names
 
 Say = Callable[[str], None]
 GOLDEN_POINTS = 1500

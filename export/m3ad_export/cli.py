@@ -20,11 +20,11 @@ from m3ad_plugins import ops
 from rich.progress import Progress
 
 from m3ad_export import weights as known
-from m3ad_export.fit_vote import Track
-from m3ad_export.point_mae import BnMode, XyzEncoderConfig
-from m3ad_export.precision import Precision
-from m3ad_export.training import TrainConfig
-from m3ad_export.vit import RGB_ENCODERS
+from m3ad_export.graphs.precision import Precision
+from m3ad_export.nets.point_mae import BnMode, XyzEncoderConfig
+from m3ad_export.nets.vit import RGB_ENCODERS
+from m3ad_export.train.fit import TrainConfig
+from m3ad_export.train.fit_vote import Track
 from m3ad_export.weights_commands import app as weights_app
 from m3ad_export.weights_commands import weights_path
 
@@ -108,8 +108,8 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="of training and of random weights")] = 0,
 ) -> None:
     """Train the heads of a category on its good parts; the encoders stay frozen."""
-    from m3ad_export.training import Encoders
-    from m3ad_export.training import train as train_detector
+    from m3ad_export.train.fit import Encoders
+    from m3ad_export.train.fit import train as train_detector
 
     if (plane == "fixed") != (rig is not None):
         raise M3adError("--plane fixed and --rig go together; calibrate the rig with: m3ad-calibrate rig")
@@ -163,7 +163,7 @@ def vote(
 ) -> None:
     """Fit a trained detector's vote anew: to another line's good parts, or to frames that lack a modality."""
     from m3ad_export.detector import load_detector
-    from m3ad_export.fit_vote import refit_vote
+    from m3ad_export.train.fit_vote import refit_vote
 
     with tracked() as track:
         refitted = refit_vote(
@@ -196,7 +196,7 @@ def bundle(
     """Export to ONNX, prove parity with PyTorch, and write the bundle; a failing parity writes nothing."""
     from m3ad_export.bundle_writer import write_bundle
     from m3ad_export.detector import load_detector
-    from m3ad_export.parity import PARITY_POINTS
+    from m3ad_export.graphs.parity import PARITY_POINTS
 
     trained = load_detector(detector)
     sample = find_samples(data, "validation")[0]
@@ -223,7 +223,7 @@ def bundle(
 def parity(detector: DetectorArg, bundle: BundleArg, as_json: Json = False) -> None:
     """Run the same inputs through PyTorch and ONNX Runtime, stage by stage and end to end."""
     from m3ad_export.detector import load_detector
-    from m3ad_export.parity import check_parity, summary, verify_parity
+    from m3ad_export.graphs.parity import check_parity, summary, verify_parity
 
     opened = Bundle.open(bundle)
     image = _golden_image(opened)

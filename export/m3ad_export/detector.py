@@ -20,10 +20,10 @@ from m3ad.stages import Ops, Project, StageFunction, bilinear_taps
 from torch import Tensor, nn
 
 from m3ad_export.checkpoints import load_strictly, read_checkpoint, save_checkpoint
-from m3ad_export.heads import HeadConfig, Mfm, Mgm
-from m3ad_export.point_mae import PointMaeEncoder, XyzEncoderConfig
-from m3ad_export.vit import RgbEncoderConfig, VisionTransformer
-from m3ad_export.voting import Vm, VotingConfig, map_names
+from m3ad_export.heads.mentor import HeadConfig, Mfm, Mgm
+from m3ad_export.heads.voting import Vm, VotingConfig, map_names
+from m3ad_export.nets.point_mae import PointMaeEncoder, XyzEncoderConfig
+from m3ad_export.nets.vit import RgbEncoderConfig, VisionTransformer
 
 
 class RgbRows(nn.Module):

@@ -20,10 +20,10 @@ from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 from onnx import TensorProto, helper
 
 from m3ad_export.engine_types import inspector_types, network_types, verify_precision, verify_target
-from m3ad_export.onnx_export import values_read
-from m3ad_export.onnx_head import HEAD_PARTS, TILED_PARTS, head_model, with_tile
-from m3ad_export.plan import default_plan
-from m3ad_export.precision import Precision, half_model, histogram
+from m3ad_export.graphs.export import values_read
+from m3ad_export.graphs.head import HEAD_PARTS, TILED_PARTS, head_model, with_tile
+from m3ad_export.graphs.plan import default_plan
+from m3ad_export.graphs.precision import Precision, half_model, histogram
 
 ENGINES_FORMAT = "m3ad-engines"
 # TensorRT-RTX 1.7 compiles for these without seeing a GPU; Jetson's sm87 and sm110 are not among them.

@@ -5,7 +5,7 @@ from typing import Any
 
 from m3ad.errors import ArtifactError, M3adError
 
-from m3ad_export.precision import INT8_WEIGHTS
+from m3ad_export.graphs.precision import INT8_WEIGHTS
 
 # FP8 products exist from Ada on; TensorRT-RTX builds INT8 for every target it knows.
 BEFORE_FP8 = ("sm75", "sm80", "sm86")

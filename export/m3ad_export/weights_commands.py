@@ -8,8 +8,8 @@ from m3ad.cli import print_json, print_text
 from m3ad.errors import ArtifactError
 
 from m3ad_export import weights as known
-from m3ad_export.point_mae import XyzEncoderConfig
-from m3ad_export.vit import RGB_ENCODERS
+from m3ad_export.nets.point_mae import XyzEncoderConfig
+from m3ad_export.nets.vit import RGB_ENCODERS
 
 app = typer.Typer(
     no_args_is_help=True, help="Known weights: where they come from, what they may be used for."

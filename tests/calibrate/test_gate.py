@@ -22,10 +22,10 @@ from m3ad_calibrate.gate import failures, gate, summary
 from m3ad_calibrate.quantize import Settings, quantize
 from m3ad_calibrate.record import Feeds, read_record, record
 from m3ad_export.bundle_writer import write_bundle
-from m3ad_export.heads import HeadConfig
-from m3ad_export.plan import Plan, default_plan
+from m3ad_export.graphs.plan import Plan, default_plan
+from m3ad_export.heads.mentor import HeadConfig
 from m3ad_export.sample_data import write_sample_data
-from m3ad_export.training import Encoders, TrainConfig, train
+from m3ad_export.train.fit import Encoders, TrainConfig, train
 from m3ad_export.weights import load_rgb_encoder, load_xyz_encoder
 from m3ad_plugins import ops
 from onnx import TensorProto, helper, numpy_helper

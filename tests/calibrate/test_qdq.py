@@ -11,8 +11,8 @@ from m3ad.errors import M3adError, MissingDependencyError
 from m3ad_calibrate import qdq
 from m3ad_calibrate.modelopt import Engine, quantized_by_modelopt
 from m3ad_calibrate.quantize import Graph, Settings
-from m3ad_export.plan import Keep, Plan, PlanPrecision, default_plan
-from m3ad_export.precision import histogram
+from m3ad_export.graphs.plan import Keep, Plan, PlanPrecision, default_plan
+from m3ad_export.graphs.precision import histogram
 from onnx import TensorProto, helper, numpy_helper
 
 INT8 = Plan("int8", "fp32", ())

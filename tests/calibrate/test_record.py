@@ -10,7 +10,7 @@ from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import prepare
 from m3ad_calibrate.record import FOLDER, read_record, record
-from m3ad_export.onnx_head import CPU_TILE_ROWS
+from m3ad_export.graphs.head import CPU_TILE_ROWS
 from m3ad_export.sample_data import write_sample_data
 from m3ad_plugins import ops
 

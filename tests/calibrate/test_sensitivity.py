@@ -14,7 +14,7 @@ from m3ad_calibrate.probe import Damage, Probe
 from m3ad_calibrate.quantize import Settings
 from m3ad_calibrate.record import read_record, record
 from m3ad_calibrate.sensitivity import TARGET, Searcher, find_groups
-from m3ad_export.plan import default_plan, read_plan
+from m3ad_export.graphs.plan import default_plan, read_plan
 from m3ad_export.sample_data import write_sample_data
 from m3ad_plugins import ops
 from typer.testing import CliRunner

@@ -218,7 +218,7 @@ def test_names_in_brackets_are_printed_whole(tiny_bundle: Bundle, category: Path
     shutil.copytree(category, data)
     (data / "test" / "bump").rename(data / "test" / "bump[b]")
     shutil.copytree(tiny_bundle.path, bundle)
-    Bundle.open(bundle).update(precision={"type": "int8"})
+    Bundle.open(bundle).update(precision=INT8)
     done = client("eval", data, "--bundle", bundle)
     assert done.returncode == 0, done.stderr
     assert f"warning: {bundle} is quantized and was never gated" in done.stderr

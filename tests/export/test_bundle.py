@@ -14,8 +14,8 @@ from m3ad.errors import ArtifactError
 from m3ad.pipeline import Inspector, model_arrays
 from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.detector import Detector
-from m3ad_export.onnx_export import verify_not_frozen, write_chain
-from m3ad_export.parity import check_parity, verify_parity
+from m3ad_export.graphs.export import verify_not_frozen, write_chain
+from m3ad_export.graphs.parity import check_parity, verify_parity
 from m3ad_plugins import ops
 
 

@@ -9,7 +9,7 @@ from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 from m3ad_export.engine import build_engines, feed_scored_pixel, stage_model
 from m3ad_export.engine_types import verify_precision
-from m3ad_export.precision import histogram
+from m3ad_export.graphs.precision import histogram
 
 trt = pytest.importorskip("tensorrt_rtx", reason="extra rtx is not installed: pip install 'm3ad[rtx]'")
 

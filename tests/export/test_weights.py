@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import TINY_RGB, TINY_XYZ, randomise
 from m3ad.errors import ArtifactError
-from m3ad_export.heads import Mapping
-from m3ad_export.point_mae import PointMaeEncoder
-from m3ad_export.vit import VisionTransformer
+from m3ad_export.heads.mentor import Mapping
+from m3ad_export.nets.point_mae import PointMaeEncoder
+from m3ad_export.nets.vit import VisionTransformer
 from m3ad_export.weights import (
     SOURCES,
     fetch,

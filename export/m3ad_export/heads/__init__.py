@@ -1,0 +1,1 @@
+"""What is trained on the encoders' features, and how its scores are smoothed and voted to a map."""

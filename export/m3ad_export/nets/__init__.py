@@ -1,0 +1,1 @@
+"""The frozen encoders, in plain PyTorch, and their exact rewrites."""

@@ -1,0 +1,1 @@
+"""Good frames -> a trained detector."""
