@@ -77,7 +77,7 @@ def frame_figures(name: str, detector: Detector, bundle: Bundle) -> dict[str, An
     arrays, dims = model_arrays(prepared(name)), detector.dims
     points, point_pixel = arrays["points"], arrays["point_pixel"]
     idx, neighborhood, knn_idx = ops.point_group(points, dims.groups, dims.group_size, dims.min_norm_sq)
-    rows = ops.interpolation_operator(points, point_pixel, points[idx])
+    rows = ops.interpolation_operator(points, point_pixel, points[idx], arrays["scored_pixel"])
     exact = {
         **arrays,
         "idx": idx,

@@ -17,8 +17,9 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.metrics import aupro, image_auroc, rank_correlation
 from m3ad.onnx_graph import OnnxGraph
+from m3ad.pipeline import model_arrays
 from m3ad.preprocess import ModelInput, prepare, prepare_mask, with_holes
-from m3ad.stages import Operator, Ops, StageFunction, bilinear_operator, by_modality, head_scores
+from m3ad.stages import Operator, Ops, StageFunction, by_modality, head_scores, operators
 
 from m3ad_calibrate.defects import with_defect
 from m3ad_calibrate.gate import LOWEST_RANK_CORRELATION, METRICS
@@ -134,8 +135,9 @@ class Probe:
             prepared.points, dims.groups, dims.group_size, dims.min_norm_sq
         )
         grouped = {"neighborhood": neighborhood, "centers": prepared.points[idx]}
-        xyz = ops.interpolation_operator(prepared.points, prepared.point_pixel, grouped["centers"])
-        y, x = np.divmod(xyz.scored_pixel, IMAGE_SIZE)
+        arrays = {**model_arrays(prepared), "centers": grouped["centers"]}
+        rgb, xyz = operators(arrays, dims.rgb_side, ops)
+        y, x = np.divmod(prepared.scored_pixel, IMAGE_SIZE)
         pick = np.flatnonzero((y % STRIDE == 0) & (x % STRIDE == 0))
         nearest = _nearest(np.stack([y, x], axis=1), pick)
         return Probed(
@@ -143,7 +145,7 @@ class Probe:
             grouped,
             self.graphs["rgb_extractor"]({"image": prepared.image})["rgb_tokens"],
             self.graphs["xyz_encoder"](grouped)["xyz_tokens"],
-            bilinear_operator(dims.rgb_side, xyz.scored_pixel, ops),
+            rgb,
             xyz,
             pick,
             nearest,

@@ -24,8 +24,9 @@ from m3ad.contract import Dims
 from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
 from m3ad.onnx_graph import OnnxGraph
+from m3ad.pipeline import model_arrays
 from m3ad.preprocess import ModelInput, prepare
-from m3ad.stages import Ops, bilinear_operator, by_modality
+from m3ad.stages import Ops, by_modality, operators
 
 FORMAT = "m3ad-calibration"
 FOLDER = "calibration/recorded"
@@ -149,9 +150,8 @@ class Recorder:
         xyz_tokens = self.graphs["xyz_encoder"](grouped)["xyz_tokens"]
         values: Arrays = {"rgb_extractor/image": prepared.image}
         values |= {f"xyz_encoder/{name}": value for name, value in grouped.items()}
-        xyz = ops.interpolation_operator(prepared.points, prepared.point_pixel, centers)
-        rgb = bilinear_operator(dims.rgb_side, xyz.scored_pixel, ops)
-        count = len(xyz.scored_pixel)
+        rgb, xyz = operators({**model_arrays(prepared), "centers": centers}, dims.rgb_side, ops)
+        count = len(prepared.scored_pixel)
         if "mfm" in self.graphs:
             pick = np.linspace(0, count - 1, min(rows, count)).astype(int)
             features = {

@@ -195,4 +195,4 @@ class Inspector:
 
 def model_arrays(prepared: ModelInput) -> dict[str, npt.NDArray[Any]]:
     """The pipeline's inputs by the contract's names."""
-    return {"image": prepared.image, "points": prepared.points, "point_pixel": prepared.point_pixel}
+    return prepared._asdict()

@@ -19,6 +19,7 @@ from m3ad.frames import Frame
 from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_holes
 from m3ad.plane import Plane, border_points, distance_m, fit_plane
 from m3ad.scale import extent, unit_mistake
+from m3ad.scored import scored_pixels
 
 PlaneRemoval = Literal["none", "fixed", "ransac"]
 Modality = Literal["rgb", "xyz"]
@@ -39,11 +40,13 @@ class ModelInput(NamedTuple):
         image: [1, 3, 224, 224] float32, ImageNet-normalised.
         points: [N, 3] float32, metres, the foreground in row-major order, not centred.
         point_pixel: [N] int32, ascending, row-major pixel of each point on the 224 x 224 grid.
+        scored_pixel: [R] int32, ascending, row-major pixel of each row that is scored (`scored.scored_pixels`).
     """
 
     image: npt.NDArray[np.float32]
     points: npt.NDArray[np.float32]
     point_pixel: npt.NDArray[np.int32]
+    scored_pixel: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +189,7 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
     point_pixel = np.flatnonzero(foreground).astype(np.int32)
     points = xyz.reshape(-1, 3)[point_pixel]
     _require_unit(frame.name, points, preprocessing.extent_m)
-    return ModelInput(_image(frame.rgb), points, point_pixel)
+    return ModelInput(_image(frame.rgb), points, point_pixel, scored_pixels(point_pixel))
 
 
 def with_holes(frame: Frame, preprocessing: Preprocessing) -> Frame:

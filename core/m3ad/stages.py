@@ -79,7 +79,12 @@ class Ops(Protocol):
         """points [N, 3], idx [G] -> neighborhood [G, S, 3], knn_idx [G, S]."""
 
     def interpolation_operator(
-        self, points: FloatArray, point_pixel: IntArray, centers: FloatArray, image_size: int = IMAGE_SIZE
+        self,
+        points: FloatArray,
+        point_pixel: IntArray,
+        centers: FloatArray,
+        scored_pixel: IntArray,
+        image_size: int = IMAGE_SIZE,
     ) -> Operator:
         """The operator from group tokens [G, D] to the rows of the scored pixels."""
 
@@ -124,6 +129,15 @@ def bilinear_operator(side: int, scored_pixel: IntArray, ops: Ops) -> Operator:
     return ops.SparseRows(indptr, indices, products, scored_pixel, side * side)
 
 
+def operators(arrays: Arrays, rgb_side: int, ops: Ops) -> tuple[Operator, Operator]:
+    """What spreads the RGB tokens and what spreads the XYZ tokens over the scored pixels."""
+    scored_pixel = arrays["scored_pixel"]
+    return (
+        bilinear_operator(rgb_side, scored_pixel, ops),
+        ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"], scored_pixel),
+    )
+
+
 class XyzExtractor:
     """points -> farthest point sampling -> KNN groups -> Point-MAE encoder -> centers, xyz_tokens."""
 
@@ -149,12 +163,10 @@ class Project:
 
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Interpolate both token sets at the scored pixels."""
-        xyz = self.ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"])
-        rgb = bilinear_operator(self.dims.rgb_side, xyz.scored_pixel, self.ops)
+        rgb, xyz = operators(arrays, self.dims.rgb_side, self.ops)
         return {
             "rgb_features": rgb.apply(arrays["rgb_tokens"]),
             "xyz_features": xyz.apply(arrays["xyz_tokens"]),
-            "scored_pixel": xyz.scored_pixel,
         }
 
 
@@ -179,15 +191,14 @@ class Head:
 
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """First layers on the tokens, then every scored pixel, a tile at a time."""
-        xyz = self.ops.interpolation_operator(arrays["points"], arrays["point_pixel"], arrays["centers"])
-        rgb = bilinear_operator(self.dims.rgb_side, xyz.scored_pixel, self.ops)
+        rgb, xyz = operators(arrays, self.dims.rgb_side, self.ops)
         tables = zip((rgb, xyz), by_modality(self.tokens(arrays)), strict=True)
         rows = {name: operator.interpolated(t) for operator, each in tables for name, t in each.items()}
-        scores = np.empty((3, len(xyz.scored_pixel)), np.float32)
+        scores = np.empty((3, len(arrays["scored_pixel"])), np.float32)
         size = tile_size(scores.shape[1], self.tile_rows, self.threads)
         starts = iter(range(0, scores.shape[1], size))
         list(self.pool.map(lambda _: self.run_tiles(starts, size, rows, scores), range(self.threads)))
-        return self.vote({"scores": scores, "scored_pixel": xyz.scored_pixel})
+        return self.vote({"scores": scores, "scored_pixel": arrays["scored_pixel"]})
 
     def run_tiles(
         self, starts: Iterator[int], size: int, rows: Mapping[str, Any], scores: FloatArray

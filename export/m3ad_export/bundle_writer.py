@@ -9,6 +9,7 @@ from m3ad import bundle as artefact
 from m3ad.contract import CONTRACT_VERSION, IMAGE_SIZE, LAYOUTS, Layout, steps
 from m3ad.pipeline import Pipeline, model_arrays
 from m3ad.preprocess import ModelInput
+from m3ad.scored import scored_pixels
 from m3ad.stages import Ops
 
 from m3ad_export.detector import Detector
@@ -92,4 +93,5 @@ def central_part(frame: ModelInput, points: int = GOLDEN_POINTS) -> ModelInput:
     y, x = np.divmod(frame.point_pixel, IMAGE_SIZE)
     middle = (IMAGE_SIZE - 1) / 2
     kept = np.sort(np.argsort((y - middle) ** 2 + (x - middle) ** 2, kind="stable")[:points])
-    return ModelInput(frame.image, frame.points[kept], frame.point_pixel[kept])
+    pixel = frame.point_pixel[kept]
+    return ModelInput(frame.image, frame.points[kept], pixel, scored_pixels(pixel))

@@ -17,10 +17,8 @@ import onnx.inliner
 from m3ad.bundle import Bundle, file_entry, new_folder, sha256_of, write_json
 from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Dims, Layout, steps
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
-from onnx import TensorProto, helper
 
 from m3ad_export.engine_types import inspector_types, network_types, verify_precision, verify_target
-from m3ad_export.graphs.export import values_read
 from m3ad_export.graphs.head import HEAD_PARTS, TILED_PARTS, head_model, with_tile
 from m3ad_export.graphs.plan import default_plan
 from m3ad_export.graphs.precision import Precision, half_model, histogram
@@ -142,40 +140,7 @@ def stage_model(
         # Up to 10.6 the parser takes a function body before a plugin of the same name: none is left to take.
         del model.functions[:]
         return model
-    model = onnx.inliner.inline_local_functions(model)
-    return feed_scored_pixel(model) if any(n.op_type == "NonZero" for n in model.graph.node) else model
-
-
-def feed_scored_pixel(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make `scored_pixel` an input instead of an output where a NonZero finds it.
-
-    TensorRT-RTX has no NonZero (it is a plugin of full TensorRT). Which pixels are scored follows from `point_pixel`
-    alone, so whoever runs the engine computes them first.
-    """
-    (finder,) = (n for n in model.graph.node if n.op_type == "NonZero")
-    fed = [
-        helper.make_node("Cast", ["scored_pixel"], ["scored_pixel.long"], to=TensorProto.INT64),
-        helper.make_node("Constant", [], ["scored_pixel.axis"], value_ints=[0]),
-        helper.make_node("Unsqueeze", ["scored_pixel.long", "scored_pixel.axis"], [finder.output[0]]),
-    ]
-    nodes = [n for n in model.graph.node if n is not finder and "scored_pixel" not in n.output]
-    wanted = {v.name for v in model.graph.output} - {"scored_pixel"}
-    del model.graph.node[:], model.graph.value_info[:]
-    model.graph.node.extend(_needed([*fed, *nodes], wanted))
-    model.graph.input.append(helper.make_tensor_value_info("scored_pixel", TensorProto.INT32, ["R"]))
-    remaining = [v for v in model.graph.output if v.name != "scored_pixel"]
-    del model.graph.output[:]
-    model.graph.output.extend(remaining)
-    return model
-
-
-def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    needed, kept = set(wanted), []
-    for node in reversed(nodes):
-        if needed & set(node.output):
-            needed |= values_read(node)
-            kept.append(node)
-    return kept[::-1]
+    return onnx.inliner.inline_local_functions(model)
 
 
 def accepted(bundle: Bundle, who_and_why: str) -> Bundle:

@@ -77,7 +77,7 @@ def test_the_refitted_svm_is_in_every_graph_and_golden_value(
     head = ort.InferenceSession(
         str(written.file("onnx/head.onnx"))
     )  # composed again, for GPUs and any ONNX runtime
-    names = ("rgb_tokens", "centers", "xyz_tokens", "points", "point_pixel")
+    names = ("rgb_tokens", "centers", "xyz_tokens", "points", "point_pixel", "scored_pixel")
     (composed,) = head.run(["anomaly_map"], {n: np.load(written.file(f"golden/{n}.npy")) for n in names})
     np.testing.assert_allclose(composed, golden["anomaly_map"], atol=1e-3)
     assert (written.path / "onnx" / "mgm.onnx").read_bytes() == original

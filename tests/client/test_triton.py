@@ -53,7 +53,9 @@ def test_a_refused_frame_is_a_frame_error_and_the_next_is_served(server: LocalSe
     good = make_input(1200)
     with TritonInspector(server.grpc_url, "tiny") as inspector:
         with pytest.raises(FrameError, match=r"refused the request: .*`points` is float32 \[3, 3\]"):
-            inspector.inspect_prepared(ModelInput(good.image, good.points[:3], good.point_pixel[:3]))
+            inspector.inspect_prepared(
+                ModelInput(good.image, good.points[:3], good.point_pixel[:3], good.scored_pixel)
+            )
         assert inspector.inspect_prepared(good).score > 0
 
 
@@ -66,9 +68,9 @@ def test_tensors_of_wrong_values_are_refused_by_the_server(server: LocalServer, 
         with pytest.raises(
             FrameError, match=r"refused the request: .*`point_pixel` holds .* in ascending order"
         ):
-            inspector.inspect_prepared(ModelInput(good.image, good.points, descending))
+            inspector.inspect_prepared(ModelInput(good.image, good.points, descending, good.scored_pixel))
         with pytest.raises(FrameError, match=r"refused the request: .*`points` holds 3 values that are NaN"):
-            inspector.inspect_prepared(ModelInput(good.image, holed, good.point_pixel))
+            inspector.inspect_prepared(ModelInput(good.image, holed, good.point_pixel, good.scored_pixel))
         assert inspector.inspect_prepared(good).score > 0
 
 

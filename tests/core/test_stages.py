@@ -38,6 +38,7 @@ def head_inputs(bundle: Bundle) -> dict[str, Any]:
     return {
         "points": frame.points,
         "point_pixel": frame.point_pixel,
+        "scored_pixel": frame.scored_pixel,
         "centers": frame.points[idx],
         **{name: generator.normal(size=shape).astype(np.float32) for name, shape in tokens.items()},
     }

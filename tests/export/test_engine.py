@@ -7,7 +7,7 @@ import onnx
 import pytest
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
-from m3ad_export.engine import build_engines, feed_scored_pixel, stage_model
+from m3ad_export.engine import build_engines, stage_model
 from m3ad_export.engine_types import verify_precision
 from m3ad_export.graphs.precision import histogram
 
@@ -48,13 +48,20 @@ def test_every_stage_builds_ahead_of_time(bundle: Bundle, precision: str) -> Non
     Bundle.open(bundle.path)  # engines are no tampering
 
 
-def test_scored_pixel_becomes_an_input_where_a_runtime_cannot_find_it(bundle: Bundle) -> None:
-    model = stage_model(bundle.path / "onnx", "project", bundle.dims, "fp32", with_plugins=False)
-    onnx.checker.check_model(model)
+@pytest.mark.parametrize("with_plugins", [True, False])
+@pytest.mark.parametrize("stage", ["project", "head"])
+def test_no_size_depends_on_data(bundle: Bundle, stage: str, with_plugins: bool) -> None:
+    """R is the length of an input, and a node of an op has as many outputs as its plugin."""
+    model = stage_model(bundle.path / "onnx", stage, bundle.dims, "fp32", with_plugins=with_plugins)
     assert [v.name for v in model.graph.input][-1] == "scored_pixel"
-    assert not any(n.op_type == "NonZero" for n in model.graph.node)
-    with pytest.raises(ValueError, match="not enough values"):
-        feed_scored_pixel(model)
+    nodes = list(model.graph.node)
+    assert not {"NonZero", "Unique", "Compress"} & {n.op_type for n in nodes}
+    spread = [n for n in nodes if n.op_type == "TokenInterpolate"]
+    assert len(spread) == with_plugins
+    for node in spread:
+        assert (len(node.input), len(node.output)) == (5, 1)
+        version = {a.name: a.s for a in node.attribute}["plugin_version"]
+        assert version == b"2"
 
 
 def test_plugins_leave_no_function_body_to_be_taken_instead(bundle: Bundle) -> None:

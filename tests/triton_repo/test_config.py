@@ -85,8 +85,8 @@ def test_warm_up_is_the_golden_frame_s_first_use(
 
 
 def test_device_memory_pool_holds_every_tensor_between_the_stages() -> None:
-    # Full size, by hand: image and group tokens, centres, then rows of 768, 1152 and 256 twice and scored_pixel.
-    rows = 50176 * (2 * (768 + 1152 + 256) + 1)
+    # Full size, by hand: image and group tokens, centres, then rows of 768, 1152 and 256 twice.
+    rows = 50176 * 2 * (768 + 1152 + 256)
     outputs = 224 * 224 + 1 + 7 * 224 * 224
     size = 4 * (784 * 768 + 1024 * (3 + 1152) + rows + outputs)
     pool = config.intermediate_bytes(Dims(), "chain")

@@ -115,7 +115,7 @@ def bad_requests() -> dict[str, tuple[dict[str, np.ndarray], str]]:
     return {
         "wrong shape": ({**good, "image": good["image"][:, :, :100]}, "unexpected shape for input 'image'"),
         "wrong dtype": ({**good, "points": points.astype(np.float64)}, "'FP64', but model .* expects 'FP32'"),
-        "missing input": ({k: v for k, v in good.items() if k != "points"}, "expected 3 inputs but got 2"),
+        "missing input": ({k: v for k, v in good.items() if k != "points"}, "expected 4 inputs but got 3"),
         "few points": (
             {**good, "points": points[:10], "point_pixel": pixel[:10]},
             r"`points` is float32 \[10, 3\], expected float32 \[N, 3\], N in 1024\.\.50176",
@@ -144,6 +144,14 @@ def bad_requests() -> dict[str, tuple[dict[str, np.ndarray], str]]:
         "pixel outside": (
             {**good, "point_pixel": pixel + 50000},
             r"`point_pixel` holds \d+\.\.\d+, expected pixels in 0\.\.50175",
+        ),
+        "scored pixel that is not reached": (
+            {**good, "scored_pixel": np.arange(1000, dtype=np.int32)},
+            "the foreground does not reach pixel 0, expected some of",
+        ),
+        "scored pixels descend": (
+            {**good, "scored_pixel": good["scored_pixel"][::-1].copy()},
+            "`scored_pixel` holds .* expected each pixel once, in ascending",
         ),
     }
 

@@ -59,12 +59,12 @@ WIRING = {
         "value `mentor` is written by model `tiny_mfm` and again by model `tiny_mfm`",
     ),
     "never written": (
-        lambda e, _: step_of(e, "tiny_project").output_map.pop("scored_pixel"),
-        "value `scored_pixel`, which model `tiny_vm` reads as `scored_pixel`, is written by nobody",
+        lambda e, _: step_of(e, "tiny_project").output_map.pop("rgb_features"),
+        "value `rgb_features`, which model `tiny_mfm` reads as `rgb_features`, is written by nobody",
     ),
     "other dtype": (
         lambda e, c: setattr(c["tiny_vm"].input[-1], "data_type", config.pb.TYPE_INT64),
-        "leaves model `tiny_project` as TYPE_INT32 \\[-1\\] but model `tiny_vm` reads `scored_pixel` as "
+        "leaves ensemble `tiny` as TYPE_INT32 \\[-1\\] but model `tiny_vm` reads `scored_pixel` as "
         "TYPE_INT64 \\[-1\\]",
     ),
     "other shape": (

@@ -77,20 +77,19 @@ int point_group(int32_t* idx, float* neighborhood, int32_t* knn, float const* po
 }
 
 //! `half`: rows and tokens are fp16.
-int token_interpolate(void* rows, int32_t* scoredPixel, int32_t* rowCount, float const* points,
-                      int32_t const* pixel, float const* centers, void const* tokens, int count, int groups,
-                      int width, int imageSize, int half) {
-    size_t const pixels = imageSize * imageSize, element = half ? 2 : 4;
-    Device const r(rows, pixels * width * element, true),
+int token_interpolate(void* rows, float const* points, int32_t const* pixel, float const* centers,
+                      void const* tokens, int32_t const* scoredPixel, int count, int groups, int width,
+                      int rowCount, int imageSize, int half) {
+    size_t const element = half ? 2 : 4;
+    Device const r(rows, static_cast<size_t>(rowCount) * width * element, true),
         t(const_cast<void*>(tokens), groups * width * element, false);
-    Device const s = out(scoredPixel, pixels), c = out(rowCount, 1), p = in(points, 3 * count),
-                 x = in(pixel, count);
+    Device const s = in(scoredPixel, rowCount), p = in(points, 3 * count), x = in(pixel, count);
     Device const g = in(centers, 3 * groups), w = scratch(m3ad::interpolateWorkspaceBytes(imageSize));
     auto const run = [&](auto* typed) {
         using T = std::remove_pointer_t<decltype(typed)>;
-        return m3ad::tokenInterpolate<T>(r.as<T>(), s.as<int32_t>(), c.as<int32_t>(), p.as<float>(),
-                                         x.as<int32_t>(), g.as<float>(), t.as<T>(), count, groups, width,
-                                         imageSize, w.as<void>(), nullptr);
+        return m3ad::tokenInterpolate<T>(r.as<T>(), p.as<float>(), x.as<int32_t>(), g.as<float>(), t.as<T>(),
+                                         s.as<int32_t>(), count, groups, width, rowCount, imageSize,
+                                         w.as<void>(), nullptr);
     };
     return finish(half ? run(static_cast<__half*>(nullptr)) : run(static_cast<float*>(nullptr)));
 }

@@ -86,6 +86,10 @@ struct Case {
     std::vector<DataType> types;
 };
 
+char const* versionOf(char const* op) {
+    return std::strcmp(op, "TokenInterpolate") == 0 ? "2" : "1";
+}
+
 template <typename T> T* part(IPluginV3* plugin, PluginCapabilityType type) {
     return static_cast<T*>(plugin->getCapabilityInterface(type));
 }
@@ -104,8 +108,9 @@ void describe(Case const& c, IPluginV3* plugin) {
         in[i].nbDims = all[i].min.nbDims = all[i].max.nbDims = c.inputs[i].size();
         for (int32_t d = 0; d < in[i].nbDims; ++d) {
             in[i].d[d] = builder.constant(c.inputs[i][d]);
-            all[i].min.d[d] = c.inputs[i][d] == kN ? 1024 : c.inputs[i][d];
-            all[i].max.d[d] = c.inputs[i][d] == kN ? 50176 : c.inputs[i][d];
+            bool const isDynamic = c.inputs[i][d] == kN || c.inputs[i][d] == kR;
+            all[i].min.d[d] = isDynamic ? 1024 : c.inputs[i][d];
+            all[i].max.d[d] = isDynamic ? 50176 : c.inputs[i][d];
         }
         all[i].desc.type = c.types[i];
         all[i].desc.format = TensorFormat::kLINEAR;
@@ -177,7 +182,7 @@ int main(int argc, char** argv) {
         rbf{"kernel", "rbf", PluginFieldType::kCHAR, 3};
     PluginField const width{"gamma", &gamma, PluginFieldType::kFLOAT32, 1};
     DataType const f = DataType::kFLOAT, i = DataType::kINT32, h = DataType::kHALF;
-    std::vector<std::vector<int64_t>> const tokens{{kN, 3}, {kN}, {1024, 3}, {1024, 1152}};
+    std::vector<std::vector<int64_t>> const tokens{{kN, 3}, {kN}, {1024, 3}, {1024, 1152}, {kR}};
     std::vector<Case> const cases{
         {"FarthestPointSample",
          {{"num_samples", &samples, PluginFieldType::kINT32, 1},
@@ -186,13 +191,14 @@ int main(int argc, char** argv) {
          {f}},
         {"FarthestPointSample", {{"num_samples", &samples64, PluginFieldType::kINT64, 1}}, {{kN, 3}}, {f}},
         {"KnnGroup", {{"group_size", &size, PluginFieldType::kINT32, 1}}, {{kN, 3}, {1024}}, {f, i}},
-        {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, f}},
-        {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, h}},
+        {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, f, i}},
+        {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, h, i}},
         {"OneClassSvm", {linear, width}, {{kN, 7}, {90, 7}, {90}, {1}}, {f, f, f, f}},
         {"OneClassSvm", {rbf, width}, {{kN, 7}, {90, 7}, {90}, {1}}, {f, f, f, f}},
     };
     for (Case const& c : cases) {
-        auto* creator = static_cast<IPluginCreatorV3One*>(registry->getCreator(c.op, "1", "m3ad"));
+        auto* creator =
+            static_cast<IPluginCreatorV3One*>(registry->getCreator(c.op, versionOf(c.op), "m3ad"));
         std::printf("creator %s %d\n", c.op, creator != nullptr);
         if (!creator) {
             continue;
@@ -224,7 +230,7 @@ int main(int argc, char** argv) {
         {"OneClassSvm", poly},
     };
     for (auto const& [op, field] : wrong) {
-        auto* creator = static_cast<IPluginCreatorV3One*>(registry->getCreator(op, "1", "m3ad"));
+        auto* creator = static_cast<IPluginCreatorV3One*>(registry->getCreator(op, versionOf(op), "m3ad"));
         PluginFieldCollection const given{1, &field};
         std::printf("refused %s %d\n", op,
                     creator && creator->createPlugin("p", &given, TensorRTPhase::kBUILD) == nullptr);

@@ -114,19 +114,17 @@ def check_grouping(call: Callable[..., None], case: Case) -> None:
 def check_interpolation(call: Callable[..., None], case: Case, width: int, dtype: type) -> None:
     centers = case.points[reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)]
     tokens = RNG.normal(0, 1, (len(centers), width)).astype(dtype)
-    inputs = (case.points, case.point_pixel, centers)
-    expected, expected_pixel = reference.token_interpolate(
-        *inputs, tokens.astype(np.float32), case.image_size
-    )
-    rows = np.full((case.image_size**2, width), np.nan, dtype)
-    scored_pixel, row_count = np.full(case.image_size**2, -7, np.int32), np.zeros(1, np.int32)
-    sizes = (len(case.points), len(centers), width, case.image_size, int(dtype is np.float16))
-    call("token_interpolate", rows, scored_pixel, row_count, *inputs, tokens, *sizes)
-    assert row_count[0] == len(expected_pixel)
-    np.testing.assert_array_equal(scored_pixel[: row_count[0]], expected_pixel)
-    rtol = 2**-11 if dtype is np.float16 else 1e-5  # fp16: sums are fp32, rounded once
-    np.testing.assert_allclose(rows[: row_count[0]].astype(np.float32), expected, rtol=rtol, atol=2e-6)
-    assert np.isnan(rows[row_count[0] :]).all()
+    cloud, size = (case.points, case.point_pixel, centers), case.image_size
+    for scored_pixel in (
+        reference.scored_pixels(case.point_pixel, size),
+        np.arange(0, size**2, 3, dtype=np.int32),
+    ):
+        expected = reference.token_interpolate(*cloud, tokens.astype(np.float32), scored_pixel, size)
+        rows = np.full((len(scored_pixel), width), np.nan, dtype)
+        sizes = (len(case.points), len(centers), width, len(scored_pixel), size, int(dtype is np.float16))
+        call("token_interpolate", rows, *cloud, tokens, scored_pixel, *sizes)
+        rtol = 2**-11 if dtype is np.float16 else 1e-5  # fp16: sums are fp32, rounded once
+        np.testing.assert_allclose(rows.astype(np.float32), expected, rtol=rtol, atol=2e-6)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from cases import FULL, SMALL, Case, organised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from m3ad.scored import scored_pixels
 from m3ad_plugins import native, numpy_ops, ops, reference
 from scipy.spatial import distance
 
@@ -42,13 +43,19 @@ def check_interpolation(form: ModuleType, case: Case, width: int) -> None:
     idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
     tokens = RNG.normal(0, 1, (case.num_samples, width)).astype(np.float32)
     arguments = (case.points, case.point_pixel, case.points[idx])
-    *operator, scored_pixel = form.interpolation_operator(*arguments, case.image_size)
-    rows = np.empty((len(operator[0]) - 1, width), np.float32)
-    form.apply_rows(tuple(operator), tokens, rows)
-    expected, expected_pixel = reference.token_interpolate(*arguments, tokens, case.image_size)
-    np.testing.assert_array_equal(scored_pixel, expected_pixel)
-    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
-    assert [array.dtype.name for array in (*operator, scored_pixel)] == ["int32", "int32", "float32", "int32"]
+    size = case.image_size
+    scored_pixel = scored_pixels(case.point_pixel, size)
+    np.testing.assert_array_equal(scored_pixel, reference.scored_pixels(case.point_pixel, size))
+    for pixel in (
+        scored_pixel,
+        np.arange(0, size**2, 3, dtype=np.int32),
+    ):  # some rows of the latter are empty
+        operator = form.interpolation_operator(*arguments, pixel, size)
+        rows = np.empty((len(pixel), width), np.float32)
+        form.apply_rows(tuple(operator), tokens, rows)
+        expected = reference.token_interpolate(*arguments, tokens, pixel, size)
+        np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
+        assert [array.dtype.name for array in operator] == ["int32", "int32", "float32"]
 
 
 @forms
@@ -68,9 +75,10 @@ def test_interpolation_equals_reference(form: ModuleType, case: Case) -> None:
 def test_operator_rows_hold_the_reference_weights(case: Case) -> None:
     idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
     arguments = (case.points, case.point_pixel, case.points[idx])
-    operator = ops.interpolation_operator(*arguments, case.image_size)
+    scored_pixel = scored_pixels(case.point_pixel, case.image_size)
+    operator = ops.interpolation_operator(*arguments, scored_pixel, case.image_size)
     eye = np.eye(case.num_samples, dtype=np.float32)
-    expected, _ = reference.token_interpolate(*arguments, eye, case.image_size)
+    expected = reference.token_interpolate(*arguments, eye, scored_pixel, case.image_size)
     weights = dense(operator)
     np.testing.assert_array_equal(weights > 0, expected > 0)
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-7)
@@ -132,7 +140,7 @@ def test_interpolation_equals_torch(keep: int) -> None:
     )
     pool = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1), torch.nn.AdaptiveAvgPool2d(size))
     expected = pool(scatter.T.reshape(1, groups, size, size)).reshape(groups, -1).T.numpy()
-    operator = ops.interpolation_operator(points, pixel, centers, size)
+    operator = ops.interpolation_operator(points, pixel, centers, scored_pixels(pixel, size), size)
     np.testing.assert_array_equal(operator.scored_pixel, np.flatnonzero(expected.sum(1) > 1e-6))
     np.testing.assert_allclose(dense(operator), expected[operator.scored_pixel], rtol=1e-4, atol=1e-6)
 
@@ -218,7 +226,7 @@ def test_cosine_scores_form_interpolated_rows_themselves(
     form: ModuleType, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("m3ad_plugins.form.chosen", lambda: form)
-    operator = ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16)
+    operator = ops.interpolation_operator(POINTS, PIXEL, CENTERS, SCORED, 16)
     tables = [RNG.normal(0, 1, (8, width)).astype(np.float32) for width in (40, 70)]
     rows = [operator.apply(table)[start:] for table in tables]
     again = [[a + RNG.normal(0, 0.1, a.shape).astype(np.float32)] for a in (*rows, rows[0])]
@@ -232,7 +240,8 @@ def test_cosine_scores_form_interpolated_rows_themselves(
 
 POINTS, PIXEL = organised(5, 16, 100)
 CENTERS = POINTS[:8]
-OPERATOR = ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16)
+SCORED = scored_pixels(PIXEL, 16)
+OPERATOR = ops.interpolation_operator(POINTS, PIXEL, CENTERS, SCORED, 16)
 ROWS = len(OPERATOR.scored_pixel)
 NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
 
@@ -277,15 +286,15 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
         ),
         (lambda: ops.knn_group(POINTS, np.arange(4), 4), r"idx: expected int32 \[G\], got int64 \[4\]"),
         (
-            lambda: ops.interpolation_operator(POINTS, PIXEL + 200, CENTERS, 16),
+            lambda: ops.interpolation_operator(POINTS, PIXEL + 200, CENTERS, SCORED, 16),
             r"point_pixel: expected pixels 0..255 of a 16 x 16 image, got",
         ),
         (
-            lambda: ops.interpolation_operator(POINTS, np.full(100, 9, np.int32), CENTERS, 16),
+            lambda: ops.interpolation_operator(POINTS, np.full(100, 9, np.int32), CENTERS, SCORED, 16),
             "point_pixel: pixel 9 is named by 100 points, expected one",
         ),
         (
-            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS[:2], 16),
+            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS[:2], SCORED, 16),
             "centers: expected at least 3 of them to interpolate between, got 2",
         ),
         (
@@ -294,7 +303,9 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
         ),
         (
             lambda: (
-                ops.interpolation_operator(POINTS, PIXEL, CENTERS, 16).tiles({"t": CENTERS}, 0).__next__()
+                ops.interpolation_operator(POINTS, PIXEL, CENTERS, SCORED, 16)
+                .tiles({"t": CENTERS}, 0)
+                .__next__()
             ),
             "rows: expected at least 1, got 0",
         ),

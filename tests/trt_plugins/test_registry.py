@@ -87,24 +87,18 @@ workspace 1
 few_points -1
 attached 1
 creator TokenInterpolate 1
-plugin TokenInterpolate 1 m3ad fields image_size=224
-size_tensor 2 opt 25088 upper 50176
+plugin TokenInterpolate 2 m3ad fields image_size=224
 shapes 0
 output fp32 [R, 1152]
-output int32 [R]
-output int32 []
 formats 1 int8 0
 configure 0
 workspace 1
 few_points 0
 attached 1
 creator TokenInterpolate 1
-plugin TokenInterpolate 1 m3ad fields image_size=224
-size_tensor 2 opt 25088 upper 50176
+plugin TokenInterpolate 2 m3ad fields image_size=224
 shapes 0
 output fp16 [R, 1152]
-output int32 [R]
-output int32 []
 formats 1 int8 0
 configure 0
 workspace 1

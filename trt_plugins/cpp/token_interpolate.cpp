@@ -136,7 +136,8 @@ void interpolationOperator(float const* points, int32_t const* pointPixel, int32
                                     PixelTokens{{-1, -1, -1}, {}});
     findTokens(makeTiles(points, pointPixel, count, imageSize), lanes, pointPixel, pixels, threads);
 
-    // Each stretch of rows fills its own stretch of indices and weights; the stretches are then moved together.
+    // Each stretch of rows fills its own stretch of indices and weights; the stretches are then moved
+    // together.
     constexpr int32_t kSTRETCH = 256;
     std::vector<int32_t> sizes(rows);
     int32_t const stretches = (rows + kSTRETCH - 1) / kSTRETCH;

@@ -170,8 +170,8 @@ cudaError_t tokenInterpolate(T* rows, float const* points, int32_t const* pointP
     nearestThreeKernel<<<ceilDiv(count, warps * kWARP), warps * kWARP, warps * groups * sizeof(int32_t),
                          stream>>>(pixels, points, pointPixel, centers, count, groups);
     auto const kernel = width % kCHANNELS == 0 ? rowsKernel<T, true> : rowsKernel<T, false>;
-    kernel<<<ceilDiv(rowCount, kROWS_PER_BLOCK), kROW_THREADS, 0, stream>>>(
-        rows, scoredPixel, rowCount, pixels, tokens, width, imageSize);
+    kernel<<<ceilDiv(rowCount, kROWS_PER_BLOCK), kROW_THREADS, 0, stream>>>(rows, scoredPixel, rowCount,
+                                                                            pixels, tokens, width, imageSize);
     return cudaGetLastError();
 }
 

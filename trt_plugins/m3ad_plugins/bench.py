@@ -97,7 +97,7 @@ def measure(rounds: int) -> list[Line]:
     idx = ops.farthest_point_sample(points, NUM_SAMPLES, 0.0, pixel)
     if not np.array_equal(idx, reference.farthest_point_sample(points, NUM_SAMPLES)):
         raise AssertionError("FPS differs from the reference: the figures would mean nothing")
-    centers = points[idx]
+    centers, scored = points[idx], reference.scored_pixels(pixel)
     tokens = np.random.default_rng(1).normal(0, 1, (NUM_SAMPLES, WIDTH)).astype(np.float32)
 
     def tree() -> Any:
@@ -105,12 +105,12 @@ def measure(rounds: int) -> list[Line]:
 
     def grouping_and_interpolation() -> None:
         ops.point_group(points, NUM_SAMPLES, GROUP_SIZE, 0.0, pixel)
-        ops.token_interpolate(points, pixel, centers, tokens)
+        ops.token_interpolate(points, pixel, centers, tokens, scored)
 
     def in_numpy() -> None:
         reference.farthest_point_sample(points, NUM_SAMPLES)
         reference.knn_group(points, idx, GROUP_SIZE)
-        reference.token_interpolate(points, pixel, centers, tokens)
+        reference.token_interpolate(points, pixel, centers, tokens, scored)
 
     few = max(2, rounds // 4)
     return [
@@ -131,9 +131,9 @@ def measure(rounds: int) -> list[Line]:
         ),
         _compare(
             "interpolation, operator + apply",
-            lambda: ops.token_interpolate(points, pixel, centers, tokens),
+            lambda: ops.token_interpolate(points, pixel, centers, tokens, scored),
             "dense NumPy form",
-            lambda: reference.token_interpolate(points, pixel, centers, tokens),
+            lambda: reference.token_interpolate(points, pixel, centers, tokens, scored),
             few,
         ),
         _compare(

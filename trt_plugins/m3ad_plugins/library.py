@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3ad.contract import OP_DOMAIN, OP_VERSION, OPS
+from m3ad.contract import OP_DOMAIN, OPS
 from m3ad.errors import MissingDependencyError
 
 LIBRARY = "libm3ad_plugins.so"
@@ -195,7 +195,7 @@ def check_registry() -> Finding:
     registry = trt.get_plugin_registry()
 
     def missing() -> list[str]:
-        return [op for op in OPS if registry.get_creator(op, str(OP_VERSION), OP_DOMAIN) is None]
+        return [n for n, op in OPS.items() if registry.get_creator(n, str(op.version), OP_DOMAIN) is None]
 
     if missing() and registry.load_library(str(library)) is None:
         return Finding(

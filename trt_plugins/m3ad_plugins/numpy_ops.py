@@ -69,7 +69,11 @@ def interpolation_operator(
     )
     operator = sparse.csr_matrix(_pooling_operator(image_size)[scored_pixel] @ image)
     operator.sort_indices()
-    return operator.indptr.astype(np.int32), operator.indices.astype(np.int32), np.asarray(operator.data, np.float32)
+    return (
+        operator.indptr.astype(np.int32),
+        operator.indices.astype(np.int32),
+        np.asarray(operator.data, np.float32),
+    )
 
 
 def apply_rows(rows: Sparse, table: Float32, out: Float32, num_threads: int | None = None) -> None:

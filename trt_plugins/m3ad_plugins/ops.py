@@ -160,8 +160,7 @@ def interpolation_operator(
         points: [N, 3] float32, finite.
         point_pixel: [N] int32, the row-major pixel of each point, each pixel at most once.
         centers: [G, 3] float32, G >= 3, in the frame of the points.
-        scored_pixel: [R] int32, the row-major pixel of each row; all that the foreground reaches are
-            `m3ad.scored.scored_pixels`, and a row that it does not reach is empty.
+        scored_pixel: [R] int32, the row-major pixel of each row: `m3ad.scored.scored_pixels`, or some of them.
         image_size: side of the pixel grid, at least 3.
 
     Raises:
@@ -183,6 +182,11 @@ def interpolation_operator(
     indptr, indices, weights = form.chosen().interpolation_operator(
         points, point_pixel, centers, scored_pixel, image_size
     )
+    if (empty := np.diff(indptr) == 0).any():
+        raise ValueError(
+            f"scored_pixel: the foreground does not reach pixel {scored_pixel[empty.argmax()]}, expected some of "
+            "m3ad.scored.scored_pixels(point_pixel)"
+        )
     return SparseRows(indptr, indices, weights, scored_pixel, len(centers))
 
 

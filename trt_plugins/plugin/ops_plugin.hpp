@@ -32,7 +32,7 @@ inline void requireAtLeast(char const* attribute, int32_t wanted, int64_t points
 }
 
 struct FarthestPointSample {
-    static constexpr char kNAME[] = "FarthestPointSample";
+    static constexpr char kNAME[] = "FarthestPointSample", kVERSION[] = "1";
     static constexpr int32_t kINPUTS = 1, kOUTPUTS = 1; // points -> idx
     int32_t numSamples = 0;
     float minNormSq = 0.0F;
@@ -66,7 +66,7 @@ struct FarthestPointSample {
 };
 
 struct KnnGroup {
-    static constexpr char kNAME[] = "KnnGroup";
+    static constexpr char kNAME[] = "KnnGroup", kVERSION[] = "1";
     static constexpr int32_t kINPUTS = 2, kOUTPUTS = 2; // points, idx -> neighborhood, knn_idx
     int32_t groupSize = 0;
 
@@ -104,7 +104,7 @@ struct KnnGroup {
 };
 
 struct TokenInterpolate {
-    static constexpr char kNAME[] = "TokenInterpolate";
+    static constexpr char kNAME[] = "TokenInterpolate", kVERSION[] = "2";
     // points, point_pixel, centers, tokens, scored_pixel -> rows
     static constexpr int32_t kINPUTS = 5, kOUTPUTS = 1;
     int32_t imageSize = 0;
@@ -158,7 +158,7 @@ private:
 };
 
 struct OneClassSvm {
-    static constexpr char kNAME[] = "OneClassSvm";
+    static constexpr char kNAME[] = "OneClassSvm", kVERSION[] = "1";
     // x, support_vectors, coefficients, rho -> decision; always fp32, as all of the scoring is
     static constexpr int32_t kINPUTS = 4, kOUTPUTS = 1;
     std::string kernel;

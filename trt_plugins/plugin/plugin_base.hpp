@@ -16,7 +16,6 @@ namespace m3ad {
 namespace nv = nvinfer1;
 
 constexpr char kNAMESPACE[] = "m3ad";
-constexpr char kVERSION[] = "1";
 
 //! Writes a line to stderr (library.cpp says why not to TensorRT's log).
 void logError(std::string const& text) noexcept;
@@ -106,7 +105,7 @@ public:
 
     // IPluginV3OneCore
     nv::AsciiChar const* getPluginName() const noexcept override { return Op::kNAME; }
-    nv::AsciiChar const* getPluginVersion() const noexcept override { return kVERSION; }
+    nv::AsciiChar const* getPluginVersion() const noexcept override { return Op::kVERSION; }
     nv::AsciiChar const* getPluginNamespace() const noexcept override { return kNAMESPACE; }
 
     // IPluginV3OneBuild
@@ -238,7 +237,7 @@ public:
 
     nv::PluginFieldCollection const* getFieldNames() noexcept override { return &mCollection; }
     nv::AsciiChar const* getPluginName() const noexcept override { return Op::kNAME; }
-    nv::AsciiChar const* getPluginVersion() const noexcept override { return kVERSION; }
+    nv::AsciiChar const* getPluginVersion() const noexcept override { return Op::kVERSION; }
     nv::AsciiChar const* getPluginNamespace() const noexcept override { return kNAMESPACE; }
 
 private:

@@ -168,7 +168,7 @@ def op_node(name: str, inputs: Sequence[str], outputs: Sequence[str], **attribut
     ):
         raise ValueError(f"{name} takes {op.inputs} -> {op.outputs} with attributes {sorted(op.attributes)}")
     # Up to TensorRT 10.9 the parser looks a plugin up by these two and not by the node's domain.
-    lookup = {"plugin_version": str(OP_VERSION), "plugin_namespace": OP_DOMAIN}
+    lookup = {"plugin_version": str(op.version), "plugin_namespace": OP_DOMAIN}
     return helper.make_node(
         name, list(inputs), list(outputs), name=name, domain=OP_DOMAIN, **attributes, **lookup
     )
@@ -196,14 +196,15 @@ def project_model(detector: Detector) -> onnx.ModelProto:
     """TokenInterpolate for the 3D tokens, bilinear taps for the RGB tokens, at the same scored pixels."""
     dims = detector.dims
     stage = stages(dims)["project"]
-    rgb_features, _, scored_pixel = stage.outputs
+    rgb_features, _ = stage.outputs
+    *_, scored_pixel = stage.inputs
     rgb = dense_model(
         RgbRows(dims.rgb_side), Stage("rgb_rows", (stage.inputs[0], scored_pixel), (rgb_features,))
     )
     node = op_node(
         "TokenInterpolate",
-        ["points", "point_pixel", "centers", "xyz_tokens"],
-        ["xyz_features", "scored_pixel"],
+        ["points", "point_pixel", "centers", "xyz_tokens", "scored_pixel"],
+        ["xyz_features"],
         image_size=IMAGE_SIZE,
     )
     return model_with_ops(stage, [node, *rgb.graph.node], rgb.graph.initializer)

@@ -91,7 +91,6 @@ def head_model(dims: Dims, parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelPr
     """
     stage = stages(dims)["head"]
     opset = max(opset_of(part) for part in parts.values())
-    *_, scored_pixel = stages(dims)["vm"].inputs
     columns = {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in parts["head_tokens"].graph.output}
     widths = dict(zip(("rgb", "xyz"), by_modality(columns), strict=True))
     rgb_width, xyz_width = (sum(columns.values()) for columns in widths.values())
@@ -108,8 +107,8 @@ def head_model(dims: Dims, parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelPr
     )
     interpolate = op_node(
         "TokenInterpolate",
-        ["points", "point_pixel", "centers", "xyz_table"],
-        ["xyz_all", scored_pixel.name],
+        ["points", "point_pixel", "centers", "xyz_table", "scored_pixel"],
+        ["xyz_all"],
         image_size=IMAGE_SIZE,
     )
     # The rows carry these names inside the loop.

@@ -14,7 +14,9 @@ from m3ad.contract import IMAGE_SIZE, Layout, stages, steps
 from m3ad.errors import ArtifactError
 from m3ad.metrics import rank_correlation
 from m3ad.onnx_graph import OnnxGraph
-from m3ad.pipeline import Pipeline
+from m3ad.pipeline import Pipeline, model_arrays
+from m3ad.preprocess import ModelInput
+from m3ad.scored import scored_pixels
 from m3ad.stages import CheckedStage, Ops, StageFunction, cpu_stage
 
 from m3ad_export.detector import Detector
@@ -71,7 +73,8 @@ def parity_inputs(points: int, image: npt.NDArray[np.float32]) -> Values:
     noise = np.random.default_rng(points).normal(scale=1e-4, size=points)
     relief = 0.003 * np.sin(rows / 9.0) * np.cos(columns / 13.0)
     cloud = np.stack([(columns - middle) * 5e-4, (rows - middle) * 5e-4, 0.4 + relief + noise], axis=1)
-    return {"image": image, "points": cloud.astype(np.float32), "point_pixel": pixel}
+    prepared = ModelInput(image, cloud.astype(np.float32), pixel, scored_pixels(pixel))
+    return model_arrays(prepared)
 
 
 def check_parity(

@@ -129,7 +129,9 @@ class FeatureExtractor:
         neighborhood, _ = self.ops.knn_group(points, idx, config.group_size)
         (rgb_tokens,) = call(self.rgb, prepared.image)
         (xyz_tokens,) = call(self.xyz, neighborhood, points[idx])
-        operator = self.ops.interpolation_operator(points, prepared.point_pixel, points[idx])
+        operator = self.ops.interpolation_operator(
+            points, prepared.point_pixel, points[idx], prepared.scored_pixel
+        )
         parts = {n: getattr(operator, n) for n in OPERATOR}
         return {"rgb_tokens": rgb_tokens, "xyz_tokens": xyz_tokens, **parts}
 

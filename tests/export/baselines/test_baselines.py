@@ -10,6 +10,7 @@ from conftest import make_input
 from m3ad.contract import steps
 from m3ad.errors import ArtifactError, MissingDependencyError
 from m3ad.pipeline import Pipeline, model_arrays
+from m3ad.scored import scored_pixels
 from m3ad_export.baselines import torch_ops
 from m3ad_export.baselines.forms import FORMS, cfm, runner
 from m3ad_export.detector import Detector
@@ -32,7 +33,7 @@ def test_torch_ops_are_the_reference_s() -> None:
     np.testing.assert_array_equal(nearest, expected_nearest)
     np.testing.assert_allclose(weights, expected_weights, rtol=1e-4)
     tokens = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
-    operator = ops.interpolation_operator(points, pixel, centers)
+    operator = ops.interpolation_operator(points, pixel, centers, scored_pixels(pixel))
     rows = torch_ops.pooled(
         torch_ops.interpolated(torch.from_numpy(tokens), nearest, weights), torch.from_numpy(pixel)
     )
@@ -85,12 +86,12 @@ def test_cfm_is_the_smoothed_product_of_two_chords(tiny_detector: Detector) -> N
         for a, b in zip(real, made, strict=True)
     ]
     grid = np.zeros(224 * 224)
-    grid[rows["scored_pixel"]] = chords[0] * chords[1]
+    grid[frame.scored_pixel] = chords[0] * chords[1]
     grid = grid.reshape(224, 224)
     for size in (5, 5, 5, 5, 5, 7, 7, 7):
         grid = uniform_filter(grid, size, mode="constant")
     mask = np.zeros(224 * 224, bool)
-    mask[rows["scored_pixel"]] = True
+    mask[frame.scored_pixel] = True
     reached = binary_dilation(mask.reshape(224, 224), np.ones((39, 39)))  # radii 5 * 2 + 3 * 3
     np.testing.assert_allclose(found, grid / np.sqrt(grid[reached].mean()), rtol=1e-3, atol=1e-4)
 

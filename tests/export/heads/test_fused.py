@@ -87,7 +87,9 @@ def test_first_layers_on_tokens_commute_with_interpolation_and_pooling(
     mfm, mgm = random_heads(config)
     frame = make_input(2500)
     idx = ops.farthest_point_sample(frame.points, 64)
-    operator = ops.interpolation_operator(frame.points, frame.point_pixel, frame.points[idx])
+    operator = ops.interpolation_operator(
+        frame.points, frame.point_pixel, frame.points[idx], frame.scored_pixel
+    )
     assert operator.apply(np.ones((64, 1), np.float32)).min() < 0.5
 
     operators = {"xyz": operator, "rgb": bilinear_operator(8, operator.scored_pixel, ops)}
