@@ -75,11 +75,14 @@ def pil4(size: int = IMAGE_SIZE) -> Tensor:
 
 def up(size: int, size_out: int, rule: Resize = "half_pixel") -> Tensor:
     """Linear or cubic (a = -0.75) interpolation to a finer grid: [size_out, size] float64."""
-    if rule == "bicubic":
-        cubic = {"mode": "bicubic", "align_corners": False}
-        return operator(lambda x: F.interpolate(x[None, ..., None], (size_out, 1), **cubic)[0, ..., 0], size)
     corners = rule == "align_corners"
-    return operator(lambda x: F.interpolate(x[None], size_out, mode="linear", align_corners=corners)[0], size)
+
+    def op(x: Tensor) -> Tensor:
+        if rule == "bicubic":
+            return F.interpolate(x[None, ..., None], (size_out, 1), mode="bicubic")[0, ..., 0]
+        return F.interpolate(x[None], size_out, mode="linear", align_corners=corners)[0]
+
+    return operator(op, size)
 
 
 class AxisMap(nn.Module):
