@@ -12,8 +12,8 @@ from torch import Tensor
 from m3ad_export.checkpoints import state_sha256
 from m3ad_export.features import FeatureExtractor
 from m3ad_export.fit_vote import Track
-from m3ad_export.nets.cfm import CfmMap
 from m3ad_export.nets.map_head import checked_choice
+from m3ad_export.nets.mappings import Mappings
 from m3ad_export.nets.optimise import SeededRun, batch_of, generator_of, one_minus_cosine
 from m3ad_export.training import TrainConfig, draw_pool
 
@@ -48,7 +48,7 @@ class CfmTrainConfig:
 def train_cfm(
     samples: Sequence[Sample],
     extract: FeatureExtractor,
-    networks: CfmMap,
+    networks: Mappings,
     folder: Path,
     config: CfmTrainConfig,
     track: Track = lambda steps, _description, _total: steps,
@@ -95,7 +95,7 @@ def train_cfm(
     return run.optimise("cfm", networks, steps, config.lr, backward)
 
 
-def backward_both(networks: CfmMap, pairs: Pairs, rows: int) -> float:
+def backward_both(networks: Mappings, pairs: Pairs, rows: int) -> float:
     """Gradients of (1 - mean cos) of both directions, added up chunk by chunk: the mean runs over all `rows`."""
     total = 0.0
     for rgb, xyz in pairs:

@@ -10,17 +10,10 @@ from frames import Cache, all_rows, disc, frame_of
 from golden import assert_golden, fill, given
 from m3ad.errors import ArtifactError, M3adError
 from m3ad_export.heads import Mapping
-from m3ad_export.nets.cfm import (
-    BigMapping,
-    CfmMap,
-    CfmRows,
-    CfmTokens,
-    CfmVote,
-    load_official,
-    random_networks,
-)
+from m3ad_export.nets.cfm import CfmVote, load_official, random_networks
 from m3ad_export.nets.cfm_training import CfmTrainConfig, backward_both, train_cfm
 from m3ad_export.nets.map_head import ChordProduct, chords
+from m3ad_export.nets.mappings import BigMapping, Mappings, MapRows, MapTokens
 from m3ad_export.voting import score
 from torch import Tensor, nn
 
@@ -64,7 +57,7 @@ def test_a_chord_is_exactly_the_root_of_twice_the_score() -> None:
     torch.testing.assert_close(chords(score(a, b)[None])[0], published, atol=0, rtol=0)
 
 
-def published_map(networks: CfmMap, rgb: Tensor, xyz: Tensor, pixel: Tensor) -> Tensor:
+def published_map(networks: Mappings, rgb: Tensor, xyz: Tensor, pixel: Tensor) -> Tensor:
     """CFM as published: dense features, zero rows masked, chords, product, eight box filters."""
     dense_rgb, dense_xyz = torch.zeros(50176, rgb.shape[1]), torch.zeros(50176, xyz.shape[1])
     dense_rgb[pixel], dense_xyz[pixel] = rgb, xyz
@@ -109,7 +102,7 @@ def test_the_fused_form_is_the_chain(full: bool) -> None:
     rgb, xyz = all_rows(frame)
     chain = networks(rgb, xyz)
 
-    tokens = CfmTokens(networks).requires_grad_(False)
+    tokens = MapTokens(networks).requires_grad_(False)
     tables = tokens(torch.from_numpy(frame.rgb_tokens), torch.from_numpy(frame.xyz_tokens))
     assert [tuple(t.shape) for t in tables] == [
         (side**2, (rgb_width + xyz_width) // 2),
@@ -119,7 +112,7 @@ def test_the_fused_form_is_the_chain(full: bool) -> None:
         torch.from_numpy(operator.apply(table.numpy()))
         for operator, table in zip((frame.rgb_operator, frame.xyz_operator), tables, strict=True)
     ]
-    fused = CfmRows(networks)(*spread)
+    fused = MapRows(networks)(*spread)
     for ours, theirs, real in zip(fused, chain, (rgb, xyz), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
         torch.testing.assert_close(score(real, ours), score(real, theirs), atol=2e-6, rtol=0)
