@@ -125,7 +125,8 @@ def adjoint(operator: SparseRows) -> Tensor:
     rows = torch.repeat_interleave(torch.arange(len(indptr) - 1), indptr.diff())
     index = torch.stack([torch.from_numpy(operator.indices).long(), rows])
     shape = (operator.groups, len(operator.scored_pixel))
-    return torch.sparse_coo_tensor(index, torch.from_numpy(operator.weights), shape).coalesce()
+    weights = torch.from_numpy(operator.weights)
+    return torch.sparse_coo_tensor(index, weights, shape, check_invariants=True).coalesce()
 
 
 def xyz_rebuilt(decoder: Dec3d, hidden: Tensor, scored_pixel: Tensor) -> Tensor:

@@ -69,11 +69,11 @@ def behind_first(mapping: AnyMapping, hidden: Tensor) -> Tensor:
 
 def folded_map(mapping: CrossMap) -> CrossMap:
     """The same function in eval mode with both LN affines in the layers behind them."""
-    folded = copy.deepcopy(mapping).requires_grad_(False)
+    folded = copy.deepcopy(mapping)
     projection = folded.projection
     projection[2], projection[4] = fold_norm(mapping.projection[2], mapping.projection[4])
     projection[6], folded.output = fold_norm(mapping.projection[6], mapping.output)
-    return folded.eval()
+    return folded.requires_grad_(False).eval()
 
 
 class Mappings(nn.Module):
