@@ -216,4 +216,12 @@ def test_costs_of_cfm_and_of_one_modality() -> None:
     one = {m: cmdr_costs(CmdrConfig(modality=m), frame.xyz_operator, 784) for m in ("rgb", "xyz")}
     assert {c.part[:3] for c in one["rgb"]} == {"RGB"}
     assert {c.part[:3] for c in one["xyz"]} == {"XYZ"}
-    assert sum(c.exact for c in one["rgb"]) + 78.2 == pytest.approx(200, rel=0.01)  # with the RGB extractor
+    rgb, xyz = (
+        78.15,
+        31.46 + 38.84,
+    )  # the extractors: ViT-B/8; Point-MAE and its merged mini-PointNet of 128 points
+    both = cmdr_costs(FULL, frame.xyz_operator, 784)
+    assert rgb + xyz + sum(c.exact for c in both) == pytest.approx(410, rel=0.01)
+    assert rgb + sum(c.exact for c in one["rgb"]) == pytest.approx(200, rel=0.01)
+    assert xyz + sum(c.exact for c in one["xyz"]) == pytest.approx(105, rel=0.01)
+    assert rgb + xyz + first.exact + rest.exact == pytest.approx(219, rel=0.01)
