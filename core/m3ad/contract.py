@@ -6,7 +6,7 @@ checked against it; no other file spells a tensor's shape or dtype. It knows not
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -147,11 +147,13 @@ class Dims:
 def stages(dims: Dims) -> dict[str, Stage]:
     """Every stage of both layouts for these sizes, by name."""
     size = IMAGE_SIZE
-    image = Tensor("image", (1, 3, size, size), unit="ImageNet-normalised RGB", values="finite")
+    # The stage does not look at its values: Triton's ensemble can wait for ever when its first step answers with an
+    # error before the second is started. What is not finite makes tokens that are not, which the next stage refuses.
+    image = Tensor("image", (1, 3, size, size), unit="ImageNet-normalised RGB")
     points = Tensor("points", ("N", 3), unit="m", values="finite")
     pixel = "row-major pixel of the 224 x 224 grid"
     point_pixel = Tensor("point_pixel", ("N",), "int32", unit=pixel, values="pixels")
-    rgb_tokens = Tensor("rgb_tokens", (dims.rgb_tokens, dims.rgb_width))
+    rgb_tokens = Tensor("rgb_tokens", (dims.rgb_tokens, dims.rgb_width), values="finite")
     centers = Tensor("centers", (dims.groups, 3), unit="m")
     xyz_tokens = Tensor("xyz_tokens", (dims.groups, dims.xyz_width))
     scored_pixel = Tensor("scored_pixel", ("R",), "int32", unit=pixel, values="pixels")
@@ -191,6 +193,7 @@ PIPELINE_OUTPUTS = ("anomaly_map", "score", "score_maps")
 def pipeline_tensors(dims: Dims) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Inputs and outputs of the whole pipeline, in the order of PIPELINE_INPUTS and PIPELINE_OUTPUTS."""
     by_name = {t.name: t for stage in stages(dims).values() for t in (*stage.inputs, *stage.outputs)}
+    by_name["image"] = replace(by_name["image"], values="finite")
     return tuple(by_name[n] for n in PIPELINE_INPUTS), tuple(by_name[n] for n in PIPELINE_OUTPUTS)
 
 

@@ -50,7 +50,7 @@ def infer(server: LocalServer, model: str, arrays: dict[str, np.ndarray]) -> dic
         entry.set_data_from_numpy(array)
         inputs.append(entry)
     with grpcclient.InferenceServerClient(server.grpc_url) as client:
-        result = client.infer(model, inputs)
+        result = client.infer(model, inputs, client_timeout=120)  # a server that waits for ever is told
         return {name: result.as_numpy(name) for name in ("anomaly_map", "score", "score_maps")}
 
 
@@ -130,7 +130,7 @@ def bad_requests() -> dict[str, tuple[dict[str, np.ndarray], str]]:
         ),
         "picture not a number": (
             {**good, "image": good["image"] * np.inf},
-            "`image` holds .* expected finite",
+            "`rgb_tokens` holds .* NaN or infinite, expected finite",
         ),
         "lengths differ": (
             {**good, "point_pixel": pixel[:-1]},
