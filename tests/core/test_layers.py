@@ -31,6 +31,7 @@ INSIDE_EXPORT = {
     "train": {"checkpoints", "detector", "heads", "nets", "weights"},
     "graphs": {"detector", "heads", "nets"},
     "baselines": {"detector", "heads"},
+    "methods": {"baselines", "checkpoints", "detector", "heads", "nets", "train", "weights"},
 }
 HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "onnx")
 

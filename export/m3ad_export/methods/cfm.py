@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from m3ad_export.heads.mentor import Mapping
+from m3ad_export.heads.voting import cosine_scores
 from m3ad_export.methods.map_head import ChordProduct, ImageNorm
 from m3ad_export.methods.mappings import BIG_LAYERS, AnyMapping, BigMapping, Mappings
 from m3ad_export.methods.official_files import load_frozen, official_file, official_state
-from m3ad_export.heads.voting import cosine_scores
 from m3ad_export.weights import WeightsInfo
 
 LICENCE = "non-commercial"

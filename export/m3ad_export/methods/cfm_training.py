@@ -10,12 +10,12 @@ from m3ad.frames import Sample
 from torch import Tensor
 
 from m3ad_export.checkpoints import state_sha256
-from m3ad_export.train.features import FeatureExtractor
-from m3ad_export.train.fit_vote import Track
 from m3ad_export.methods.map_head import checked_choice
 from m3ad_export.methods.mappings import Mappings
 from m3ad_export.methods.optimise import SeededRun, batch_of, generator_of, one_minus_cosine
+from m3ad_export.train.features import FeatureExtractor
 from m3ad_export.train.fit import TrainConfig, draw_pool
+from m3ad_export.train.fit_vote import Track
 
 Recipe = Literal["official", "rows"]
 Pairs = Iterable[tuple[Tensor, Tensor]]  # rgb_features [r, D], xyz_features [r, D']

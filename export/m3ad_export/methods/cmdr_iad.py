@@ -15,6 +15,7 @@ import torch
 from m3ad.contract import IMAGE_SIZE
 from torch import Tensor, nn
 
+from m3ad_export.heads.voting import cosine_scores
 from m3ad_export.methods.map_head import (
     GatedReconstruction,
     ImageNorm,
@@ -24,7 +25,6 @@ from m3ad_export.methods.map_head import (
 )
 from m3ad_export.methods.mappings import DROPOUT, CrossMap, Mappings, two_normed_layers
 from m3ad_export.methods.official_files import load_frozen, official_file
-from m3ad_export.heads.voting import cosine_scores
 from m3ad_export.weights import WeightsInfo
 
 LICENCE = "none: all rights reserved"

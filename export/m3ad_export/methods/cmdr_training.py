@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from m3ad_export.checkpoints import state_sha256
 from m3ad_export.detector import RgbRows
-from m3ad_export.train.features import FeatureExtractor, FrameFeatures
-from m3ad_export.train.fit_vote import Track
 from m3ad_export.methods.cmdr_iad import CmdrNetworks, Dec2d, Dec3d
 from m3ad_export.methods.cmdr_rewrites import hidden_of_tokens, rectangle, rgb_rebuilt, whole, xyz_rebuilt
 from m3ad_export.methods.map_head import checked_choice
 from m3ad_export.methods.optimise import SeededRun, batch_of, derived_seed, generator_of, one_minus_cosine
+from m3ad_export.train.features import FeatureExtractor, FrameFeatures
+from m3ad_export.train.fit_vote import Track
 
 Recipe = Literal["official", "rows"]
 

@@ -10,11 +10,11 @@ from frames import Cache, all_rows, disc, frame_of
 from golden import assert_golden, fill, given
 from m3ad.errors import ArtifactError, M3adError
 from m3ad_export.heads.mentor import Mapping
+from m3ad_export.heads.voting import score
 from m3ad_export.methods.cfm import CfmVote, load_official, random_networks
 from m3ad_export.methods.cfm_training import CfmTrainConfig, backward_both, train_cfm
 from m3ad_export.methods.map_head import ChordProduct, chords
 from m3ad_export.methods.mappings import BigMapping, Mappings, MapRows, MapTokens
-from m3ad_export.heads.voting import score
 from torch import Tensor, nn
 
 RGB, XYZ = 24, 36

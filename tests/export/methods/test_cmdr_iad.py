@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from frames import all_rows, disc, frame_of
 from golden import assert_golden, fill, given
 from m3ad.errors import ArtifactError
+from m3ad_export.heads.voting import cosine_scores
 from m3ad_export.methods.cmdr_iad import CmdrConfig, CmdrNetworks, CmdrVote, Dec2d, Dec3d, load_official
 from m3ad_export.methods.map_head import GatedReconstruction
 from m3ad_export.methods.mappings import CrossMap
-from m3ad_export.heads.voting import cosine_scores
 from torch import nn
 
 SMALL = CmdrConfig(rgb_width=32, xyz_width=24, heads=2, rgb_convs=(12, 8), xyz_convs=(16, 12, 10, 8))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from frames import all_rows, disc, frame_of
 from golden import fill, given
+from m3ad_export.baselines.torch_ops import upsampled
 from m3ad_export.detector import RgbRows
 from m3ad_export.methods.cmdr_iad import CmdrConfig, Dec2d, Dec3d
 from m3ad_export.methods.cmdr_rewrites import (
@@ -24,7 +25,6 @@ from m3ad_export.methods.cmdr_rewrites import (
 )
 from m3ad_export.methods.macs import cfm_costs, cmdr_costs, mac_table
 from m3ad_export.methods.mappings import CrossMap, folded_map
-from m3ad_export.baselines.torch_ops import upsampled
 from torch import Tensor
 
 FULL = CmdrConfig()

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from frames import Cache, all_rows, disc, frame_of
+from m3ad_export.baselines.torch_ops import upsampled
 from m3ad_export.detector import RgbRows
 from m3ad_export.methods.cmdr_iad import CmdrConfig, Dec2d, random_networks
 from m3ad_export.methods.cmdr_rewrites import rgb_rebuilt, whole
 from m3ad_export.methods.cmdr_training import CmdrTrainConfig, train_cmdr
 from m3ad_export.methods.optimise import batch_of, one_minus_cosine
-from m3ad_export.baselines.torch_ops import upsampled
 from torch import nn
 
 SMALL = CmdrConfig(rgb_width=32, xyz_width=24, heads=2, rgb_convs=(12, 8), xyz_convs=(16, 12, 10, 8))

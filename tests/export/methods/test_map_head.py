@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import assert_golden
+from m3ad_export.heads.voting import Vm, VotingConfig, smooth
 from m3ad_export.methods.map_head import (
     AxisMap,
     ChordProduct,
@@ -15,7 +16,6 @@ from m3ad_export.methods.map_head import (
     pil4,
     up,
 )
-from m3ad_export.heads.voting import Vm, VotingConfig, smooth
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
