@@ -77,7 +77,7 @@ def test_result_fits_the_contract():
     made = prepare(random_frame(300, 224), Preprocessing())._asdict()
     inputs, _ = pipeline_tensors(Dims())
     assert [tensor.name for tensor in inputs] == list(made)
-    assert [tensor.mismatch(made[tensor.name]) for tensor in inputs] == [None, None, None]
+    assert [tensor.mismatch(made[tensor.name]) for tensor in inputs] == [None] * 4
     assert all(array.flags.c_contiguous for array in made.values())
 
 

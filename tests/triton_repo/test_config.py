@@ -71,7 +71,7 @@ def test_the_ensemble_carries_what_a_client_must_know(chain_repository: Path, ti
     assert serving["runtime"] == "onnxruntime"
 
 
-@pytest.mark.parametrize(("stage", "inputs"), [("mfm", 2), ("vm", 7), ("project", 5)])
+@pytest.mark.parametrize(("stage", "inputs"), [("mfm", 2), ("vm", 7), ("project", 6)])
 def test_warm_up_is_the_golden_frame_s_first_use(
     stage: str, inputs: int, chain_repository: Path, tiny_bundle: Bundle
 ) -> None:

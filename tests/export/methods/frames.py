@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from m3ad.scored import scored_pixels
 from m3ad.stages import bilinear_operator
 from m3ad_export.train.features import FrameFeatures
 from m3ad_plugins import ops
@@ -23,7 +24,7 @@ def frame_of(
     z = 0.4 + 1e-6 * ((y - 112) ** 2 + (x - 112) ** 2)
     points = np.stack([(x - 112) * 5e-4, (y - 112) * 5e-4, z], axis=1).astype(np.float32)
     centers = points[ops.farthest_point_sample(points, groups)]
-    xyz = ops.interpolation_operator(points, pixel, centers)
+    xyz = ops.interpolation_operator(points, pixel, centers, scored_pixels(pixel))
     return FrameFeatures(
         rng.standard_normal((side * side, rgb_width), np.float32),
         rng.standard_normal((groups, xyz_width), np.float32),
