@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m3ad.bundle import Bundle, read_manifest
+from m3ad.bundle import Bundle
+from m3ad.engines import Engines, engine_folders
 from m3ad.frames import Sample
 
 from m3ad_client.bench import OWN_ENCODER, latency, ratio
@@ -125,11 +126,11 @@ def artefacts(bundle: Bundle) -> dict[str, Any]:
     """What making the bundle took and what it weighs: seconds to export and build, bytes of models and engines."""
     entries = bundle.manifest.files.items()
     engines = {}
-    for folder in sorted((bundle.path / "engines").glob("sm*")):
-        found = read_manifest(folder, "m3ad-engines", "Build engines again: m3ad-export build-engine")
-        plans = found["files"].values()
-        engines[folder.name] = {
-            "precision": found["precision"],
+    for folder in engine_folders(bundle.path):
+        found = Engines.open(folder, "Build engines again: m3ad-export build-engine")
+        plans = found.manifest["files"].values()
+        engines[found.target] = {
+            "precision": found.precision,
             "build_s": round(sum(p["build_s"] for p in plans), 1),
             "bytes": sum(p["bytes"] for p in plans),
         }

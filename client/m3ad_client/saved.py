@@ -1,16 +1,153 @@
 """Saved results of `eval --json` and `bench --json`, read again: every entry a table is made of is looked at first."""
 
-import json
-import math
-import unicodedata
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from m3ad.errors import ArtifactError
+from m3ad.typed_json import read_json, typed
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-# A check of one value: it returns quietly, or raises ValueError with what was expected.
-Check = Callable[[Any], None]
+Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]  # what a terminal shows as it is
+Numbers = dict[Text, float]
+
+
+class Verdicts(Struct):
+    """How many parts were called what at the threshold."""
+
+    found: float
+    missed: float
+    false_alarms: float
+    passed: float
+
+
+class ScoreMap(Struct):
+    """Metrics of one score map alone."""
+
+    image_auroc: float
+    pixel_auroc: float
+
+
+class Evaluation(Struct):
+    """What `eval --json` writes, as far as its tables show it."""
+
+    category: Text
+    split: Text
+    weights: Text
+    frames: float
+    threshold: float
+    metrics: Numbers
+    per_defect: dict[Text, Numbers]
+    verdicts: Verdicts
+    score_maps: dict[Text, ScoreMap] = {}
+
+    def __post_init__(self) -> None:
+        for kind, values in self.per_defect.items():
+            if missing := ({"frames"} | self.metrics.keys()) - values.keys():
+                raise ValueError(f"`per_defect` `{kind}` has no `{min(missing)}`")
+
+
+class Row(Struct):
+    """A form in one region, with the conditions it was measured under."""
+
+    name: Text
+    region: Text
+    how: Text
+    hardware: Text
+    device: Text
+    runtime: Text
+    precision: Text
+    weights: Text
+    frames_per_second: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    load_before: float
+    frames: float
+    warmup_frames: float
+    mean_points: float
+    threads: float | None
+    cold_start_ms: float | None
+    map_max_error: float | None
+
+
+class Stage(Struct):
+    """A stage's share of a frame."""
+
+    run: Text
+    stage: Text
+    uses: float
+    infer_ms: float
+    queue_ms: float
+    transfer_ms: float
+
+
+class Growth(Struct):
+    """Resident memory after the last frame less that after an early one."""
+
+    frames: float
+    bytes: float
+
+
+class Memory(Struct):
+    """What a form holds."""
+
+    parameter_bytes: float | None
+    device_bytes: float | None
+    peak: dict[Text, float | None] | None
+    growth: Growth | None = None
+
+
+class Spread(Struct):
+    """Lowest and highest ratio of a frame."""
+
+    low: float
+    high: float
+
+
+class Engine(Struct):
+    """What building a target's engines took and what they weigh."""
+
+    precision: Text
+    build_s: float
+    bytes: float
+
+
+class Artefacts(Struct):
+    """What making the bundle took and what it weighs."""
+
+    export_s: float
+    onnx_bytes: float
+    engines: dict[Text, Engine]
+
+
+class Paper(Struct):
+    """The paper's efficiency table."""
+
+    source: Text
+    measured_on: Text
+    columns: list[Text]
+    rows: list[list[Text | float]]
+    caveats: list[Text]
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"`rows` are not all of its {len(self.columns)} columns")
+
+
+class Bench(Struct):
+    """What `bench --json` writes, as far as its tables show it."""
+
+    rows: list[Row]
+    ratios: Numbers
+    ratio_spread: dict[Text, Spread]
+    stages: list[Stage]
+    memory: dict[Text, Memory]
+    paper: Paper
+    artefacts: Artefacts | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in self.ratios if name not in self.ratio_spread]:
+            raise ValueError(f"`ratio_spread` lacks `{missing[0]}`, which `ratios` has")
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -19,183 +156,14 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: it cannot be read, is something else, or has an entry that no table can show.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(
-            f"{path} cannot be read as JSON ({why}); write it with --json > {path}"
-        ) from error
-    kind = _kind(document)
-    if kind is None:
-        raise ArtifactError(
-            f"{path} is no result of `m3ad-client eval --json` or `bench --json` of this m3ad"
-        )
-    try:
-        (_bench if kind == "bench" else _evaluation)(document)
-    except ValueError as error:
-        raise ArtifactError(
-            f"{path}, a result of `m3ad-client {kind} --json`, is damaged: entry {error}; write it again"
-        ) from error
-    other = "metrics" if kind == "bench" else "rows"
-    return {name: value for name, value in document.items() if name != other}
-
-
-def _kind(document: Any) -> str | None:
+    document = read_json(path, f"Write it with --json > {path}")
+    source = f"{path}, a result of `m3ad-client"
     if not isinstance(document, dict):
-        return None
+        document = {}
     if document.get("rows") and {"ratios", "paper"} <= document.keys():
-        return "bench"
-    return "eval" if "metrics" in document else None
-
-
-def _number(value: Any) -> None:
-    """A number that is printed: no NaN, no infinity, nothing beyond a float."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    if not known or not abs(value) < 1e300 or not math.isfinite(value):
-        raise _wrong(value, "a finite number")
-
-
-def _text(value: Any) -> None:
-    if not isinstance(value, str) or any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-        raise _wrong(value, "text")
-
-
-def _plain(value: Any) -> None:
-    """A cell that is printed as it stands."""
-    (_text if isinstance(value, str) else _number)(value)
-
-
-def _or_none(check: Check) -> Check:
-    def look(value: Any) -> None:
-        if value is not None:
-            check(value)
-
-    return look
-
-
-def _list(check: Check) -> Check:
-    def look(value: Any) -> None:
-        if not isinstance(value, list):
-            raise _wrong(value, "a list")
-        for index, entry in enumerate(value):
-            _at(str(index), check, entry)
-
-    return look
-
-
-def _map(check: Check) -> Check:
-    def look(value: Any) -> None:
-        if not isinstance(value, dict):
-            raise _wrong(value, "an object")
-        for name, entry in value.items():
-            _text(name)
-            _at(name, check, entry)
-
-    return look
-
-
-def _object(checks: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    def look(value: Any) -> None:
-        if not isinstance(value, dict):
-            raise _wrong(value, "an object")
-        for name, check in checks.items():
-            if name not in value:
-                raise ValueError(f"`{name}` is missing")
-            _at(name, check, value[name])
-        for name, check in (optional or {}).items():
-            if name in value:
-                _at(name, check, value[name])
-
-    return look
-
-
-def _at(name: str, check: Check, value: Any) -> None:
-    try:
-        check(value)
-    except ValueError as error:
-        raise ValueError(f"`{name}` {error}") from error
-
-
-def _wrong(value: Any, expected: str) -> ValueError:
-    if isinstance(value, int) and abs(value) > 10**20:
-        return ValueError(f"is a number of more than 20 digits, expected {expected}")
-    shown = ascii(value)
-    return ValueError(f"is {shown if len(shown) <= 60 else f'{shown[:57]}...'}, expected {expected}")
-
-
-def _evaluation(document: dict[str, Any]) -> None:
-    COUNTS(document)
-    metrics = _object(dict.fromkeys(document["metrics"], _number))
-    _at("per_defect", _map(metrics), document["per_defect"])
-
-
-def _bench(document: dict[str, Any]) -> None:
-    BENCH(document)
-    for name in document["ratios"]:
-        if name not in document["ratio_spread"]:
-            raise ValueError(f"`ratio_spread` lacks `{name}`, which `ratios` has")
-    paper = document["paper"]
-    if any(len(row) != len(paper["columns"]) for row in paper["rows"]):
-        raise ValueError(f"`paper` `rows` are not all of its {len(paper['columns'])} columns")
-
-
-VERDICTS = _object(dict.fromkeys(("found", "missed", "false_alarms", "passed"), _number))
-COUNTS = _object(
-    {
-        **dict.fromkeys(("category", "split", "weights"), _text),
-        **dict.fromkeys(("frames", "threshold"), _number),
-        "metrics": _map(_number),
-        "per_defect": _map(_object({"frames": _number})),
-        "verdicts": VERDICTS,
-    },
-    {"score_maps": _map(_object(dict.fromkeys(("image_auroc", "pixel_auroc"), _number)))},
-)
-ROW = _object(
-    {
-        **dict.fromkeys(
-            ("name", "region", "how", "hardware", "device", "runtime", "precision", "weights"), _text
-        ),
-        **dict.fromkeys(("frames_per_second", "p50_ms", "p90_ms", "p99_ms", "load_before"), _number),
-        **dict.fromkeys(("frames", "warmup_frames", "mean_points"), _number),
-        **dict.fromkeys(("threads", "cold_start_ms", "map_max_error"), _or_none(_number)),
-    }
-)
-STAGE = _object(
-    {
-        **dict.fromkeys(("run", "stage"), _text),
-        **dict.fromkeys(("uses", "infer_ms", "queue_ms", "transfer_ms"), _number),
-    }
-)
-MEMORY = _object(
-    {
-        **dict.fromkeys(("parameter_bytes", "device_bytes"), _or_none(_number)),
-        "peak": _or_none(_map(_or_none(_number))),
-    },
-    {"growth": _or_none(_object({"frames": _number, "bytes": _number}))},
-)
-ARTEFACTS = _object(
-    {
-        **dict.fromkeys(("export_s", "onnx_bytes"), _number),
-        "engines": _map(_object({"precision": _text, "build_s": _number, "bytes": _number})),
-    }
-)
-PAPER = _object(
-    {
-        **dict.fromkeys(("source", "measured_on"), _text),
-        "columns": _list(_text),
-        "rows": _list(_list(_plain)),
-        "caveats": _list(_text),
-    }
-)
-BENCH = _object(
-    {
-        "rows": _list(ROW),
-        "ratios": _map(_number),
-        "ratio_spread": _map(_object({"low": _number, "high": _number})),
-        "stages": _list(STAGE),
-        "memory": _map(MEMORY),
-        "paper": PAPER,
-    },
-    {"artefacts": ARTEFACTS},
-)
+        typed(document, Bench, f"{source} bench --json`,", "Write it again")
+        return {name: value for name, value in document.items() if name != "metrics"}
+    if "metrics" in document:
+        typed(document, Evaluation, f"{source} eval --json`,", "Write it again")
+        return {name: value for name, value in document.items() if name != "rows"}
+    raise ArtifactError(f"{path} is not a result of `m3ad-client eval --json` or `bench --json` of this m3ad")

@@ -4,7 +4,6 @@ The only file that knows tritonclient. What it must know of the bundle (preproce
 ensemble's parameters, so that server and client cannot disagree.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from m3ad.errors import ArtifactError, FrameError, ServerError
 from m3ad.frames import Frame
 from m3ad.pipeline import RECORD_PARAMETER, SERVING_PARAMETER, Inspection, ServingRecord, model_arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.typed_json import parse_json, typed
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from m3ad_client.bench import Counters
 
-REWRITE = "write the repository again: m3ad-triton write BUNDLE REPO"
+REWRITE = "Write the repository again: m3ad-triton write BUNDLE REPO"
 # What Triton's Python backend answers for ever once a stage's process is gone; the name ends in _INSTANCE_DEVICE.
 DEAD_STAGE = re.compile(r"Stub process '(.+?)(?:_\d+_\d+)?' is not healthy")
 
@@ -185,27 +185,22 @@ class TritonInspector:
 
 
 def _record(model: str, text: str) -> ServingRecord:
-    values = _parameter(model, text)
-    version = values.get("contract_version")
+    version = _parameter(model, text).get("contract_version")
     if version != CONTRACT_VERSION:
         raise ServerError(
             f"model `{model}` was written for contract version {version}, this client speaks {CONTRACT_VERSION}; "
-            f"install the same m3ad on both sides, or {REWRITE}"
+            f"install the same m3ad on both sides. {REWRITE}"
         )
     try:
-        return ServingRecord.from_json(
-            text, f"the record of model `{model}`", f"{REWRITE[0].upper()}{REWRITE[1:]}"
-        )
+        return ServingRecord.from_json(text, f"the record of model `{model}`", REWRITE)
     except ArtifactError as error:
         raise ServerError(str(error)) from error
 
 
 def _parameter(model: str, text: str) -> dict[str, Any]:
     """An object that travels as JSON in an ensemble's parameters."""
+    source = f"a parameter of model `{model}`"
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise ServerError(f"model `{model}` has a parameter that is no JSON object; {REWRITE}")
-    return values
+        return typed(parse_json(text, source, REWRITE), dict[str, Any], source, REWRITE)
+    except ArtifactError as error:
+        raise ServerError(str(error)) from error

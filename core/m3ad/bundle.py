@@ -20,7 +20,7 @@ from m3ad.errors import ArtifactError
 from m3ad.manifest import FileEntry, Manifest, is_inside
 from m3ad.preprocess import Preprocessing
 from m3ad.stages import CPU_FILES
-from m3ad.typed_json import read_json, typed
+from m3ad.typed_json import read_json, require_whole, typed
 
 MANIFEST = "manifest.json"
 FORMAT = "m3ad-bundle"
@@ -62,6 +62,7 @@ class Bundle:
                 load is not listed.
         """
         manifest = typed(document, Manifest, str(path / MANIFEST), EXPORT_AGAIN)
+        require_whole(document["dims"], manifest.dims.to_json(), "$.dims", str(path / MANIFEST), EXPORT_AGAIN)
         Preprocessing.from_json(manifest.preprocessing)
         used = dict.fromkeys(
             step.stage for layout in manifest.layouts for step in steps(manifest.dims, layout)

@@ -15,6 +15,7 @@ CONTRACT_VERSION = 4  # raised with every change of a wall or of the files in a 
 IMAGE_SIZE = 224
 MIN_POINTS = 1024
 MAX_POINTS = IMAGE_SIZE * IMAGE_SIZE
+MAX_SIZE = 2**20  # of any other dimension: a damaged manifest must not ask for more memory than there is
 # The dynamic dimensions: N foreground points, R scored pixels.
 LETTERS = {"N": range(MIN_POINTS, MAX_POINTS + 1), "R": range(1, MAX_POINTS + 1)}
 
@@ -122,8 +123,8 @@ class Dims:
 
     def __post_init__(self) -> None:
         sizes = {name: value for name, value in asdict(self).items() if name != "min_norm_sq"}
-        if small := [name for name, value in sizes.items() if value < 1]:
-            raise ValueError(f"{small[0]} must be at least 1, got {sizes[small[0]]}")
+        if odd := [name for name, value in sizes.items() if not 1 <= value <= MAX_SIZE]:
+            raise ValueError(f"{odd[0]} must lie in 1..{MAX_SIZE}, got {sizes[odd[0]]}")
         if not 0 <= self.min_norm_sq < math.inf:
             raise ValueError(f"min_norm_sq must be a number from 0 on, got {self.min_norm_sq}")
         side = math.isqrt(self.rgb_tokens)

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from m3ad.contract import LAYOUTS, Dims, Layout
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0)]
 Json = dict[str, Any]  # recorded for people; nothing reads a value out of it
 

@@ -28,11 +28,11 @@ from m3ad.contract import (
 )
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
-from m3ad.manifest import Encoder, Threshold
+from m3ad.manifest import Encoder
 from m3ad.onnx_graph import Arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.stages import Ops, StageFunction, cpu_stage
-from m3ad.typed_json import parse_json, typed
+from m3ad.typed_json import parse_json, require_whole, typed
 
 # Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
 RECORD_PARAMETER, SERVING_PARAMETER = "m3ad", "m3ad_serving"
@@ -106,8 +106,9 @@ class ServingRecord:
         Raises:
             ArtifactError: it is not JSON, or a field is missing, of another type or out of range.
         """
-        record = typed(parse_json(text, source, advice), cls, source, advice)
-        typed({"value": record.threshold}, Threshold, f"{source}, `threshold`", advice)
+        document = parse_json(text, source, advice)
+        record = typed(document, cls, source, advice)
+        require_whole(document["dims"], record.dims.to_json(), "$.dims", source, advice)
         return record
 
 

@@ -20,6 +20,7 @@ from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_hole
 from m3ad.plane import Plane, border_points, distance_m, fit_plane
 from m3ad.scale import extent, unit_mistake
 from m3ad.scored import scored_pixels
+from m3ad.typed_json import typed
 
 PlaneRemoval = Literal["none", "fixed", "ransac"]
 Modality = Literal["rgb", "xyz"]
@@ -132,13 +133,7 @@ class Preprocessing:
                 f"preprocessing settings do not fit this version of m3ad (missing or unknown: {odd}); "
                 "export the bundle again"
             )
-        c = values["plane_coefficients"]
-        try:
-            return cls(**{**values, "plane_coefficients": None if c is None else tuple(map(float, c))})
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"preprocessing settings are damaged ({error}); export the bundle again"
-            ) from error
+        return typed(values, cls, "the record of preprocessing settings", "Export the bundle again")
 
 
 def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:

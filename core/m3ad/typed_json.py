@@ -75,4 +75,20 @@ def typed(values: Any, kind: type[Typed], source: str, advice: str) -> Typed:
     try:
         return msgspec.convert(values, kind, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ArtifactError(f"{source} is damaged: {error}. {advice}") from error
+        # A field's name stands in the message, and the file's author may have put a terminal's commands into it.
+        why = "".join(c if c.isprintable() else "?" for c in str(error))
+        raise ArtifactError(f"{source} is damaged: {why}. {advice}") from error
+
+
+def require_whole(
+    values: dict[str, Any], whole: dict[str, Any], place: str, source: str, advice: str
+) -> None:
+    """Check that an object names exactly the fields of `whole`: a size that is left out must not become a default.
+
+    Raises:
+        ArtifactError: one is missing or unknown.
+    """
+    if odd := sorted(map(ascii, values.keys() ^ whole.keys())):
+        raise ArtifactError(
+            f"{source} is damaged: missing or unknown: {', '.join(odd)} - at `{place}`. {advice}"
+        )

@@ -16,6 +16,7 @@ import onnx
 import onnx.inliner
 from m3ad.bundle import Bundle, file_entry, new_folder, sha256_of, write_json
 from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Dims, Layout, steps
+from m3ad.engines import FORMAT
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 
 from m3ad_export.engine_types import inspector_types, network_types, verify_precision, verify_target
@@ -23,7 +24,6 @@ from m3ad_export.graphs.head import HEAD_PARTS, TILED_PARTS, head_model, with_ti
 from m3ad_export.graphs.plan import default_plan
 from m3ad_export.graphs.precision import Precision, half_model, histogram
 
-ENGINES_FORMAT = "m3ad-engines"
 # TensorRT-RTX 1.7 compiles for these without seeing a GPU; Jetson's sm87 and sm110 are not among them.
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 TYPICAL_POINTS = 20000  # what the kernels are tuned for; any N and R in 1024..50176 runs
@@ -77,7 +77,7 @@ def build_engines(
     chosen = None if written else precision or "fp16"
     trt, runtime = _builder_module(target)
     names = dict.fromkeys(step.stage for layout in layouts for step in steps(bundle.dims, layout))
-    with new_folder(bundle.path / "engines" / target, ENGINES_FORMAT) as folder:
+    with new_folder(bundle.path / "engines" / target, FORMAT) as folder:
         entries: dict[str, Any] = {}
         for stage in (part for name in names for part in engine_stages(name, runtime)):
             source = bundle.file(f"onnx/{stage}.onnx")
@@ -98,7 +98,7 @@ def build_engines(
                 f"{stage}: {len(built.plan) / 1e6:.1f} MB in {built.seconds:.1f} s, {built.precision_histogram}"
             )
         manifest = {
-            "format": ENGINES_FORMAT,
+            "format": FORMAT,
             "target": target,
             "runtime": runtime,
             "runtime_version": trt.__version__,

@@ -29,7 +29,6 @@ from m3ad_export.checkpoints import (
     strip_prefixes,
     tensors_of,
 )
-from m3ad_export.heads.mentor import Mapping
 from m3ad_export.nets.point_mae import PointMaeEncoder, XyzEncoderConfig
 from m3ad_export.nets.vit import RgbEncoderConfig, VisionTransformer, fold_position_grid
 
@@ -248,25 +247,6 @@ def load_xyz_encoder(
     }
     load_strictly(network, encoder | foreign, path)
     return network.eval(), _pretrained(config.name, path)
-
-
-def load_cfm_heads(folder: Path, category: str) -> tuple[Mapping, Mapping]:
-    """CFM's two mappings of a category, 2D -> 3D and 3D -> 2D.
-
-    Raises:
-        ArtifactError: a file is missing, there are several, or it is not CFM's.
-    """
-    heads = []
-    for direction, widths in (("2Dto3D", (768, 1152)), ("3Dto2D", (1152, 768))):
-        found = sorted((folder / category).glob(f"CFM_{direction}_{category}_*.pth"))
-        if len(found) != 1:
-            raise ArtifactError(
-                f"{folder / category} holds {len(found)} files CFM_{direction}_{category}_*.pth, expected one"
-            )
-        network = Mapping(*widths)
-        load_strictly(network, tensors_of(read_checkpoint(found[0]), found[0]), found[0])
-        heads.append(network.eval())
-    return heads[0], heads[1]
 
 
 def _pretrained(encoder: str, path: Path) -> WeightsInfo:

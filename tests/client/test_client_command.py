@@ -210,7 +210,7 @@ def test_saved_results_are_shown_side_by_side(tiny_bundle: Bundle, category: Pat
     assert done.stdout.count("| CFM | 21.755 |") == 1
     for wrong in ("[]", '{"rows": []}', '{"rows": [{"region": "A"}]}'):
         files[0].write_text(wrong)
-        assert "is no result of `m3ad-client eval --json`" in refusal("report", files[0])
+        assert "is not a result of `m3ad-client eval --json`" in refusal("report", files[0])
 
 
 def test_names_in_brackets_are_printed_whole(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_two_bundles_are_two_forms(tiny_bundle: Bundle, category: Path, tmp_path
     done = client("report", tmp_path / "saved.json")
     assert "second[v2]" in done.stdout
     (tmp_path / "saved.json").write_text(json.dumps({**told, "rows": [1]}))
-    assert "is damaged: entry `rows` `0` is 1, expected an object" in refusal(
+    assert "is damaged: Expected `object`, got `int` - at `$.rows[0]`" in refusal(
         "report", tmp_path / "saved.json"
     )
 

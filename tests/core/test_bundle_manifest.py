@@ -1,11 +1,13 @@
 """A bundle's manifest is data that people edit: every value is refused by a sentence unless it can be used."""
 
+import itertools
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -66,9 +68,10 @@ def test_a_whole_number_is_a_threshold(tiny_bundle: Bundle, bundle: Path) -> Non
         ({"files": {}}, "files lists nothing"),
         ({"files": None}, "files"),
         ({"encoders": {"rgb": {"name": "x"}}}, "weights"),
-        ({"dims": {"rgb_width": -1}}, "rgb_width must be at least 1"),
+        ({"dims": {"rgb_width": -1}}, "rgb_width must lie in 1"),
         ({"dims": {"rgb_width": True}}, r"\$\.dims\.rgb_width"),
         ({"dims": {"min_norm_sq": -1.0}}, "min_norm_sq"),
+        ({"dims": {}}, r"missing or unknown: .*'rgb_width'.* - at `\$\.dims`"),
         ({"layouts": []}, r"\$\.layouts"),
         ({"layouts": ["chain", "chain"]}, "name one twice"),
         ({"layouts": ["both"]}, "Invalid enum value 'both'"),
@@ -158,13 +161,31 @@ def test_any_other_value_anywhere_is_refused_by_a_sentence_or_usable(
         opened = Bundle.open(bundle)
     except ArtifactError:
         return
-    record = ServingRecord.of(opened, "fused")
-    assert record.threshold == record.threshold
-    assert record.weights
+    for name in (
+        "category",
+        "layouts",
+        "score_maps",
+    ):  # taken as it is: nothing became another value or a default
+        assert getattr(opened.manifest, name) == mutated[name]
+    assert opened.dims.to_json() == mutated["dims"]
+    assert opened.manifest.threshold.value == mutated["threshold"]["value"]
+    record = ServingRecord.of(opened, opened.manifest.layouts[0])
+    assert np.isfinite(record.threshold)
+    assert all(entry["name"] in record.weights for entry in mutated["encoders"].values())
 
 
-@pytest.mark.parametrize("field", ["plane", "distance_m", "coverage_limit", "frames"])
-@pytest.mark.parametrize("value", ["1.5", "true", '"x"', "null", "[]", "1e999", "NaN"])
+RIG_VALUES = ("1.5", "true", '"x"', "null", "[]", "1e999", "NaN")
+FITTING = {("distance_m", "1.5"), ("coverage_limit", "1.5"), ("frames", "[]")}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        pair
+        for pair in itertools.product(("plane", "distance_m", "coverage_limit", "frames"), RIG_VALUES)
+        if pair not in FITTING
+    ],
+)
 def test_a_rig_of_other_types_is_one_sentence(tmp_path: Path, field: str, value: str) -> None:
     numbers = ("distance_m", "residual_m", "offset_limit_m", "tilt_limit_deg", "coverage", "coverage_limit")
     rig = {
@@ -174,8 +195,9 @@ def test_a_rig_of_other_types_is_one_sentence(tmp_path: Path, field: str, value:
         "frames": [],
         "left_out": [],
     }
-    if (field, value) in (("distance_m", "1.5"), ("coverage_limit", "1.5"), ("frames", "[]")):
-        return
-    (tmp_path / "rig.json").write_text(json.dumps({**rig, field: "@@"}).replace('"@@"', value))
+    path = tmp_path / "rig.json"
+    path.write_text(json.dumps(rig))
+    read_rig(path)
+    path.write_text(json.dumps({**rig, field: "@@"}).replace('"@@"', value))
     with pytest.raises(ArtifactError, match="Calibrate it again"):
-        read_rig(tmp_path / "rig.json")
+        read_rig(path)

@@ -184,7 +184,7 @@ def test_a_plane_that_takes_the_part_is_named():
 def test_settings_out_of_range_are_refused(settings_, message):
     with pytest.raises(ValueError, match=message):
         Preprocessing(**settings_)
-    with pytest.raises(ArtifactError, match="preprocessing settings are damaged"):
+    with pytest.raises(ArtifactError, match="preprocessing settings is damaged"):
         Preprocessing.from_json({**Preprocessing().to_json(), **settings_})
 
 

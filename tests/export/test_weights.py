@@ -8,14 +8,12 @@ import pytest
 import torch
 from conftest import TINY_RGB, TINY_XYZ, randomise
 from m3ad.errors import ArtifactError
-from m3ad_export.heads.mentor import Mapping
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 from m3ad_export.weights import (
     SOURCES,
     fetch,
     find_weights,
-    load_cfm_heads,
     load_rgb_encoder,
     load_xyz_encoder,
     verify,
@@ -147,22 +145,6 @@ def test_a_fine_tuned_point_mae_without_the_prefix_is_refused(tmp_path: Path) ->
     state = PointMaeEncoder(TINY_XYZ).state_dict()
     with pytest.raises(ArtifactError, match=r"it lacks 46 .*; it has unknown 46"):
         load_xyz_encoder(TINY_XYZ, saved({"base_model": dict(state)}, tmp_path / "modelnet.pth"))
-
-
-def test_cfm_heads_load_in_both_directions(tmp_path: Path) -> None:
-    (tmp_path / "rope").mkdir()
-    widths = {"2Dto3D": (768, 1152), "3Dto2D": (1152, 768)}
-    states = {d: dict(Mapping(*w).state_dict()) for d, w in widths.items()}
-    for direction, state in states.items():
-        saved(state, tmp_path / "rope" / f"CFM_{direction}_rope_250ep_4bs.pth")
-    to_xyz, to_rgb = load_cfm_heads(tmp_path, "rope")
-    assert_holds(to_xyz, states["2Dto3D"])
-    assert_holds(to_rgb, states["3Dto2D"])
-    with pytest.raises(ArtifactError, match=r"holds 0 files CFM_2Dto3D_tire_\*\.pth, expected one"):
-        load_cfm_heads(tmp_path, "tire")
-    saved(states["3Dto2D"], tmp_path / "rope" / "CFM_2Dto3D_rope_250ep_4bs.pth")
-    with pytest.raises(ArtifactError, match="has wrong shapes"):
-        load_cfm_heads(tmp_path, "rope")
 
 
 def test_random_weights_are_seeded_and_say_so() -> None:

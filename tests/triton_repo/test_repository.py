@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 import re
@@ -7,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from m3ad.bundle import Bundle, file_entries, write_json
 from m3ad.errors import ArtifactError, ServerError
+from m3ad.manifest import FileEntry
 from m3ad_triton import config
 from m3ad_triton.binary import Binary
 from m3ad_triton.docker import docker_line
@@ -197,7 +198,12 @@ def test_engines_that_do_not_serve_are_refused(bundle: Path, tmp_path: Path) -> 
 def test_server_arguments_for_several_repositories(chain_repository: Path, fused_repository: Path) -> None:
     chain, fused = map(Repository.open, (chain_repository, fused_repository))
     plugins = Plugins("libp.so", ("libp_trt10.so", "libp_trt11.so"), None)
-    chain = Repository(chain.path, dataclasses.replace(chain.manifest, plugins=plugins))
+    files = {
+        **chain.manifest.files,
+        **dict.fromkeys((plugins.library, *plugins.shims), FileEntry("0" * 64, 1)),
+    }
+    changed = msgspec.structs.replace(chain.manifest, plugins=plugins, files=files)
+    chain = Repository(chain.path, changed)
     arguments = server_arguments([chain, fused], ["/models/a", "/models/b"])
     assert arguments[:2] == ["--model-repository=/models/a", "--model-repository=/models/b"]
     assert "--disable-auto-complete-config" in arguments

@@ -2,52 +2,14 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m3ad.bundle import Bundle, read_manifest, verify_files
+from m3ad.bundle import Bundle, verify_files
+from m3ad.engines import Engines, engine_folders
 from m3ad.errors import ArtifactError, MissingDependencyError
 
-FORMAT = "m3ad-engines"
 RUNTIME = "tensorrt"
-
-
-@dataclass(frozen=True, slots=True)
-class Engines:
-    """One target's engines: `bundle/engines/<target>/`, verified."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def target(self) -> str:
-        """The target's name, as in sm89."""
-        return str(self.manifest["target"])
-
-    @property
-    def compute_capability(self) -> str:
-        """The compute capability the plans were built for, as in 8.9."""
-        return str(self.manifest["compute_capability"])
-
-    @property
-    def precision(self) -> str:
-        """The precision the plans were built with."""
-        return str(self.manifest.get("precision", "not recorded"))
-
-    @property
-    def tensorrt_major(self) -> int | None:
-        """TensorRT's major version, or None when it was not recorded."""
-        version = str(self.manifest.get("runtime_version", ""))
-        return int(version.split(".")[0]) if version[:1].isdigit() else None
-
-    def plan(self, stage: str) -> Path:
-        """The path of a stage's plan."""
-        return self.path / f"{stage}.plan"
-
-    def summary(self) -> dict[str, Any]:
-        """What a repository records of them."""
-        return {key: value for key, value in self.manifest.items() if key not in ("format", "files")}
 
 
 def find_engines(bundle: Bundle, names: Sequence[str], targets: Sequence[str]) -> tuple[Engines, ...]:
@@ -62,16 +24,14 @@ def find_engines(bundle: Bundle, names: Sequence[str], targets: Sequence[str]) -
         ArtifactError: there are none, one was built for TensorRT-RTX, lacks a plan or was changed, or two are for
             the same compute capability.
     """
-    folders = sorted(
-        p for p in (bundle.path / "engines").glob("*") if p.is_dir() and not p.name.startswith(".")
-    )
+    folders = engine_folders(bundle.path)
     build = f"Build them: m3ad-export build-engine {bundle.path} --target TARGET"
     if unknown := set(targets) - {p.name for p in folders}:
         have = ", ".join(p.name for p in folders) or "none"
         raise ArtifactError(
             f"{bundle.path} has no engines for {', '.join(sorted(unknown))}, only: {have}. {build}"
         )
-    found = [Engines(p, read_manifest(p, FORMAT, build)) for p in folders if not targets or p.name in targets]
+    found = [Engines.open(p, build) for p in folders if not targets or p.name in targets]
     usable = [engine for engine in found if engine.manifest.get("runtime") == RUNTIME]
     if not usable or (targets and len(usable) < len(found)):
         why = (

@@ -5,82 +5,92 @@ Nothing of a repository is loaded, linked or run before this file has looked at 
 
 import os
 import re
-import sys
-import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
+import msgspec
 from m3ad.bundle import MANIFEST, read_manifest, sha256_of
-from m3ad.contract import CONTRACT_VERSION, LAYOUTS, Dims, Layout
+from m3ad.contract import CONTRACT_VERSION, Dims, Layout
 from m3ad.errors import ArtifactError
+from m3ad.manifest import FileEntry, Json, Sha256, is_inside
+from m3ad.typed_json import require_whole, typed
+from msgspec import Meta, Struct
 
 Runtime = Literal["onnxruntime", "tensorrt"]
 FORMAT = "m3ad-repository"
 ADVICE = "Write it again: m3ad-triton write BUNDLE REPO"
 # What Triton takes as a model's name, and what needs no quoting on any command line.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 BYTECODE = "__pycache__"
-LARGEST_SIZE = 2**20
-LARGEST_BYTES = 2**50
+
+Name = Annotated[str, Meta(pattern=rf"^{NAME.pattern}\Z")]
+Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]  # what a terminal shows as it is
+Bytes = Annotated[int, Meta(ge=0, le=2**50)]
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """What is recorded of one file."""
-
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plugins:
+class Plugins(Struct, frozen=True, forbid_unknown_fields=True):
     """The plugin library and its shims, file names beside the models, or why there is none."""
 
-    library: str | None
-    shims: tuple[str, ...]
-    missing: str | None
+    library: Name | None
+    shims: tuple[Name, ...]
+    missing: Text | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepositoryManifest:
+class Engine(Struct, frozen=True):
+    """What must be known of an engine's target; the rest of its summary is recorded beside."""
+
+    target: Text
+    runtime: Text
+    compute_capability: Text
+
+
+class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `m3ad-triton write` records: sizes in bytes, `files` by path relative to the repository."""
 
     contract_version: int
-    category: str
+    category: Name
     layout: Layout
     runtime: Runtime
-    precision: str
-    model_bytes: int
+    precision: Text
+    model_bytes: Bytes
     dims: Dims
-    weights: str
-    bundle_sha256: str
-    engines: tuple[dict[str, Any], ...]
+    weights: Text
+    bundle_sha256: Sha256
+    engines: tuple[Json, ...]
     plugins: Plugins
-    cuda_pool_bytes: int
-    shared_memory_bytes: int
-    files: Mapping[str, FileEntry]
+    cuda_pool_bytes: Bytes
+    shared_memory_bytes: Bytes
+    files: dict[str, FileEntry]
+
+    def __post_init__(self) -> None:
+        for engine in self.engines:
+            msgspec.convert(engine, Engine, strict=True)
+        if not self.files:
+            raise ValueError("`files` is empty, expected every file with its sha256")
+        if outside := [path for path in self.files if not is_inside(path) or path == MANIFEST]:
+            raise ValueError(f"`files` lists {outside[0]!r}, expected paths of files below the repository")
+        for name in (*self.plugins.shims, *filter(None, [self.plugins.library])):
+            if name not in self.files:
+                raise ValueError(f"`plugins` names {name}, which `files` does not list")
+        if self.runtime == "tensorrt" and not self.engines:
+            raise ValueError("`engines` is empty, expected those whose plans are served")
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "RepositoryManifest":
+    def from_json(cls, document: Json, source: str, advice: str) -> "RepositoryManifest":
         """Read the manifest's document.
 
         Raises:
-            ValueError: an entry is missing, of another type or out of range; the message names it.
+            ArtifactError: an entry is missing, unknown, of another type or out of range; the message names it.
         """
-        found = cls(**{f.name: _entry(document, f.name, READERS[f.name]) for f in fields(cls)})
-        for name in (*found.plugins.shims, *filter(None, [found.plugins.library])):
-            if name not in found.files:
-                raise ValueError(f"`plugins` names {name}, which `files` does not list")
-        if found.runtime == "tensorrt" and not found.engines:
-            raise ValueError("`engines` is empty, expected those whose plans are served")
-        return found
+        manifest = typed({k: v for k, v in document.items() if k != "format"}, cls, source, advice)
+        require_whole(document["dims"], manifest.dims.to_json(), "$.dims", source, advice)
+        return manifest
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The document as it is written."""
-        return {"format": FORMAT, **asdict(self)}
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        return {"format": FORMAT, **document}
 
     @classmethod
     def read(cls, folder: Path) -> "RepositoryManifest":
@@ -89,21 +99,14 @@ class RepositoryManifest:
         Raises:
             ArtifactError: the folder is no repository, is of another contract version, or an entry is wrong.
         """
-        try:
-            document = read_manifest(folder, FORMAT, ADVICE)
-        except (OSError, ValueError, RecursionError) as error:
-            why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise ArtifactError(f"{folder / MANIFEST} cannot be read: {why}. {ADVICE}") from error
+        document = read_manifest(folder, FORMAT, ADVICE)
         version = document.get("contract_version")
         if version != CONTRACT_VERSION or isinstance(version, bool):
             raise ArtifactError(
-                f"{folder} is a repository of contract version {_shown(version)}, this m3ad serves version "
+                f"{folder} is a repository of contract version {version!r:.60}, this m3ad serves version "
                 f"{CONTRACT_VERSION}. {ADVICE}"
             )
-        try:
-            return cls.from_json(document)
-        except ValueError as error:
-            raise ArtifactError(f"{folder / MANIFEST}: entry {error}. {ADVICE}") from error
+        return cls.from_json(document, str(folder / MANIFEST), ADVICE)
 
 
 def file_problems(folder: Path, manifest: RepositoryManifest) -> list[str]:
@@ -162,151 +165,3 @@ def _advice(name: str) -> str:
         return f"Remove it, or write it again: {ADVICE.partition(': ')[2]}"
     cache = PurePosixPath(*parts[: parts.index(BYTECODE) + 1])
     return f"A server that m3ad-triton did not start left byte code: remove the folder {cache}"
-
-
-def _entry(document: Mapping[str, Any], name: str, reader: Callable[[Any], Any]) -> Any:
-    if name not in document:
-        raise ValueError(f"`{name}` is missing")
-    try:
-        return reader(document[name])
-    except ValueError as error:
-        raise ValueError(f"`{name}` {error}") from error
-
-
-def _shown(value: Any) -> str:
-    """A wrong value in a message: short, in ASCII."""
-    if isinstance(value, int) and abs(value) > 10**20:
-        return "a number of more than 20 digits"
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _wrong(value: Any, expected: str) -> ValueError:
-    return ValueError(f"is {_shown(value)}, expected {expected}")
-
-
-def _whole(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise _wrong(value, f"a whole number in {low}..{high}")
-        return value
-
-    return read
-
-
-def is_finite_number(value: Any) -> bool:
-    """A number that a float can hold: no NaN, no infinity, no boolean."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
-
-
-def _not_negative(value: Any) -> int | float:
-    if not isinstance(value, int | float) or not is_finite_number(value) or value < 0:
-        raise _wrong(value, "a finite number of at least 0")
-    return value  # as it is: 0 and 0.0 are spelt differently in a configuration
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-        raise _wrong(value, "text")
-    return value
-
-
-def _matching(pattern: re.Pattern[str], what: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise _wrong(value, what)
-        return value
-
-    return read
-
-
-def _one_of(*known: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or value not in known:
-            raise _wrong(value, " or ".join(known))
-        return value
-
-    return read
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _wrong(value, "an object")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise _wrong(value, "a list")
-    return list(value)
-
-
-def _read_dims(value: Any) -> Dims:
-    sizes = _object(value)
-    if unknown := sizes.keys() - {field.name for field in fields(Dims)}:
-        raise ValueError(f"has the unknown size {_shown(min(unknown))}")
-    whole = _whole(1, LARGEST_SIZE)
-    return Dims(
-        **{
-            f.name: _entry(sizes, f.name, _not_negative if f.type in (float, "float") else whole)
-            for f in fields(Dims)
-        }
-    )
-
-
-def _read_plugins(value: Any) -> Plugins:
-    entries = _object(value)
-    name = _matching(NAME, "a file name")
-    library, shims, missing = (
-        _entry(entries, "library", lambda v: v if v is None else name(v)),
-        _entry(entries, "shims", lambda v: tuple(name(shim) for shim in _list(v))),
-        _entry(entries, "missing", lambda v: v if v is None else _text(v)),
-    )
-    return Plugins(library, shims, missing)
-
-
-def _read_engine(value: Any) -> dict[str, Any]:
-    entries = _object(value)
-    for name in ("target", "runtime", "compute_capability"):
-        _entry(entries, name, _text)
-    return entries
-
-
-def _read_path(value: str) -> str:
-    """A path that stays in its folder on every system: no root, no step up, no empty step, no backslash."""
-    _text(value)
-    if "\\" in value or any(part in ("", ".", "..") for part in value.split("/")) or value == MANIFEST:
-        raise _wrong(value, "the path of a file below the repository")
-    return value
-
-
-def _read_files(value: Any) -> dict[str, FileEntry]:
-    entries = _object(value)
-    if not entries:
-        raise ValueError("is empty, expected every file with its sha256")
-    return {_read_path(path): _entry(entries, path, _read_file) for path in entries}
-
-
-def _read_file(value: Any) -> FileEntry:
-    entry = _object(value)
-    sha256 = _entry(entry, "sha256", _matching(SHA256, "64 hexadecimal digits"))
-    return FileEntry(sha256, _entry(entry, "bytes", _whole(0, LARGEST_BYTES)))
-
-
-READERS: dict[str, Callable[[Any], Any]] = {
-    "contract_version": _whole(0, LARGEST_SIZE),
-    "category": _matching(NAME, "letters, digits, '_', '-' and '.'"),
-    "layout": _one_of(*LAYOUTS),
-    "runtime": _one_of(*get_args(Runtime)),
-    "precision": _text,
-    "model_bytes": _whole(0, LARGEST_BYTES),
-    "dims": _read_dims,
-    "weights": _text,
-    "bundle_sha256": _matching(SHA256, "64 hexadecimal digits"),
-    "engines": lambda value: tuple(_read_engine(engine) for engine in _list(value)),
-    "plugins": _read_plugins,
-    "cuda_pool_bytes": _whole(0, LARGEST_BYTES),
-    "shared_memory_bytes": _whole(0, LARGEST_BYTES),
-    "files": _read_files,
-}

@@ -21,12 +21,13 @@ from m3ad.bundle import (
     write_json,
 )
 from m3ad.contract import CONTRACT_VERSION, Layout, Step, stages, steps
+from m3ad.engines import Engines
 from m3ad.errors import ArtifactError
 from m3ad.pipeline import RECORD_PARAMETER, ServingRecord
 from m3ad.stages import CPU_FILES
 
 from m3ad_triton import config
-from m3ad_triton.engines import Engines, find_engines, place_plugins
+from m3ad_triton.engines import find_engines, place_plugins
 from m3ad_triton.manifest import ADVICE, FORMAT, NAME, RepositoryManifest, Runtime, file_problems
 
 VERSION = "1"
@@ -110,8 +111,7 @@ def write_repository(
             config.to_text(config.ensemble(record, serving)), encoding="utf-8"
         )
         plugins = place_plugins(engines, folder)
-        manifest = _manifest(
-            bundle,
+        manifest = RepositoryManifest.from_json(
             {
                 "contract_version": CONTRACT_VERSION,
                 "category": bundle.name,
@@ -126,6 +126,8 @@ def write_repository(
                 "shared_memory_bytes": config.shared_memory_bytes(bundle.dims, layout) if not engines else 0,
                 "files": file_entries(folder),
             },
+            f"the repository of {bundle.path}",
+            "Export the bundle again: m3ad-export bundle",
         )
         write_json(folder / MANIFEST, manifest.to_json())
     return Repository(target.absolute(), manifest)
@@ -180,15 +182,6 @@ def server_arguments(repositories: Sequence[Repository], places: Sequence[str]) 
         f"--cuda-memory-pool-byte-size=0:{pool}",
         *([f"--backend-config=tensorrt,plugins={';'.join(shims)}"] if shims else []),
     ]
-
-
-def _manifest(bundle: Bundle, document: dict[str, Any]) -> RepositoryManifest:
-    try:
-        return RepositoryManifest.from_json(document)
-    except ValueError as error:
-        raise ArtifactError(
-            f"{bundle.path}: a repository's entry {error}; export it again: m3ad-export bundle"
-        ) from error
 
 
 def _write_stage(

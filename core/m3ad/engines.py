@@ -1,0 +1,61 @@
+"""Engines on disk: `bundle/engines/<target>/`, plans with a manifest of their own; they are added to a bundle later."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m3ad.bundle import read_manifest
+
+FORMAT = "m3ad-engines"
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """One target's engines, as their manifest describes them; `bundle.verify_files` checks the plans."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, advice: str) -> "Engines":
+        """Read the manifest of `engines/<target>/`.
+
+        Raises:
+            ArtifactError: it is not a folder of engines; `advice` says what to do.
+        """
+        return cls(path, read_manifest(path, FORMAT, advice))
+
+    @property
+    def target(self) -> str:
+        """The target's name, as in sm89."""
+        return str(self.manifest["target"])
+
+    @property
+    def compute_capability(self) -> str:
+        """The compute capability the plans were built for, as in 8.9."""
+        return str(self.manifest["compute_capability"])
+
+    @property
+    def precision(self) -> str:
+        """The precision the plans were built with."""
+        return str(self.manifest.get("precision", "not recorded"))
+
+    @property
+    def tensorrt_major(self) -> int | None:
+        """TensorRT's major version, or None when it was not recorded."""
+        version = str(self.manifest.get("runtime_version", ""))
+        return int(version.split(".")[0]) if version[:1].isdigit() else None
+
+    def plan(self, stage: str) -> Path:
+        """The path of a stage's plan."""
+        return self.path / f"{stage}.plan"
+
+    def summary(self) -> dict[str, Any]:
+        """What a repository records of them."""
+        return {key: value for key, value in self.manifest.items() if key not in ("format", "files")}
+
+
+def engine_folders(bundle: Path) -> list[Path]:
+    """The folder of every target a bundle has engines for, by name; hidden ones are of builds that were cut off."""
+    folders = (bundle / "engines").glob("*")
+    return sorted(p for p in folders if p.is_dir() and not p.name.startswith("."))
