@@ -156,7 +156,7 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: it cannot be read, is something else, or has an entry that no table can show.
     """
-    document = read_json(path, f"Write it with --json > {path}")
+    document = read_json(path, "Write one with `m3ad-client eval --json` or `bench --json`")
     source = f"{path}, a result of `m3ad-client"
     if not isinstance(document, dict):
         document = {}

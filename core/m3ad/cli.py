@@ -22,6 +22,8 @@ talk = plain_console(stderr=True)
 def run(app: typer.Typer) -> NoReturn:
     """Run a Typer app: an M3adError becomes one line on stderr and exit code 1, a bug keeps its traceback.
 
+    So does a path that the system refuses: no place to write, no permission, no room.
+
     Help and usage errors are printed plainly: rich would take [square brackets] in them for markup.
     """
     app.rich_markup_mode = None
@@ -29,6 +31,13 @@ def run(app: typer.Typer) -> NoReturn:
         app()
     except M3adError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # not about a path that somebody gave
+            raise
+        typer.echo(
+            f"error: {error.filename}: {error.strerror}; name another path, or make room there", err=True
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
