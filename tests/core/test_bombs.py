@@ -60,6 +60,17 @@ def zeros_tiff(path: Path, dtype: str, compression: str = "zlib") -> None:
     tifffile.imwrite(path, strips, shape=shape, dtype=dtype, **options)
 
 
+def claim(path: Path, tags: tuple[int, ...], value: int) -> None:
+    """Write another value into tags of a TIFF that are 16."""
+    content = path.read_bytes()
+    for tag in tags:
+        for kind in (3, 4):
+            old = struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", 16)
+            content = content.replace(old, struct.pack("<HHI", tag, 4, 1) + struct.pack("<I", value))
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+
+
 def large_tiles(path: Path) -> None:
     """An image of 16 x 16 in one tile of 16,384 x 16,384."""
     tile = imagecodecs.zlib_encode(bytes(1 << 20))
@@ -72,13 +83,7 @@ def large_tiles(path: Path) -> None:
         tile=(16, 16),
         compression="zlib",
     )
-    content = path.read_bytes()
-    for tag in (322, 323):  # TileWidth, TileLength
-        for kind in (3, 4):
-            old = struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", 16)
-            content = content.replace(old, struct.pack("<HHI", tag, 4, 1) + struct.pack("<I", 16384))
-    assert content != path.read_bytes()
-    path.write_bytes(content)
+    claim(path, (322, 323), 16384)  # TileWidth, TileLength
 
 
 def picture_in_a_tile(path: Path, dtype: str) -> None:
@@ -100,13 +105,7 @@ def another_shape_in_the_description(path: Path) -> None:
     tifffile.imwrite(
         path, iter([strip]), shape=(16, 16, 3), dtype="f4", photometric="rgb", compression="zlib"
     )
-    content = path.read_bytes()
-    for tag in (256, 257, 278):  # ImageWidth, ImageLength, RowsPerStrip
-        for kind in (3, 4):
-            old = struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", 16)
-            content = content.replace(old, struct.pack("<HHI", tag, 4, 1) + struct.pack("<I", 8192))
-    assert content != path.read_bytes()
-    path.write_bytes(content)
+    claim(path, (256, 257, 278), 8192)  # ImageWidth, ImageLength, RowsPerStrip
 
 
 def sparse_npy(path: Path, dtype: str) -> None:
