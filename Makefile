@@ -42,8 +42,9 @@ quick: $(READY) ## The fast tests only
 	$(BIN)/pytest -q -m 'not slow'
 
 # DATA: a category in MVTec 3D-AD or Eyecandies layout; left out, a procedural category is made.
-demo: plugins ## The main job, from good parts to a measured, served detector: make demo [DATA=folder]
-	PATH="$(abspath $(BIN)):$$PATH" ./demo.sh $(DATA)
+METHOD ?= mentor3ad
+demo: plugins ## The main job, from good parts to a measured, served detector: make demo [METHOD=cfm] [DATA=folder]
+	PATH="$(abspath $(BIN)):$$PATH" ./demo.sh $(METHOD) $(DATA)
 
 bench: plugins ## Measure the demo's bundle beside the references
 	$(BIN)/m3ad-client bench demo/sample --bundle demo/bundle --layout fused --layout chain \

@@ -1,25 +1,31 @@
 #!/usr/bin/env bash
 # The main job, from good parts to a measured, served detector. `make demo` runs it inside .venv.
-# usage: demo.sh [DATA]   a category in MVTec 3D-AD or Eyecandies layout; a procedural one is made without it
+# usage: demo.sh METHOD [DATA]   mentor3ad, cfm or cmdr_iad; a category in MVTec 3D-AD or Eyecandies layout, a
+# procedural one is made without it
 set -euo pipefail
 cd "$(dirname "$0")"
 out=demo
-data=${1:-$out/sample}
+method=$1
+data=${2:-$out/sample}
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null; wait' EXIT
 
 step() { printf '\n== %s (%d s so far)\n' "$*" "$SECONDS"; }
 
 mkdir -p $out
-train=()
-if [ $# -eq 0 ]; then
+train=(--method "$method")
+case $method in
+    cfm) train+=(--set steps=1000) ;;
+    cmdr_iad) train+=(--set steps=48) ;; # of each network: on two cores a step of a decoder takes seconds
+esac
+if [ $# -lt 2 ]; then
     step "a procedural category"
     m3ad-export sample-data "$data"
     # Its parts vary more than a road does (the loss still falls at the default's end), and they lie alike.
-    train=(--guide-steps 1000 --expected-frames 12)
+    [ "$method" != mentor3ad ] || train+=(--set guide_steps=1000 --set expected_frames=12)
 fi
 
-step "train the heads on good parts"
+step "train $method on good parts"
 m3ad-export train "$data" $out/detector "${train[@]}"
 
 step "export to ONNX and prove parity with PyTorch"

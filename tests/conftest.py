@@ -1,6 +1,8 @@
 """A detector small enough for fast tests, and bundles made from it by the real export."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.detector import Detector
 from m3ad_export.graphs.parity import parity_inputs
 from m3ad_export.heads.mentor import HeadConfig, heads_from_config
-from m3ad_export.heads.voting import Vm, VotingConfig
-from m3ad_export.nets.point_mae import PointMaeEncoder, XyzEncoderConfig
-from m3ad_export.nets.vit import RgbEncoderConfig, VisionTransformer
+from m3ad_export.heads.voting import Vm, VotingConfig, map_names
+from m3ad_export.nets.configs import RgbEncoderConfig, XyzEncoderConfig
+from m3ad_export.nets.point_mae import PointMaeEncoder
+from m3ad_export.nets.vit import VisionTransformer
 from m3ad_plugins import ops
 
 pytest_plugins = ["serving"]
@@ -46,21 +49,40 @@ def make_tiny_detector(category: str = "tiny") -> Detector:
     vm.expected = torch.rand(vm.expected.shape, generator=torch.Generator().manual_seed(0)) + 0.5
     random = {"kind": "random", "sha256": "0" * 64, "licence": "none", "note": "tests"}
     record = {
+        "method": "mentor3ad",
         "category": category,
         "encoders": {
             "rgb": {"name": "tiny", "weights": {"name": "tiny", **random}},
             "xyz": {"name": "tiny", "weights": {"name": "tiny", **random}},
         },
+        "heads": asdict(config),
+        "voting": asdict(VotingConfig()),
         "preprocessing": Preprocessing().to_json(),
         "threshold": {"value": 0.01},
     }
-    return Detector(rgb, xyz, mfm, mgm, vm.eval(), record)
+    networks = {"mfm": mfm, "mgm": mgm, "vm": vm.eval()}
+    return Detector(rgb, xyz, networks, record, len(map_names(vm.config)))
 
 
 def make_input(points: int, seed: int = 0) -> ModelInput:
     """A prepared frame with this many foreground points."""
     image = np.random.default_rng(seed).normal(size=(1, 3, 224, 224)).astype(np.float32)
     return ModelInput(**parity_inputs(points, image))
+
+
+@pytest.fixture
+def sampled_by(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The pixels by which each call of the ops samples, in order."""
+    pixels: list[np.ndarray] = []
+    sample = ops.point_group
+
+    def point_group(*arguments: Any) -> tuple[np.ndarray, ...]:
+        *_, point_pixel = arguments
+        pixels.append(point_pixel)
+        return sample(*arguments)
+
+    monkeypatch.setattr(ops, "point_group", point_group)
+    return pixels
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +95,6 @@ def tiny_bundle(tiny_detector: Detector, tmp_path_factory: pytest.TempPathFactor
     """Both layouts, exported for real; tests that change it copy it first."""
     path: Path = tmp_path_factory.mktemp("bundle") / "tiny"
     write_bundle(
-        tiny_detector, make_input(3000), path, ops, layouts=("chain", "fused"), parity_points=(1024, 1025)
+        tiny_detector, make_input(3000), path, layouts=("chain", "fused"), parity_points=(1024, 1025)
     )
     return Bundle.open(path)

@@ -21,12 +21,14 @@ import numpy as np
 import onnx
 import pytest
 from m3ad.bundle import Bundle
-from m3ad.contract import LAYOUTS, OPS, Dims, pipeline_tensors, stages, steps
+from m3ad.contract import LAYOUTS, OPS, Dims
 from m3ad.frames import Frame
-from m3ad.pipeline import Inspector, Pipeline, model_arrays
+from m3ad.methods import contract_of
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad_export.detector import Detector
+from m3ad_export.torch_stages import stage_functions
 from m3ad_plugins import ops
+from m3ad_runtime.pipeline import Inspector, Pipeline, model_arrays
 
 GOLDEN = Path(__file__).parent / "golden" / "mentor3ad.json"
 RELATIVE = 1e-5
@@ -87,9 +89,9 @@ def frame_figures(name: str, detector: Detector, bundle: Bundle) -> dict[str, An
         "indices": rows.indices,
         "scored_pixel": rows.scored_pixel,
     }
-    torch_chain = Pipeline(steps(dims, "chain"), detector.stage_functions(ops))
+    torch_chain = Pipeline(detector.contract.steps("chain"), stage_functions(detector))
     runs = {"PyTorch chain": torch_chain}
-    runs |= {f"CPU {each}": Inspector(bundle, ops, each, threads=1).pipeline for each in LAYOUTS}
+    runs |= {f"CPU {each}": Inspector(bundle, each, threads=1).pipeline for each in LAYOUTS}
     return {
         "shapes": {key: list(value.shape) for key, value in exact.items()},
         "sha256": {key: sha256(value) for key, value in exact.items()},
@@ -114,15 +116,14 @@ def graph_figures(path: Path) -> dict[str, Any]:
     }
 
 
-def contract() -> dict[str, Any]:
+def contract_figures() -> dict[str, Any]:
     """The table and the wiring for the sizes of the real networks."""
-    dims = Dims()
-    inputs, outputs = pipeline_tensors(dims)
+    contract = contract_of("mentor3ad", Dims())
     return {
-        "inputs": [t.name for t in inputs],
-        "outputs": [t.name for t in outputs],
-        "stages sha256": {name: sha256(asdict(stage)) for name, stage in stages(dims).items()},
-        "steps sha256": {each: sha256([asdict(s) for s in steps(dims, each)]) for each in LAYOUTS},
+        "inputs": [t.name for t in contract.inputs],
+        "outputs": [t.name for t in contract.outputs],
+        "stages sha256": {name: sha256(asdict(stage)) for name, stage in contract.stages.items()},
+        "steps sha256": {each: sha256([asdict(s) for s in contract.steps(each)]) for each in LAYOUTS},
         "ops": {
             op.name: [
                 *op.inputs,
@@ -182,7 +183,7 @@ def test_bundle(tiny_bundle: Bundle) -> None:
 
 
 def test_contract() -> None:
-    compare("contract", contract())
+    compare("contract", contract_figures())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

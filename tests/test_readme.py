@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The README's commands on the real networks; fewer parts, steps and sizes are what keeps this test short.
 SHORTER = {
     "m3ad-export sample-data": "--train 3 --validation 2 --test-per-kind 1",
-    "m3ad-export train": "--align-steps 4 --guide-steps 4",
+    "m3ad-export train": "--set align_steps=4 --set guide_steps=4",
     "m3ad-export bundle": "--points 1025",
 }
 

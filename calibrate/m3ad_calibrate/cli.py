@@ -12,9 +12,8 @@ from m3ad.cli import print_json, print_text, run, talk
 from m3ad.contract import Layout
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
-from m3ad.pipeline import Inspector
 from m3ad_export.graphs.plan import PlanPrecision, Rest, default_plan, read_plan
-from m3ad_plugins import ops
+from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
 from m3ad_calibrate import record as recording
@@ -54,7 +53,7 @@ def record(
     split: Annotated[str, typer.Option(help="train or validation; good frames only")] = "train",
 ) -> None:
     """Record the inputs of every graph from real frames into BUNDLE/calibration/recorded."""
-    folder = recording.record(Bundle.open(bundle), data, ops, megabytes, split, talk.print)
+    folder = recording.record(Bundle.open(bundle), data, megabytes, split, talk.print)
     size = sum(p.stat().st_size for p in folder.rglob("*.npy"))
     print_text(f"{folder}: {size / 1e6:.0f} MB")
 
@@ -101,7 +100,7 @@ def quantize(
     feeds, origin = recorded(source, data) if chosen.precision in ("int8", "fp8") else ({}, None)
     settings = Settings(method=method, engine=engine, smoothquant=smoothquant)
     written = write_quantized(
-        source, out, chosen, feeds, ops, settings, origin, [layout] if layout else [], talk.print
+        source, out, chosen, feeds, settings, origin, [layout] if layout else [], talk.print
     )
     _gate(written, source, test, budget, as_json)
 
@@ -122,7 +121,7 @@ def recorded(source: Bundle, data: Path) -> tuple[dict[str, recording.Feeds], di
     """The bundle's recorded inputs, recorded now from the training split if there are none, and where they are from."""
     manifest = source.path / recording.FOLDER / MANIFEST
     if not manifest.exists():
-        recording.record(source, data, ops, say=talk.print)
+        recording.record(source, data, say=talk.print)
     feeds = recording.read_record(source)
     samples = [f"{s['split']}/{s['name']}" for s in json.loads(manifest.read_text())["samples"]]
     return feeds, {"record_sha256": sha256_of(manifest), "samples": samples}
@@ -132,7 +131,7 @@ def _gate(bundle: Bundle, source: Bundle, test: list[Sample], budget: float, as_
     from m3ad_calibrate.gate import failures, summary
     from m3ad_calibrate.gate import gate as measure
 
-    found = measure(bundle, source, test, ops, budget, talk.print)
+    found = measure(bundle, source, test, budget, talk.print)
     bundle = bundle.update(gate=found)
     if as_json:
         print_json({"precision": bundle.document["precision"], "gate": found})
@@ -173,7 +172,7 @@ def sensitivity(
     feeds, _ = recorded(source, data)
     good = [s for s in find_samples(data, "validation") if s.is_good]
     chosen = [good[i] for i in sorted({round(i) for i in np.linspace(0, len(good) - 1, frames)})]
-    probe = Probe(source, chosen, ops, source.manifest.layouts)
+    probe = Probe(source, chosen, source.manifest.layouts)
     settings = Settings(method=method, smoothquant=smoothquant)
     search = Searcher(probe, feeds, default_plan(precision, rest), settings, budget).search(talk.print)
     search.plan.write(out)
@@ -222,7 +221,7 @@ def threshold(
         raise M3adError("--svm-input is for a refit; add --svm linear or --svm rbf")
     if svm:
         opened = _refit(opened, data, svm, svm_input)
-    inspector = Inspector(opened, ops, opened.manifest.layouts[-1])
+    inspector = Inspector(opened, opened.manifest.layouts[-1])
     frames = track(samples, "scoring", console=talk, transient=True)
     scores = [inspector.inspect(read_sample(sample)).score for sample in frames]
     fitted = fit_threshold(scores, false_alarm_rate)
@@ -245,7 +244,7 @@ def _refit(opened: Bundle, data: Path, kernel: Kernel, svm_input: SvmInput | Non
 
     good = [s for s in find_samples(data, "train") if s.is_good]
     chosen = [good[i] for i in sorted({round(i) for i in np.linspace(0, len(good) - 1, SVM_FRAMES)})]
-    inspector = Inspector(opened, ops, opened.manifest.layouts[-1])
+    inspector = Inspector(opened, opened.manifest.layouts[-1])
     frames = track(chosen, "fitting the SVM", console=talk, transient=True)
     maps = [inspector.inspect(read_sample(s), with_maps=True).score_maps for s in frames]
     nu = 0.5 if kernel == "linear" else RBF_NU

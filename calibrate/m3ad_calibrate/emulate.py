@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_graphsurgeon as gs
+from m3ad_export.graphs.surgery import cast, edited, element_type
+from onnx import TensorProto
 
+BODIES_ON_CPU = {"OneClassSvm"}
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -21,38 +24,27 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Sums inside one node stay fp32, as in tensor cores.
     """
-    inferred = onnx.shape_inference.infer_shapes(model)
-    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
-    halves = {name: kind for name, kind in types.items() if kind in HALVES}
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    for initializer in graph.initializer:
-        if initializer.data_type in HALVES:
-            values = numpy_helper.to_array(initializer).astype(np.float32)
-            initializer.CopyFrom(numpy_helper.from_array(values, initializer.name))
-    nodes = []
-    for node in graph.node:
-        rounded = [(i, name) for i, name in enumerate(node.output) if name in halves]
-        if node.op_type == "Cast" and rounded:
-            nodes += _round(node.input[0], node.output[0], halves[node.output[0]])
-            continue
-        for i, name in rounded:
-            node.output[i] = f"{name}.exact"
+    return edited(onnx.shape_inference.infer_shapes(model), _round_halves)
+
+
+def _round_halves(graph: gs.Graph) -> None:
+    halves = {t.name: kind for t in graph.tensors().values() if (kind := element_type(t)) in HALVES}
+    nodes: list[gs.Node] = []
+    for tensor in graph.tensors().values():
+        if tensor.name in halves and isinstance(tensor, gs.Constant):
+            tensor.values = tensor.values.astype(np.float32)
+    for node in graph.nodes:
         nodes.append(node)
-        for _, name in rounded:
-            nodes += _round(f"{name}.exact", name, halves[name])
-    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(copied)
-    return result
-
-
-def _round(source: str, target: str, element: int) -> list[onnx.NodeProto]:
-    return [
-        helper.make_node("Cast", [source], [f"{target}.rounded"], name=f"{target}/down", to=element),
-        helper.make_node("Cast", [f"{target}.rounded"], [target], name=f"{target}/up", to=TensorProto.FLOAT),
-    ]
+        for i, tensor in enumerate(node.outputs):
+            if tensor.name in halves:
+                rounded = gs.Variable(f"{tensor.name}.rounded")
+                if node.op == "Cast":
+                    node.outputs[i], node.name = rounded, f"{rounded.name}/Cast"
+                else:
+                    node.outputs[i] = gs.Variable(f"{tensor.name}.exact")
+                    nodes.append(cast(node.outputs[i], rounded, halves[tensor.name]))
+                nodes.append(cast(rounded, tensor, TensorProto.FLOAT))
+    graph.nodes = nodes
 
 
 @contextmanager
@@ -64,6 +56,8 @@ def runnable(folder: Path, is_half: bool) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as copies:
         for path in folder.glob("*.onnx"):
             model = onnx.load(path)
-            if not model.functions:  # what holds custom ops is composed for GPUs
+            if {
+                f.name for f in model.functions
+            } <= BODIES_ON_CPU:  # what holds the others is composed for GPUs
                 onnx.save(emulated(model), Path(copies) / path.name)
         yield Path(copies)

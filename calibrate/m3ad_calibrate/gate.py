@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from m3ad.bundle import Bundle
-from m3ad.contract import Layout, steps
+from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.metrics import aupro, image_auroc, rank_correlation
-from m3ad.pipeline import Pipeline, model_arrays
 from m3ad.preprocess import ModelInput, prepare, prepare_mask
-from m3ad.stages import Ops, cpu_stage
+from m3ad_runtime.pipeline import Pipeline, model_arrays
+from m3ad_runtime.stages import cpu_stage
 
 from m3ad_calibrate.emulate import runnable
 from m3ad_calibrate.record import onnx_hashes
@@ -33,18 +33,17 @@ Say = Callable[[str], None]
 
 
 class Runner:
-    """A bundle's layouts on the CPU, graphs read from `folder`; the extractors, which they share, run once a frame."""
+    """A bundle's layouts on the CPU, graphs read from `folder`; what they share runs once a frame."""
 
-    def __init__(
-        self, bundle: Bundle, layouts: Sequence[Layout], ops: Ops, folder: Path, threads: int = 2
-    ) -> None:
+    def __init__(self, bundle: Bundle, layouts: Sequence[Layout], folder: Path, threads: int = 2) -> None:
         self.pipelines = {}
+        contract = bundle.contract
         functions: dict[str, Any] = {}
         for layout in layouts:
-            wiring = steps(bundle.dims, layout)
+            wiring = contract.steps(layout)
             for step in wiring:
                 if step.stage not in functions:
-                    functions[step.stage] = cpu_stage(step.stage, folder, bundle.dims, ops, threads)
+                    functions[step.stage] = cpu_stage(step.stage, folder, contract, threads)
             self.pipelines[layout] = Pipeline(wiring, functions)
         self.functions = functions
 
@@ -52,10 +51,13 @@ class Runner:
         """The anomaly map [224, 224] and the score of each layout."""
         values: dict[str, Any] = dict(model_arrays(prepared))
         found: dict[Layout, tuple[npt.NDArray[np.float32], float]] = {}
+        run: set[tuple[str, ...]] = set()
         for layout, pipeline in self.pipelines.items():
             for step in pipeline.wiring:
-                if step.stage in ("rgb_extractor", "xyz_extractor") and found:
+                use = (step.stage, *step.inputs.values())
+                if use in run:
                     continue
+                run.add(use)
                 results = self.functions[step.stage]({name: values[v] for name, v in step.inputs.items()})
                 values.update({value: results[name] for name, value in step.outputs.items()})
             found[layout] = values["anomaly_map"], float(values["score"][0])
@@ -80,7 +82,6 @@ def gate(
     bundle: Bundle,
     source: Bundle,
     samples: Sequence[Sample],
-    ops: Ops,
     budget: float = BUDGET,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
@@ -90,7 +91,6 @@ def gate(
         bundle: quantized.
         source: what it was made from.
         samples: good and defective frames with masks.
-        ops: the custom ops.
         budget: how much image AUROC, AUPRO@30 % and AUPRO@1 % may each fall.
         say: is told of the frames.
 
@@ -107,10 +107,10 @@ def gate(
             "the gate needs good and defective test frames; name a category with both in its test split"
         )
     layouts: list[Layout] = bundle.manifest.layouts
-    reference = Runner(source, layouts[-1:], ops, source.path / "onnx")
+    reference = Runner(source, layouts[-1:], source.path / "onnx")
     half = bundle.manifest.precision.half if bundle.manifest.precision else None
     with runnable(bundle.path / "onnx", is_half=half is not None) as folder:
-        other = Runner(bundle, layouts, ops, folder)
+        other = Runner(bundle, layouts, folder)
     preprocessing = source.preprocessing
     before, after = Results([], []), {layout: Results([], []) for layout in layouts}
     ranks: dict[Layout, list[float]] = {layout: [] for layout in layouts}
@@ -133,7 +133,7 @@ def gate(
     # ONNX Runtime has no bf16 on CPUs; fp16 it runs in its own way, whose time is the one a user sees.
     native = {None: other, "fp16": None, "bf16": None}[half]
     if half == "fp16":
-        native = Runner(bundle, layouts[-1:], ops, bundle.path / "onnx")
+        native = Runner(bundle, layouts[-1:], bundle.path / "onnx")
     labels, all_masks = np.array([not s.is_good for s in samples]), np.stack(masks)
     wanted = _metrics(before, all_masks, labels)
     figures = {}

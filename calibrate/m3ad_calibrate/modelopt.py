@@ -3,6 +3,7 @@
 Its placement follows TensorRT's fusions; the plan's kept nodes are handed to it by name.
 """
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_graphsurgeon as gs
 from m3ad.errors import M3adError, MissingDependencyError
 from m3ad_export.graphs.plan import Plan
-from onnx import numpy_helper
+from m3ad_export.graphs.surgery import edited
 
 from m3ad_calibrate import qdq
 from m3ad_calibrate.pairs import keep_outputs, own_pairs
@@ -47,7 +49,7 @@ def quantized_by_modelopt(
         )
     chosen = qdq.products(model, stage, plan)
     if not chosen:
-        return model
+        return copy.deepcopy(model)
     if "int8_weights" in chosen.values():
         raise M3adError(
             "the plan has int8_weights entries, which ModelOpt cannot write; use --engine onnxruntime"
@@ -74,24 +76,28 @@ def quantized_by_modelopt(
             output_path=str(target),
         )
         written = onnx.load(target)
-    _store_weights(written.graph)
-    keep_outputs(written.graph)
-    own_pairs(written.graph)
-    qdq.verify(written, chosen)
-    return written
+
+    def store_and_place(graph: gs.Graph) -> None:
+        _store_weights(graph)
+        keep_outputs(graph)
+        own_pairs(graph.cleanup())
+        qdq.verify(graph, chosen)
+
+    return edited(written, store_and_place)
 
 
-def _store_weights(graph: onnx.GraphProto) -> None:
+def _store_weights(graph: gs.Graph) -> None:
     """Replace each QuantizeLinear of an initializer, as ModelOpt leaves them, by what it computes."""
-    stored = {i.name: i for i in graph.initializer}
-    for node in [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in stored]:
-        weight, scale, zero = (numpy_helper.to_array(stored[name]) for name in node.input)
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    for node in graph.nodes:
+        if node.op != "QuantizeLinear" or not isinstance(node.inputs[0], gs.Constant):
+            continue
+        weight, scale, zero = (tensor.values for tensor in node.inputs)
         if scale.ndim:
+            axis = node.attrs.get("axis", 1)
             scale = np.expand_dims(scale, [d for d in range(weight.ndim) if d != axis])
         steps = weight / scale
         if zero.dtype == np.int8:
             steps = np.clip(np.rint(steps), -128, 127)
-        graph.initializer.append(numpy_helper.from_array(steps.astype(zero.dtype), node.output[0]))
-        graph.node.remove(node)
-    qdq.drop_unused(graph)
+        (stored,) = node.outputs
+        node.outputs.clear()
+        stored.to_constant(steps.astype(zero.dtype))

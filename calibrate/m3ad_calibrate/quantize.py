@@ -1,7 +1,7 @@
 """A bundle and a precision plan -> another bundle of the same layout whose graphs hold that precision."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,14 +11,13 @@ import numpy as np
 import onnx
 from m3ad import bundle as artefact
 from m3ad.bundle import Bundle
-from m3ad.contract import PIPELINE_INPUTS, Layout, stages, steps
+from m3ad.contract import Contract, Layout
 from m3ad.errors import ArtifactError, M3adError
-from m3ad.pipeline import Pipeline
-from m3ad.stages import CPU_FILES, Ops, cpu_stage
-from m3ad_export.graphs.export import ENCODER_GRAPH, verify_interface, verify_not_frozen, write_xyz_extractor
-from m3ad_export.graphs.head import HEAD_PARTS, head_model, read_parts
 from m3ad_export.graphs.plan import Plan
 from m3ad_export.graphs.precision import half_model, histogram
+from m3ad_export.graphs.stages import compose_stages
+from m3ad_runtime.pipeline import Pipeline
+from m3ad_runtime.stages import cpu_stage
 
 from m3ad_calibrate import qdq
 from m3ad_calibrate.emulate import runnable
@@ -28,13 +27,6 @@ from m3ad_calibrate.ranges import EightBits, Method, Observed, limit, observe
 from m3ad_calibrate.record import Feeds
 from m3ad_calibrate.smooth import smoothable, smoothed
 
-# The plugin-free graphs of a bundle by layout: a plan is written into the first, the others are copied.
-COPIED: dict[str, tuple[str, ...]] = {"both": (), "chain": ("project",), "fused": ("head_scores",)}
-GRAPHS: dict[str, tuple[str, ...]] = {
-    "both": ("rgb_extractor", "xyz_encoder"),
-    "chain": ("mfm", "mgm", "vm"),
-    "fused": tuple(part for part in HEAD_PARTS if part not in COPIED["fused"]),
-}
 Say = Callable[[str], None]
 
 
@@ -87,17 +79,11 @@ class Graph:
         return result
 
 
-def graphs_of(layouts: Sequence[Layout], table: Mapping[str, tuple[str, ...]] = GRAPHS) -> list[str]:
-    """The graphs of some layouts."""
-    return [name for key in ("both", *layouts) for name in table[key]]
-
-
 def quantize(
     source: Bundle,
     out: Path,
     plan: Plan,
     feeds: dict[str, Feeds],
-    ops: Ops,
     settings: Settings,
     origin: dict[str, Any] | None,
     layouts: Sequence[Layout] = (),
@@ -110,7 +96,6 @@ def quantize(
         out: the folder to write; an older bundle there is replaced.
         plan: the precision plan.
         feeds: recorded inputs by graph; a half plan needs none.
-        ops: the custom ops, for the golden values.
         settings: see Settings.
         origin: what the manifest says of the recorded inputs, None without them.
         layouts: which of the source's to write; all if empty.
@@ -124,24 +109,29 @@ def quantize(
         raise ArtifactError(f"{source.path} is quantized already; quantize the bundle it was made from")
     if out.resolve() == source.path.resolve():
         raise M3adError(f"{out} is the bundle to quantize; name another folder for the result")
+    contract = source.contract
     layouts = list(layouts) or source.manifest.layouts
     if odd := [layout for layout in layouts if layout not in source.manifest.layouts]:
         raise ArtifactError(f"{source.path} has no layout {odd[0]}; export it with both: m3ad-export bundle")
     with artefact.new_folder(out, artefact.FORMAT) as folder:
         (folder / "onnx").mkdir()
-        for name in graphs_of(layouts, COPIED):
-            shutil.copyfile(source.file(f"onnx/{name}.onnx"), folder / "onnx" / f"{name}.onnx")
+        graphs = contract.method.graphs_of(layouts)
+        copied = [f"{graph.name}.onnx" for graph in graphs if not graph.may_quantize]
+        forms = [contract.method.cpu[stage] for stage in stages_of(contract, layouts)]
+        copied += [form.files[1] for form in forms if form.kind == "pixel_layer"]
+        for file in dict.fromkeys(copied):
+            shutil.copyfile(source.file(f"onnx/{file}"), folder / "onnx" / file)
         histograms = {}
-        for name in graphs_of(layouts):
+        for name in (graph.name for graph in graphs if graph.may_quantize):
             model = onnx.load(source.file(f"onnx/{name}.onnx"))
             written = Graph(model, name, feeds.get(name, []), plan, settings).written(plan)
             histograms[name] = histogram(written)
             onnx.save(written, folder / "onnx" / f"{name}.onnx")
             say(f"{name}: {histograms[name]}")
-        compose(folder / "onnx", source, layouts)
-        _write_golden(folder, source, layouts, ops, plan.half is not None)
+        compose_stages(contract, layouts, folder / "onnx")
+        _write_golden(folder, source, layouts, plan.half is not None)
         before, after = (
-            sum(weight_bytes(p, layouts).values()) for p in (source.path / "onnx", folder / "onnx")
+            sum(weight_bytes(contract, p, layouts).values()) for p in (source.path / "onnx", folder / "onnx")
         )
         manifest = {
             **{k: v for k, v in source.document.items() if k not in ("parity", "files", "gate")},
@@ -166,52 +156,32 @@ def quantize(
     return Bundle.open(out)
 
 
-def compose(folder: Path, source: Bundle, layouts: Sequence[Layout]) -> None:
-    """Write the graphs that hold custom ops from the quantized parts in `folder`, as the exporter composes them.
-
-    Raises:
-        ArtifactError: a graph does not have the contract's tensors, or does not depend on its inputs.
-    """
-    dims = source.dims
-    write_xyz_extractor(onnx.load(folder / ENCODER_GRAPH), dims, folder)
-    composed = ["xyz_extractor"]
-    if "fused" in layouts:
-        onnx.save(head_model(dims, read_parts(folder)), folder / "head.onnx")
-        composed.append("head")
-    for name in composed:
-        verify_not_frozen(folder / f"{name}.onnx")
-    for name, stage in stages(dims).items():
-        if (folder / f"{name}.onnx").exists():
-            verify_interface(folder / f"{name}.onnx", stage)
-
-
-def weight_bytes(folder: Path, layouts: Sequence[Layout]) -> dict[str, int]:
+def weight_bytes(contract: Contract, folder: Path, layouts: Sequence[Layout]) -> dict[str, int]:
     """Bytes of all initializers (scales and zero points are some) of each graph that the CPU runs for these layouts."""
-    names = dict.fromkeys(
-        f for layout in layouts for step in steps_of(layout) for f in CPU_FILES[step] if f.endswith(".onnx")
-    )
-    return {name: _initializer_bytes(onnx.load(folder / name)) for name in names}
+    stages = stages_of(contract, layouts)
+    files = (f for stage in stages for f in contract.method.cpu[stage].files if f.endswith(".onnx"))
+    return {name: _initializer_bytes(onnx.load(folder / name)) for name in dict.fromkeys(files)}
 
 
-def steps_of(layout: Layout) -> tuple[str, ...]:
-    """The stages of a layout."""
-    return ("rgb_extractor", "xyz_extractor", *(("head",) if layout == "fused" else ("mfm", "mgm", "vm")))
+def stages_of(contract: Contract, layouts: Sequence[Layout]) -> list[str]:
+    """The stages of some layouts, each once."""
+    return list(dict.fromkeys(step.stage for layout in layouts for step in contract.steps(layout)))
 
 
 def _initializer_bytes(model: onnx.ModelProto) -> int:
     return sum(onnx.numpy_helper.to_array(i).nbytes for i in model.graph.initializer)
 
 
-def _write_golden(folder: Path, source: Bundle, layouts: Sequence[Layout], ops: Ops, is_half: bool) -> None:
+def _write_golden(folder: Path, source: Bundle, layouts: Sequence[Layout], is_half: bool) -> None:
     """Golden values of the quantized stages for the source's golden frame."""
     (folder / "golden").mkdir()
-    dims = source.dims
+    contract = source.contract
     values: dict[str, Any] = {}
-    inputs = {n: np.load(source.file(f"golden/{n}.npy"), allow_pickle=False) for n in PIPELINE_INPUTS}
+    inputs = {n: np.load(source.file(f"golden/{n}.npy"), allow_pickle=False) for n in contract.method.inputs}
     with runnable(folder / "onnx", is_half) as graphs:
         for layout in layouts:
-            wiring = steps(dims, layout)
-            functions = {s.stage: cpu_stage(s.stage, graphs, dims, ops, 2) for s in wiring}
+            wiring = contract.steps(layout)
+            functions = {s.stage: cpu_stage(s.stage, graphs, contract, 2) for s in wiring}
             found, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
             values = {**found, **values}  # the chain's come first, as in the exporter
     for name, value in values.items():

@@ -4,7 +4,7 @@ On disk, in a bundle's calibration/recorded/: `<graph>/<input>.npy`, first axis 
 with the frames in order and their hashes. Rows of features come from all frames in equal parts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,57 +20,67 @@ from m3ad.bundle import (
     verify_files,
     write_json,
 )
-from m3ad.contract import Dims
 from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import Sample, find_samples, read_sample
-from m3ad.onnx_graph import OnnxGraph
-from m3ad.pipeline import model_arrays
 from m3ad.preprocess import ModelInput, prepare
-from m3ad.stages import Ops, by_modality, operators
+from m3ad_runtime.onnx_graph import Arrays
+from m3ad_runtime.pipeline import model_arrays
+from m3ad_runtime.stages import TiledHead
+
+from m3ad_calibrate.walk import Walk, Walked
 
 FORMAT = "m3ad-calibration"
 FOLDER = "calibration/recorded"
 DEFAULT_MEGABYTES = 256
 MAX_FRAMES = 32  # ranges of activations stop moving long before
-Arrays = dict[str, npt.NDArray[Any]]
-Feeds = list[Arrays]
+MOST_ROWS = 8192  # of a graph that works by rows
+RECORDED_PIXELS = 1024  # of a frame, for what picks the scored rows out of a whole grid
+TILED = "head_rows"
+Feeds = list[dict[str, npt.NDArray[Any]]]
+FrameFeeds = dict[tuple[str, str], list[npt.NDArray[Any]]]  # graph and input -> one array a use
+Stacked = dict[str, npt.NDArray[Any]]
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much is recorded within a number of megabytes: whole frames for the encoders, rows for the heads."""
+    """How much is recorded within a number of megabytes: whole frames for some graphs, rows for the others."""
 
     frames: int
-    rows: int  # per chain graph
+    rows: int  # of each graph that works row by row
     tiles: int  # of head_rows
 
 
-def budget(dims: Dims, tile: int, megabytes: int, available: int) -> Budget:
+@dataclass(frozen=True, slots=True)
+class RunBytes:
+    """Bytes of what goes into the graphs: of a frame, of a row of those that work by rows, of a tile of head_rows."""
+
+    frame: int
+    row: int
+    tile: int
+
+
+def budget(run: RunBytes, megabytes: int, available: int) -> Budget:
     """Share megabytes between frames and rows, half and half.
 
     Args:
-        dims: the bundle's.
-        tile: bytes of one run of head_rows, 0 without a fused layout.
+        run: bytes of one.
         megabytes: of disk.
         available: frames there are.
 
     Raises:
         M3adError: they do not hold one frame and one tile.
     """
-    frame = 4 * (3 * 224 * 224 + dims.groups * (dims.group_size * 3 + 3 + dims.xyz_width))
-    frame += 4 * dims.rgb_tokens * dims.rgb_width
     half = megabytes * 1_000_000 // 2
-    row = 4 * (3 * (dims.rgb_width + dims.xyz_width) + dims.mentor_width)  # mfm twice, mgm once
-    if half < frame + tile:
-        needed = -(-2 * (frame + tile) // 1_000_000)
+    if half < run.frame + run.tile:
+        needed = -(-2 * (run.frame + run.tile) // 1_000_000)
         raise M3adError(
             f"{megabytes} MB do not hold one frame and one tile of rows; ask for --megabytes {needed} or more"
         )
-    tiles = max(1, half // 2 // tile) if tile else 0
+    tiles = max(1, half // 2 // run.tile) if run.tile else 0
     return Budget(
-        frames=min(available, MAX_FRAMES, half // frame),
-        rows=int(min(8192, (half - tiles * tile) // row)),
+        frames=min(available, MAX_FRAMES, half // run.frame),
+        rows=int(min(MOST_ROWS, (half - tiles * run.tile) // run.row)) if run.row else 0,
         tiles=int(tiles),
     )
 
@@ -78,7 +88,6 @@ def budget(dims: Dims, tile: int, megabytes: int, available: int) -> Budget:
 def record(
     bundle: Bundle,
     data: Path,
-    ops: Ops,
     megabytes: int = DEFAULT_MEGABYTES,
     split: str = "train",
     say: Say = lambda _: None,
@@ -88,7 +97,6 @@ def record(
     Args:
         bundle: not quantized.
         data: a category; good frames of `split`, evenly spread, in the split's order.
-        ops: the custom ops.
         megabytes: of disk, at most.
         split: train or validation; test frames are for the gate alone.
         say: is told of the frames.
@@ -107,99 +115,92 @@ def record(
     samples = [s for s in find_samples(data, split) if s.is_good]
     if not samples:
         raise FrameError(f"{data} has no good frames in the split {split!r} to calibrate on")
-    recorder = Recorder(bundle, ops)
-    shares = budget(bundle.dims, recorder.tile_bytes, megabytes, len(samples))
+    recorder = Recorder(bundle)
+    preprocessing = bundle.preprocessing
+    first = prepare(read_sample(samples[0]), preprocessing)
+    shares = budget(recorder.run_bytes(first), megabytes, len(samples))
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, shares.frames).astype(int)]
     chosen = list(dict.fromkeys(chosen))  # distinct, in order
-    preprocessing = bundle.preprocessing
     rows, tile_rows = shares.rows // len(chosen), recorder.tile_rows * shares.tiles // len(chosen) + 1
     frames = []
     for i, sample in enumerate(chosen):
         frames.append(recorder.frame(prepare(read_sample(sample), preprocessing), rows, tile_rows))
         say(f"recorded {i + 1} of {len(chosen)}: {sample.split}/{sample.defect}/{sample.name}")
-    feeds = stacked(frames, recorder.tile_rows, shares.tiles)
+    feeds = stacked(frames, recorder.axes, recorder.tile_rows, shares.tiles)
     return write_record(bundle, feeds, chosen)
 
 
 class Recorder:
-    """The stages of a bundle, run as far as their inputs are wanted."""
+    """The stages of a bundle's layouts, run as far as their inputs are wanted."""
 
-    def __init__(self, bundle: Bundle, ops: Ops, threads: int = 2) -> None:
-        self.dims: Dims = bundle.dims
-        self.ops = ops
-        layouts = bundle.manifest.layouts
-        names = ["rgb_extractor", "xyz_encoder"]
-        names += ["mfm", "mgm"] if "chain" in layouts else []
-        names += ["head_tokens", "head_rows"] if "fused" in layouts else []
-        # head_rows is not run, it only says how many rows a tile has.
-        self.graphs = {name: OnnxGraph(bundle.file(f"onnx/{name}.onnx"), threads) for name in names}
-        rows = self.graphs.get("head_rows")
+    def __init__(self, bundle: Bundle) -> None:
+        folder, contract = bundle.path / "onnx", bundle.contract
+        graphs = contract.method.graphs_of(bundle.manifest.layouts)
+        self.axes = {g.name: g.axis for g in graphs if g.may_quantize and g.axis != "map"}
+        self.walks = [Walk(contract, layout, folder) for layout in bundle.manifest.layouts]
+        heads = [s for walk in self.walks for s in walk.stages.values() if isinstance(s, TiledHead)]
+        rows = heads[0].rows if heads else None
         self.tile_rows = rows.tile_rows if rows else 0
         widths = [int(entry.shape[1]) for entry in rows.session.get_inputs()] if rows else []
         self.tile_bytes = 4 * self.tile_rows * sum(widths)
 
-    def frame(self, prepared: ModelInput, rows: int, tile_rows: int) -> Arrays:
-        """Every graph's inputs of one frame by `<graph>/<input>`, feature rows picked evenly over the part."""
-        dims, ops = self.dims, self.ops
-        idx, neighborhood, _ = ops.point_group(
-            prepared.points, dims.groups, dims.group_size, dims.min_norm_sq
-        )
-        centers = prepared.points[idx]
-        rgb_tokens = self.graphs["rgb_extractor"]({"image": prepared.image})["rgb_tokens"]
-        grouped = {"neighborhood": neighborhood, "centers": centers}
-        xyz_tokens = self.graphs["xyz_encoder"](grouped)["xyz_tokens"]
-        values: Arrays = {"rgb_extractor/image": prepared.image}
-        values |= {f"xyz_encoder/{name}": value for name, value in grouped.items()}
-        rgb, xyz = operators({**model_arrays(prepared), "centers": centers}, dims.rgb_side, ops)
+    def run_bytes(self, prepared: ModelInput) -> RunBytes:
+        """What one run records, seen on a frame."""
+        frame = self.frame(prepared, 1, 1)
+        by_axis = {"frame": 0, "rows": 0}
+        for (graph, _), values in frame.items():
+            if graph != TILED:
+                by_axis[self.axes[graph]] += sum(value.nbytes for value in values)
+        return RunBytes(by_axis["frame"], by_axis["rows"], self.tile_bytes)
+
+    def frame(self, prepared: ModelInput, rows: int, tile_rows: int) -> FrameFeeds:
+        """Every graph's inputs of one frame, one entry a use; feature rows picked evenly over the part."""
+        inputs = model_arrays(prepared)
         count = len(prepared.scored_pixel)
-        if "mfm" in self.graphs:
-            pick = np.linspace(0, count - 1, min(rows, count)).astype(int)
-            features = {
-                "rgb_features": rgb.apply(rgb_tokens)[pick],
-                "xyz_features": xyz.apply(xyz_tokens)[pick],
-            }
-            mentor = self.graphs["mfm"](features)
-            again = self.graphs["mgm"]({**features, **mentor})
-            values |= {f"mfm/{name}": value for name, value in features.items()}
-            values |= {
-                f"mfm again/{name}": again[name.replace("features", "reconstructed")] for name in features
-            }
-            values |= {f"mgm/{name}": value for name, value in {**features, **mentor}.items()}
-        if "head_rows" in self.graphs:
-            tokens = {"rgb_tokens": rgb_tokens, "xyz_tokens": xyz_tokens}
-            tables = self.graphs["head_tokens"](tokens)
-            rgb_tables, xyz_tables = by_modality({n: tables[n] for n in self.graphs["head_rows"].inputs})
-            pick = np.linspace(0, count - 1, min(tile_rows, count)).astype(int)
-            values |= {f"head_tokens/{name}": value for name, value in tokens.items()}
-            values |= {f"head_rows/{name}": rgb.apply(table)[pick] for name, table in rgb_tables.items()}
-            values |= {f"head_rows/{name}": xyz.apply(table)[pick] for name, table in xyz_tables.items()}
-        return values
+        feeds: FrameFeeds = {}
+        known = Walked()
+        for walk in self.walks:
+            seen = {graph for graph, _ in feeds}
+            is_tiled = isinstance(walk.stages[walk.last.stage], TiledHead)
+
+            def tap(graph: str, arrays: Arrays, seen: set[str] = seen) -> None:
+                if graph in self.axes and graph not in seen:
+                    for name, value in arrays.items():
+                        kept = _evenly(value, RECORDED_PIXELS) if name == "scored_pixel" else value
+                        feeds.setdefault((graph, name), []).append(kept)
+
+            pick = np.linspace(0, count - 1, min(tile_rows if is_tiled else rows, count)).astype(int)
+            known = Walked(walk.run(inputs, pick, known, tap=tap).whole)
+        return feeds
 
 
-def stacked(frames: Sequence[Arrays], tile_rows: int, tiles: int) -> Arrays:
+def _evenly(values: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    picked: npt.NDArray[Any] = values[np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)]
+    return picked
+
+
+def stacked(frames: Sequence[FrameFeeds], axes: Mapping[str, str], tile_rows: int, tiles: int) -> Stacked:
     """The frames' values as each graph's runs: `<graph>/<input>` -> [runs, ...].
 
-    Encoders run once a frame; mfm and mgm once on all rows (mfm a second time on the reconstructed ones); head_rows
-    once a tile, rows of all frames mixed.
+    What runs once a frame has a run for each; what works by rows has one for each of its uses, rows of all frames
+    together; head_rows one a tile, rows of all frames mixed.
     """
-    feeds: Arrays = {}
-    for key in frames[0]:
-        graph = key.split("/")[0]
-        if graph in ("mfm", "mgm"):
-            feeds[key] = np.concatenate([f[key] for f in frames])[None]
-        elif graph == "head_rows":
-            rows = np.concatenate([f[key] for f in frames])
-            wanted = np.linspace(0, len(rows) - 1, tiles * tile_rows).astype(int)
-            feeds[key] = rows[wanted].reshape(tiles, tile_rows, -1)
-        elif graph != "mfm again":
-            feeds[key] = np.stack([f[key] for f in frames])
-    for key in [k for k in frames[0] if k.startswith("mfm again/")]:
-        first = key.replace("mfm again", "mfm")
-        feeds[first] = np.concatenate([feeds[first], np.concatenate([f[key] for f in frames])[None]])
+    feeds: Stacked = {}
+    for graph, name in frames[0]:
+        values = [frame[graph, name] for frame in frames]
+        if graph == TILED:
+            rows = np.concatenate([uses[0] for uses in values])
+            chosen = np.linspace(0, len(rows) - 1, tiles * tile_rows).astype(int)
+            stack = rows[chosen].reshape(tiles, tile_rows, -1)
+        elif axes[graph] == "rows":
+            stack = np.stack([np.concatenate(use) for use in zip(*values, strict=True)])
+        else:
+            stack = np.stack([uses[0] for uses in values])
+        feeds[f"{graph}/{name}"] = stack
     return feeds
 
 
-def write_record(bundle: Bundle, feeds: Arrays, samples: Sequence[Sample]) -> Path:
+def write_record(bundle: Bundle, feeds: Stacked, samples: Sequence[Sample]) -> Path:
     """Write recorded inputs into the bundle, whole or not at all; an older record is replaced."""
     target = bundle.path / FOLDER
     with new_folder(target, FORMAT) as folder:

@@ -5,13 +5,14 @@ a plan tuned on them would pass a gate that means nothing.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from m3ad.contract import Method
 from m3ad_export.graphs.plan import QUANTIZED, Keep, NodePrecision, Plan
 
 from m3ad_calibrate import qdq
@@ -21,19 +22,8 @@ from m3ad_calibrate.quantize import Graph, Settings
 from m3ad_calibrate.record import Feeds
 
 Say = Callable[[str], None]
-# A group is what one pattern of a plan names. The heads' groups name the same layers in both layouts; the fused head
-# runs MFM's first layers and the feature half of MGM's on tokens.
+# A group is what one pattern of a plan names: a block of an encoder, or what the method declares.
 BLOCK = re.compile(r"^(?P<tower>blocks\.(?:blocks\.)?\d+)\.(?P<part>attn\.(?:qkv|proj)|mlp\.fc[12])/")
-HEAD_GROUPS = {
-    "MFM's first layers, chain": r"^mfm:\w+_branch\.first/",
-    "first layers": r"^head_tokens:|^mgm:to_\w+\.input/",
-    "branches": r"^(mfm:|head_rows:mfm\.)\w+_branch\.last/",
-    "fusion": r"^(mfm:|head_rows:mfm\.)fusion\.",
-    "guidance": r"^mgm:mentor_to_|^head_rows:to_\w+(\.mentor_layer)?/",
-    "projection": r"^(mgm|head_rows):to_\w+\.projection/",
-    "output": r"^mgm:to_\w+\.output/|^head_rows:\w+_output\.",
-    "second pass": r"^head_rows:\w+_again/",
-}
 # Of the budget: the gate looks at more frames, and the lowest of them counts. Measured: what used 0.4 of it on 4 frames
 # with and without defects used 1.1 on 24 test frames.
 TARGET = 0.2
@@ -69,15 +59,18 @@ class Search:
     trail: list[dict[str, Any]]
 
 
-def find_groups(models: dict[str, onnx.ModelProto], rows: int, base: Plan) -> list[Group]:
+def find_groups(models: dict[str, onnx.ModelProto], method: Method, rows: int, base: Plan) -> list[Group]:
     """The groups of a bundle: each block of an encoder, the mini-PointNet, and the layers of the heads.
 
     Args:
         models: graphs by name.
+        method: whose they are.
         rows: feature rows of a typical frame, for the heads' share of the work.
         base: the plan whose products count.
     """
     work: dict[tuple[str, str], float] = {}
+    declared = {graph.name: graph for graph in method.graphs}
+    has_fused = any("chain" not in declared[name].layouts for name in models)
     for stage, model in models.items():
         prepared = qdq.prepared(model, stage, base)
         shapes = {i.name: i.dims for i in prepared.graph.initializer}
@@ -89,28 +82,24 @@ def find_groups(models: dict[str, onnx.ModelProto], rows: int, base: Plan) -> li
         for node in prepared.graph.node:
             if node.name not in chosen or node.input[1] not in shapes:
                 continue
-            key = _group_of(stage, node.name)
+            key = _group_of(stage, node.name, method.groups)
             outer = [d.dim_value for d in sizes.get(node.input[0], ())][:-1]
-            per_row = stage in ("mfm", "mgm", "head_rows")
-            count = float(rows if per_row else np.prod(outer or [1]))
-            # mfm and mgm are the same layers as the fused head's; they are not counted twice.
-            macs = (
-                0.0
-                if stage in ("mfm", "mgm") and "head_rows" in models
-                else count * np.prod(shapes[node.input[1]])
-            )
+            count = float(rows if declared[stage].axis == "rows" else np.prod(outer or [1]))
+            # What the chain alone runs is the same layers as the fused head's; they are not counted twice.
+            is_counted = not has_fused or "fused" in declared[stage].layouts
+            macs = count * np.prod(shapes[node.input[1]]) if is_counted else 0.0
             work[key] = work.get(key, 0.0) + macs
     total = sum(work.values()) or 1.0
     return [Group(name, pattern, macs / total) for (name, pattern), macs in work.items()]
 
 
-def _group_of(stage: str, node: str) -> tuple[str, str]:
+def _group_of(stage: str, node: str, groups: Mapping[str, str]) -> tuple[str, str]:
     """The name and the pattern of the group a product belongs to."""
     if block := BLOCK.match(node):
         tower = block["tower"]
         name = f"{'RGB' if stage == 'rgb_extractor' else 'XYZ'} block {tower.rpartition('.')[2]}"
         return name, rf"^{stage}:{re.escape(tower)}\.(attn\.(qkv|proj)|mlp\.fc[12])/"
-    for name, pattern in HEAD_GROUPS.items():
+    for name, pattern in groups.items():
         if re.search(pattern, f"{stage}:{node}"):
             return name, pattern
     module = node.split("/")[0].split(".")[0]
@@ -134,8 +123,10 @@ class Searcher:
         self.probe, self.base, self.budget = probe, base, budget
         names = [n for n in probe.models if n in feeds]
         self.graphs = {n: Graph(probe.models[n], n, feeds[n], base, settings) for n in names}
-        rows = int(np.mean([len(frame.xyz_operator.scored_pixel) for frame in probe.frames]))
-        self.groups = find_groups({n: probe.models[n] for n in names}, rows, base)
+        rows = int(np.mean([len(frame.scored_pixel) for frame in probe.frames]))
+        self.groups = find_groups(
+            {n: probe.models[n] for n in names}, probe.bundle.contract.method, rows, base
+        )
 
     def damage(self, plan: Plan) -> Damage:
         """What a plan costs on the probe; graphs in which it quantizes nothing are not run."""

@@ -5,29 +5,17 @@ References: Xiao et al. 2023, arXiv 2211.10438, eq. 4, with a migration strength
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+import onnx_graphsurgeon as gs
+from m3ad_export.graphs.surgery import edited
 
 from m3ad_calibrate.ranges import Observed
 
 STRENGTH = 0.5
 
 
-def smoothable(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, onnx.NodeProto]]:
-    """LayerNorm outputs that feed one MatMul with weights and nothing else: tensor -> (norm, product)."""
-    weights = {i.name for i in model.graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found = {}
-    for norm in model.graph.node:
-        if norm.op_type != "LayerNormalization" or len(norm.input) < 3:
-            continue
-        (product, *others) = readers.get(norm.output[0], [norm])
-        alone = not others and product.op_type == "MatMul" and product.input[0] == norm.output[0]
-        if alone and product.input[1] in weights and len(readers[product.input[1]]) == 1:
-            found[norm.output[0]] = (norm, product)
-    return found
+def smoothable(model: onnx.ModelProto) -> list[str]:
+    """LayerNorm outputs that feed one MatMul with weights and nothing else."""
+    return [norm.outputs[0].name for norm, _ in _smoothable(gs.import_onnx(model))]
 
 
 def smoothed(model: onnx.ModelProto, seen: dict[str, Observed]) -> onnx.ModelProto:
@@ -42,23 +30,30 @@ def smoothed(model: onnx.ModelProto, seen: dict[str, Observed]) -> onnx.ModelPro
     Returns:
         The model, equal to fp32 rounding.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    initializers = {i.name: i for i in result.graph.initializer}
-    for tensor, (norm, product) in smoothable(result).items():
-        weight = numpy_helper.to_array(initializers[product.input[1]])
-        inputs, rows = seen[tensor].channel_largest, np.abs(weight).max(axis=1)
+    return edited(model, lambda graph: _smooth(graph, seen))
+
+
+def _smooth(graph: gs.Graph, seen: dict[str, Observed]) -> None:
+    for norm, product in _smoothable(graph):
+        tensor, weight = norm.outputs[0].name, product.inputs[1]
+        inputs, rows = seen[tensor].channel_largest, np.abs(weight.values).max(axis=1)
         usable = (inputs > 0) & (rows > 0)
         ratio = np.divide(inputs**STRENGTH, rows ** (1 - STRENGTH), out=np.ones_like(inputs), where=usable)
         scale = ratio.astype(np.float32)
-        initializers[product.input[1]].CopyFrom(
-            numpy_helper.from_array(weight * scale[:, None], product.input[1])
-        )
-        for i, name in enumerate(
-            norm.input[1:3], start=1
-        ):  # norms may share their gains, so each gets its own
-            own = f"{tensor}.{'gain' if i == 1 else 'bias'}"
-            value = numpy_helper.to_array(initializers[name]) / scale
-            result.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), own))
-            norm.input[i] = own
-    return result
+        weight.values = weight.values * scale[:, None]
+        for i, name in ((1, "gain"), (2, "bias")):  # norms may share their gains, so each gets its own
+            value = (norm.inputs[i].values / scale).astype(np.float32)
+            norm.inputs[i] = gs.Constant(f"{tensor}.{name}", value)
+
+
+def _smoothable(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node]]:
+    found = []
+    for norm in graph.nodes:
+        if norm.op != "LayerNormalization" or len(norm.inputs) < 3 or norm.outputs[0] in graph.outputs:
+            continue
+        readers = norm.outputs[0].outputs
+        if len(readers) == 1 and readers[0].op == "MatMul" and readers[0].inputs[0] is norm.outputs[0]:
+            weight = readers[0].inputs[1]
+            if isinstance(weight, gs.Constant) and len(weight.outputs) == 1:
+                found.append((norm, readers[0]))
+    return found

@@ -15,14 +15,13 @@ import onnx
 import torch
 from m3ad import bundle as artefact
 from m3ad.bundle import Bundle
-from m3ad.contract import Stage, stages
 from m3ad.errors import ArtifactError, FrameError
-from m3ad_export.graphs.export import dense_model, verify_interface
-from m3ad_export.graphs.head import head_model, prefixed, read_parts
-from m3ad_export.heads.voting import OneClassSvm, Vm, VotingConfig, fit_one_class_svm
+from m3ad_export.graphs.head import head_model, read_parts
+from m3ad_export.graphs.verify import verify_interface
+from m3ad_export.graphs.vote import with_svm
+from m3ad_export.heads.voting import OneClassSvm, SvmRows, VotingConfig, fit_one_class_svm
 from torch import Tensor, nn
 
-from m3ad_calibrate.qdq import drop_unused
 from m3ad_calibrate.threshold import Kernel, SvmInput
 
 MAX_VECTORS = 64  # an rbf kernel costs one exponential per pixel and vector
@@ -32,18 +31,13 @@ RBF_NU = 0.1
 class SvmVote(nn.Module):
     """score_maps [3 + n, 224, 224] -> anomaly_map [224, 224], score [1]; rows are divided by `unit` [D] first."""
 
-    unit: Tensor
-
-    def __init__(self, config: VotingConfig, svm: OneClassSvm, unit: Tensor) -> None:
+    def __init__(self, config: VotingConfig, svm: OneClassSvm, unit: Tensor | None = None) -> None:
         super().__init__()
-        self.vm = Vm(config)
-        self.vm.svm = svm
-        self.register_buffer("unit", unit)
+        self.config, self.rows, self.svm = config, SvmRows(config, unit), svm
 
     def forward(self, score_maps: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self.vm.svm_rows(score_maps) / self.unit
-        anomaly_map = self.vm.svm(rows).reshape(score_maps.shape[1:])
-        return anomaly_map, anomaly_map.reshape(-1).amax(dim=0, keepdim=True)
+        decision: Tensor = self.svm(self.rows(score_maps))
+        return decision.reshape(score_maps.shape[1:]), decision.amax(dim=0, keepdim=True)
 
 
 def fit_svm(
@@ -67,14 +61,15 @@ def fit_svm(
         raise FrameError(
             "there are no good frames to fit the one-class SVM to; add some to the training split"
         )
-    vm = Vm(config)
-    x = torch.cat([vm.svm_rows(torch.from_numpy(np.ascontiguousarray(m))) for m in maps])
+    seen = SvmRows(config)
+    x = torch.cat([seen(torch.from_numpy(np.ascontiguousarray(m))) for m in maps])
     x = x[x.sum(dim=1) > 0]  # background far from the part has no score at all
     unit = x.mean(dim=0)
     if kernel == "linear":
         svm = OneClassSvm(config.svm_width)
         fit_one_class_svm(svm, x / unit, nu)
-        return SvmVote(config, svm, unit)
+        svm.support_vectors = svm.support_vectors / unit  # v . (x / unit) = (v / unit) . x
+        return SvmVote(config, svm)
     from sklearn.svm import OneClassSVM
 
     rows = x / unit
@@ -101,18 +96,20 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
         raise ArtifactError(
             f"{bundle.path} is quantized; refit the SVM of the bundle it was made from, then quantize that one again"
         )
-    table = stages(bundle.dims)
-    anomaly_map, score, score_maps = table["vm"].outputs
-    tail = prefixed(dense_model(vote, Stage("svm", (score_maps,), (anomaly_map, score))), "refit")
+    if bundle.manifest.voting is None:
+        raise ArtifactError(
+            f"{bundle.path} has no one-class SVM: {bundle.contract.method.title} votes without one"
+        )
+    table = bundle.contract.stages
     with artefact.new_folder(bundle.path, artefact.FORMAT) as folder:
         for part in ("onnx", "golden"):
             shutil.copytree(bundle.path / part, folder / part, copy_function=os.link)
         for name in ("vm", "head_vote"):
             path = folder / "onnx" / f"{name}.onnx"
             if path.exists():
-                _replace(path, with_tail(onnx.load(path), tail))
+                _replace(path, with_svm(onnx.load(path), vote.rows, vote.svm))
         if "fused" in bundle.manifest.layouts:
-            model = head_model(bundle.dims, read_parts(folder / "onnx"))
+            model = head_model(bundle.contract, read_parts(folder / "onnx"))
             _replace(folder / "onnx" / "head.onnx", model)
             verify_interface(folder / "onnx" / "head.onnx", table["head"])
         golden = torch.from_numpy(np.load(folder / "golden" / "score_maps.npy", allow_pickle=False))
@@ -122,25 +119,11 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
             path = folder / "golden" / f"{name}.npy"
             path.unlink()
             np.save(path, value.numpy(), allow_pickle=False)
-        voting = {**(bundle.document.get("voting") or {}), "svm_input": vote.vm.config.svm_input}
-        fitted = {"kernel": kernel, "nu": nu, "vectors": len(vote.vm.svm.support_vectors)}
+        voting = {**(bundle.document.get("voting") or {}), "svm_input": vote.config.svm_input}
+        fitted = {"kernel": kernel, "nu": nu, "vectors": len(vote.svm.support_vectors)}
         changed = {"voting": voting, "svm": fitted, "files": artefact.file_entries(folder)}
         artefact.write_json(folder / artefact.MANIFEST, {**bundle.document, **changed})
     return Bundle.open(bundle.path)
-
-
-def with_tail(model: onnx.ModelProto, tail: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a voting graph in which `tail` makes anomaly_map and score from its score_maps."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    for node in graph.node:
-        node.output[:] = [f"{n}.replaced" if n in ("anomaly_map", "score") else n for n in node.output]
-    graph.node.extend(tail.graph.node)
-    graph.initializer.extend(tail.graph.initializer)
-    del graph.value_info[:]
-    drop_unused(graph)
-    return result
 
 
 def config_of(bundle: Bundle, svm_input: SvmInput | None) -> VotingConfig:

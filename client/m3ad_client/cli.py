@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import typer
 from m3ad import cli as shared
 from m3ad.bundle import Bundle
-from m3ad.contract import DEFAULT_LAYOUT, LAYOUTS, Layout
+from m3ad.contract import LAYOUTS, Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
-from m3ad.pipeline import Inspector
 from m3ad.preprocess import Modality
+from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
 from m3ad_client import report
@@ -37,7 +37,10 @@ Model = Annotated[str | None, typer.Option(help="the category to use; not needed
 BundleOption = Annotated[
     Path | None, typer.Option(help="inspect in this process with this bundle, without a server")
 ]
-LayoutOption = Annotated[Layout, typer.Option(help="layout to run; with --bundle only, a server has its own")]
+LayoutOption = Annotated[
+    Layout | None,
+    typer.Option(help="layout to run, the one to ship if left out; with --bundle only, a server has its own"),
+]
 BASELINES = ("dense", "cfm", "fused")
 Device = Literal["cpu", "cuda"]
 UseTls = Annotated[bool, typer.Option("--tls", help="connect over TLS")]
@@ -59,7 +62,7 @@ def infer(
     url: Url = DEFAULT_URL,
     model: Model = None,
     bundle: BundleOption = None,
-    layout: LayoutOption = DEFAULT_LAYOUT,
+    layout: LayoutOption = None,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -103,7 +106,7 @@ def evaluate(
     url: Url = DEFAULT_URL,
     model: Model = None,
     bundle: BundleOption = None,
-    layout: LayoutOption = DEFAULT_LAYOUT,
+    layout: LayoutOption = None,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -179,9 +182,9 @@ def bench(
     opened = [_opened(path) for path in bundle or ()]
     count = threads or len(os.sched_getaffinity(0))
     with Contenders() as contenders:
-        for path in bundle or ():
-            for one in layout or [DEFAULT_LAYOUT]:
-                contenders.add_bundle(path, one, count)
+        for each in opened:
+            for one in layout or [each.layout()]:
+                contenders.add_bundle(each.path, one, count)
         for address in url or (() if bundle or baseline else (DEFAULT_URL,)):
             contenders.add_server(
                 TritonInspector(address, model, tls=_tls(tls, ca, key, cert), timeout_s=timeout_s)
@@ -211,15 +214,13 @@ def show(
 
 @contextmanager
 def _inspector(
-    bundle: Path | None, layout: Layout, url: str, model: str | None, tls: Tls | None, timeout_s: float
+    bundle: Path | None, layout: Layout | None, url: str, model: str | None, tls: Tls | None, timeout_s: float
 ) -> Iterator[Inspector | TritonInspector]:
     if bundle is None:
         with TritonInspector(url, model, tls=tls, timeout_s=timeout_s) as inspector:
             yield inspector
     else:
-        from m3ad_plugins import ops
-
-        yield Inspector(_opened(bundle), ops, layout)
+        yield Inspector(_opened(bundle), layout)
 
 
 def _opened(path: Path) -> Bundle:

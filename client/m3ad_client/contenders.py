@@ -66,7 +66,7 @@ class Contender(Protocol):
 
 
 class WorkerProcess:
-    """A `m3ad.worker` and the only way to talk to it.
+    """A `m3ad_runtime.worker` and the only way to talk to it.
 
     Args:
         name: in the tables.

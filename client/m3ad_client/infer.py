@@ -12,12 +12,13 @@ import numpy.typing as npt
 from m3ad.errors import FrameError
 from m3ad.frames import EYECANDIES_FOLDERS, SPLITS, Frame, Sample, find_pairs, find_samples, read_sample
 from m3ad.overlay import Inspected, overlay, save_png
-from m3ad.pipeline import Inspection, ServingRecord
 from m3ad.preprocess import ModelInput, Preprocessing
+from m3ad.serving import ServingRecord
+from m3ad_runtime.pipeline import Inspection
 
 
 class AnyInspector(Protocol):
-    """What inspects: `m3ad.pipeline.Inspector` in this process or `TritonInspector` on a server."""
+    """What inspects: `m3ad_runtime.pipeline.Inspector` in this process or `TritonInspector` on a server."""
 
     record: ServingRecord
     preprocessing: Preprocessing

@@ -4,26 +4,25 @@ import sys
 from pathlib import Path
 
 from m3ad.contract import LAYOUTS
-from m3ad.pipeline import Inspector
 from m3ad.preprocess import ModelInput
-from m3ad.stages import CPU_FILES
-from m3ad.worker import MapAndTimes, Runner, serve
+from m3ad_runtime.pipeline import Inspector
+from m3ad_runtime.worker import MapAndTimes, Runner, serve
 
 
 def load(bundle: Path, layout: str, threads: int) -> Runner:
     """Open a bundle as the embedded default runs it: ONNX Runtime on the CPU."""
     import onnxruntime
-    from m3ad_plugins import ops
 
     (known,) = (name for name in LAYOUTS if name == layout)
-    inspector = Inspector.open(bundle, ops, known, threads)
+    inspector = Inspector.open(bundle, known, threads)
 
     def run(frame: ModelInput) -> MapAndTimes:
         inspection = inspector.inspect_prepared(frame)
         return inspection.anomaly_map, inspection.stage_ms
 
+    cpu = inspector.record.contract.method.cpu
     used = {step.stage for step in inspector.pipeline.wiring}
-    sizes = ((inspector.folder / file).stat().st_size for stage in used for file in CPU_FILES[stage])
+    sizes = ((inspector.folder / file).stat().st_size for stage in used for file in cpu[stage].files)
     conditions = {
         "runtime": f"ONNX Runtime {onnxruntime.__version__}",
         "device": "cpu",

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc as grpcclient
-from m3ad.contract import CONTRACT_VERSION, pipeline_tensors
+from m3ad.contract import CONTRACT_VERSION
 from m3ad.errors import ArtifactError, FrameError, ServerError
 from m3ad.frames import Frame
-from m3ad.pipeline import RECORD_PARAMETER, SERVING_PARAMETER, Inspection, ServingRecord, model_arrays
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
 from m3ad.typed_json import parse_json, typed
+from m3ad_runtime.pipeline import Inspection, model_arrays
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from m3ad_client.bench import Counters
@@ -65,7 +66,7 @@ class TritonInspector:
             self.serving = _parameter(self.model, parameters[SERVING_PARAMETER])
             self.record = _record(self.model, parameters[RECORD_PARAMETER])
             self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
-            self.tensors, _ = pipeline_tensors(self.record.dims)
+            self.tensors = self.record.contract.inputs
         except BaseException:
             self.close()
             raise
@@ -82,8 +83,10 @@ class TritonInspector:
     def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
         """Let the server inspect tensors that are preprocessed already (region A of the bench)."""
         inputs = []
-        for name, array in model_arrays(prepared).items():
-            entry = grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+        arrays = model_arrays(prepared)
+        for tensor in self.tensors:
+            array = arrays[tensor.name]
+            entry = grpcclient.InferInput(tensor.name, array.shape, np_to_triton_dtype(array.dtype))
             entry.set_data_from_numpy(array)
             inputs.append(entry)
         wanted = ["anomaly_map", "score", *(["score_maps"] if with_maps else [])]

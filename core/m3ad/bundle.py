@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ad.contract import CONTRACT_VERSION, Dims, steps
+from m3ad.contract import CONTRACT_VERSION, Contract, Dims, Layout
 from m3ad.errors import ArtifactError
 from m3ad.manifest import FileEntry, Manifest, is_inside
+from m3ad.methods import contract_of
 from m3ad.preprocess import Preprocessing
-from m3ad.stages import CPU_FILES
 from m3ad.typed_json import read_json, require_whole, typed
 
 MANIFEST = "manifest.json"
@@ -64,13 +64,17 @@ class Bundle:
         manifest = typed(document, Manifest, str(path / MANIFEST), EXPORT_AGAIN)
         require_whole(document["dims"], manifest.dims.to_json(), "$.dims", str(path / MANIFEST), EXPORT_AGAIN)
         Preprocessing.from_json(manifest.preprocessing)
-        used = dict.fromkeys(
-            step.stage for layout in manifest.layouts for step in steps(manifest.dims, layout)
-        )
-        needed = [f"onnx/{file}" for stage in used for file in CPU_FILES[stage]]
+        contract = contract_of(manifest.method, manifest.dims)
+        used = dict.fromkeys(step.stage for layout in manifest.layouts for step in contract.steps(layout))
+        needed = [f"onnx/{file}" for stage in used for file in contract.method.cpu[stage].files]
         if missing := [file for file in needed if file not in manifest.files]:
             raise ArtifactError(f"{path / MANIFEST} does not list {missing[0]}. {EXPORT_AGAIN}")
         return cls(path, manifest, document)
+
+    @property
+    def contract(self) -> Contract:
+        """What crosses the stage boundaries of this bundle's detector."""
+        return contract_of(self.manifest.method, self.manifest.dims)
 
     @property
     def dims(self) -> Dims:
@@ -103,6 +107,19 @@ class Bundle:
                 f"{self.path} holds no {relative}; export it again with this layout: m3ad-export bundle"
             )
         return self.path / relative
+
+    def layout(self, wanted: Layout | None = None) -> Layout:
+        """The layout asked for, or the one to ship: the last.
+
+        Raises:
+            ArtifactError: the bundle has no such layout.
+        """
+        if wanted is not None and wanted not in self.manifest.layouts:
+            raise ArtifactError(
+                f"{self.path} has no layout {wanted}, only {', '.join(self.manifest.layouts)}; export it again with "
+                "this layout: m3ad-export bundle"
+            )
+        return wanted or self.manifest.layouts[-1]
 
     def verify_usable(self) -> None:
         """Check that a quantized bundle passed its gate, or that somebody accepted the loss.

@@ -1,17 +1,19 @@
-"""The contract: every tensor that crosses a stage's wall, by name, shape and dtype, and how the stages are wired.
+"""The contract's terms: tensors, stages, steps, ops, and the `Method` in which a detector declares its own.
 
-Networks, ONNX files, engines, `config.pbtxt`, golden files, the runner and the docs are derived from this table or
-checked against it; no other file spells a tensor's shape or dtype. It knows nothing of files or runtimes.
+Networks, ONNX files, engines, `config.pbtxt`, golden files, the runner and the docs are derived from the declarations
+in `m3ad.methods` or checked against them; no other file spells a tensor's shape or dtype.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-CONTRACT_VERSION = 4  # raised with every change of a wall or of the files in a bundle
+from m3ad.errors import ArtifactError
+
+CONTRACT_VERSION = 4  # raised with every change of a stage's tensors or of the files in a bundle
 IMAGE_SIZE = 224
 MIN_POINTS = 1024
 MAX_POINTS = IMAGE_SIZE * IMAGE_SIZE
@@ -20,8 +22,7 @@ MAX_SIZE = 2**20  # of any other dimension: a damaged manifest must not ask for 
 LETTERS = {"N": range(MIN_POINTS, MAX_POINTS + 1), "R": range(1, MAX_POINTS + 1)}
 
 Layout = Literal["chain", "fused"]
-LAYOUTS: tuple[Layout, ...] = ("chain", "fused")
-DEFAULT_LAYOUT: Layout = "fused"  # the one to ship; chain is the one to read and to debug
+LAYOUTS: tuple[Layout, ...] = ("chain", "fused")  # the one to read and to debug, the one to ship
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Step:
 class Dims:
     """The sizes a bundle fixes, and where sampling may not start; everything else in the contract follows.
 
+    A size of which a method has no tensor keeps its default.
     `min_norm_sq` is FarthestPointSample's: positive, it keeps points this near to the origin from being sampled.
     """
 
@@ -145,92 +147,155 @@ class Dims:
         return asdict(self)
 
 
-def stages(dims: Dims) -> dict[str, Stage]:
-    """Every stage of both layouts for these sizes, by name."""
-    size = IMAGE_SIZE
-    # The stage does not look at its values: Triton's ensemble can wait for ever when its first step answers with an
-    # error before the second is started. What is not finite makes tokens that are not, which the next stage refuses.
-    image = Tensor("image", (1, 3, size, size), unit="ImageNet-normalised RGB")
-    points = Tensor("points", ("N", 3), unit="m", values="finite")
-    pixel = "row-major pixel of the 224 x 224 grid"
-    point_pixel = Tensor("point_pixel", ("N",), "int32", unit=pixel, values="pixels")
-    rgb_tokens = Tensor("rgb_tokens", (dims.rgb_tokens, dims.rgb_width), values="finite")
-    centers = Tensor("centers", (dims.groups, 3), unit="m")
-    xyz_tokens = Tensor("xyz_tokens", (dims.groups, dims.xyz_width))
-    scored_pixel = Tensor("scored_pixel", ("R",), "int32", unit=pixel, values="pixels")
-    rgb = Tensor("rgb_features", ("R", dims.rgb_width))
-    xyz = Tensor("xyz_features", ("R", dims.xyz_width))
-    mentor = Tensor("mentor", ("R", dims.mentor_width))
-    rgb_rec = Tensor("rgb_reconstructed", ("R", dims.rgb_width))
-    xyz_rec = Tensor("xyz_reconstructed", ("R", dims.xyz_width))
-    mentor_rec = Tensor("mentor_reconstructed", ("R", dims.mentor_width))
-    anomaly_map = Tensor("anomaly_map", (size, size), unit="one-class SVM decision, larger is more anomalous")
-    score = Tensor("score", (1,), unit="largest value of anomaly_map")
-    tokens = (rgb_tokens, centers, xyz_tokens, points, point_pixel, scored_pixel)
-    score_maps = Tensor(
-        "score_maps",
-        (dims.score_maps, size, size),
-        unit="1 - cos in multiples of the expected, smoothed; named in the manifest",
-    )
-    verdict = (anomaly_map, score, score_maps)
-    table = (
-        Stage("rgb_extractor", (image,), (rgb_tokens,)),
-        Stage("xyz_extractor", (points,), (centers, xyz_tokens)),
-        Stage("project", tokens, (rgb, xyz)),
-        Stage("mfm", (rgb, xyz), (mentor,)),
-        Stage("mgm", (rgb, xyz, mentor), (rgb_rec, xyz_rec)),
-        Stage("vm", (rgb, rgb_rec, xyz, xyz_rec, mentor, mentor_rec, scored_pixel), verdict),
-        Stage("head", tokens, verdict),
-    )
-    return {stage.name: stage for stage in table}
-
-
-# The pipeline's own inputs and outputs: what a client sends and can ask for, whatever the layout. An inspection needs
-# the first two outputs; score_maps explain a verdict and feed the evaluation.
-PIPELINE_INPUTS = ("image", "points", "point_pixel", "scored_pixel")
+# What comes out of every pipeline: an inspection needs the first two; score_maps explain a verdict, for the evaluation.
 PIPELINE_OUTPUTS = ("anomaly_map", "score", "score_maps")
 
 
-def pipeline_tensors(dims: Dims) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs and outputs of the whole pipeline, in the order of PIPELINE_INPUTS and PIPELINE_OUTPUTS."""
-    by_name = {t.name: t for stage in stages(dims).values() for t in (*stage.inputs, *stage.outputs)}
-    by_name["image"] = replace(by_name["image"], values="finite")
-    return tuple(by_name[n] for n in PIPELINE_INPUTS), tuple(by_name[n] for n in PIPELINE_OUTPUTS)
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One use of a stage in a layout; a tensor that is not renamed is a value of its own name."""
+
+    stage: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
-def _step(dims: Dims, stage: str, **renamed: str) -> Step:
-    table = stages(dims)[stage]
-    return Step(
-        stage,
-        {t.name: renamed.get(t.name, t.name) for t in table.inputs},
-        {t.name: renamed.get(t.name, t.name) for t in table.outputs},
-    )
+@dataclass(frozen=True, slots=True)
+class CpuForm:
+    """How a stage runs on a CPU, where the graph that holds custom ops (`<stage>.onnx`) does not.
 
-
-def steps(dims: Dims, layout: Layout) -> tuple[Step, ...]:
-    """The wiring of a layout: extractors -> MFM -> MGM -> MFM -> VM as `chain`, extractors -> head as `fused`.
-
-    Raises:
-        ValueError: the layout is neither.
+    Attributes:
+        kind: `graph` runs the one file; `grouped` samples and groups the cloud before it; `interpolated` spreads the
+            tokens over the scored pixels and has no file; `tiled` runs a file on the tokens, one on tiles of rows, and
+            one on the scores; `pixel_layer` runs a file behind a layer that has a weight for each pixel of the grid.
+        files: below the bundle's `onnx/`, the graphs first.
     """
-    extractors = (_step(dims, "rgb_extractor"), _step(dims, "xyz_extractor"))
-    if layout == "fused":
-        return (*extractors, _step(dims, "head"))
-    if layout != "chain":
-        raise ValueError(f"unknown layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
-    again = {
-        "rgb_features": "rgb_reconstructed",
-        "xyz_features": "xyz_reconstructed",
-        "mentor": "mentor_reconstructed",
-    }
-    return (
-        *extractors,
-        _step(dims, "project"),
-        _step(dims, "mfm"),
-        _step(dims, "mgm"),
-        _step(dims, "mfm", **again),
-        _step(dims, "vm"),
-    )
+
+    kind: Literal["graph", "grouped", "interpolated", "tiled", "pixel_layer"]
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a score compares: a feature, and the blocks of columns of its reconstruction."""
+
+    feature: str
+    reconstructed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseGraph:
+    """An ONNX file without custom ops, `<name>.onnx`.
+
+    Attributes:
+        layouts: whose it is part of.
+        axis: what it is run over: a whole frame, rows of features each by itself, or the maps of scores, where it has
+            no product with weights.
+        may_quantize: whether a precision plan is written into it.
+    """
+
+    name: str
+    layouts: tuple[Layout, ...] = LAYOUTS
+    axis: Literal["frame", "rows", "map"] = "frame"
+    may_quantize: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Method:
+    """A detector as everything but its training sees it.
+
+    Attributes:
+        name: as in a manifest and on the command line.
+        title: as in a table.
+        inputs: of the pipeline, names of `preprocess.ModelInput`'s tensors.
+        stages: sizes -> the rows of its table, by name.
+        layouts: its wirings; the last one is the one to ship.
+        cpu: stage -> its form on a CPU.
+        graphs: every dense ONNX file, in the order in which a frame meets them.
+        pairs: of the fused head, one a row of scores.
+        groups: layers that a precision plan treats alike: name -> pattern in `<graph>:<node>`.
+        score_maps: how many a frame has, None where the detector's settings decide.
+        group_size: neighbours in a group, as published.
+    """
+
+    name: str
+    title: str
+    inputs: tuple[str, ...]
+    stages: Callable[[Dims], dict[str, Stage]]
+    layouts: Mapping[Layout, tuple[Use, ...]]
+    cpu: Mapping[str, CpuForm]
+    graphs: tuple[DenseGraph, ...]
+    pairs: tuple[Pair, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    score_maps: int | None = None
+    group_size: int = 32
+
+    def graphs_in(self, stage: str) -> list[str]:
+        """The dense graphs of a stage, by the names of the plain ones: a CPU has the encoder in row tiles."""
+        stems = [file.removesuffix(".onnx") for file in self.cpu[stage].files if file.endswith(".onnx")]
+        return [stem.removesuffix("_cpu") for stem in stems]
+
+    def works_by_rows(self, stage: str) -> bool:
+        """Whether each row of a stage's outputs follows from that row of its inputs alone."""
+        axes = {graph.name: graph.axis for graph in self.graphs}
+        form = self.cpu[stage]
+        return form.kind in ("interpolated", "tiled") or (
+            form.kind == "graph" and axes[self.graphs_in(stage)[0]] == "rows"
+        )
+
+    def graphs_of(self, layouts: Iterable[Layout]) -> list[DenseGraph]:
+        """The dense graphs of some layouts."""
+        chosen = set(layouts)
+        return [graph for graph in self.graphs if chosen.intersection(graph.layouts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What crosses the stage boundaries of one detector: its method with its sizes."""
+
+    method: Method
+    dims: Dims
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Every stage of every layout, by name."""
+        return self.method.stages(self.dims)
+
+    def steps(self, layout: Layout) -> tuple[Step, ...]:
+        """The wiring of a layout.
+
+        Raises:
+            ArtifactError: the method has no such layout.
+        """
+        if layout not in self.method.layouts:
+            raise ArtifactError(
+                f"{self.method.name} has no layout {layout!r}, expected one of {', '.join(self.method.layouts)}"
+            )
+        table = self.stages
+        return tuple(
+            Step(
+                use.stage,
+                {t.name: use.renamed.get(t.name, t.name) for t in table[use.stage].inputs},
+                {t.name: use.renamed.get(t.name, t.name) for t in table[use.stage].outputs},
+            )
+            for use in self.method.layouts[layout]
+        )
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a client sends, whatever the layout."""
+        by_name = self._tensors()
+        if "image" in by_name:
+            by_name["image"] = replace(by_name["image"], values="finite")
+        return tuple(by_name[name] for name in self.method.inputs)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it can ask for, in the order of PIPELINE_OUTPUTS."""
+        by_name = self._tensors()
+        return tuple(by_name[name] for name in PIPELINE_OUTPUTS)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {t.name: t for stage in self.stages.values() for t in (*stage.inputs, *stage.outputs)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +314,13 @@ OP_VERSION = 2  # of the domain: the highest version of an op in it
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
-        Op("FarthestPointSample", ("points",), ("idx",), {"num_samples": int, "min_norm_sq": float}),
+        Op(
+            "FarthestPointSample",
+            ("points", "point_pixel"),
+            ("idx",),
+            {"num_samples": int, "min_norm_sq": float},
+            version=2,
+        ),
         Op("KnnGroup", ("points", "idx"), ("neighborhood", "knn_idx"), {"group_size": int}),
         Op(
             "TokenInterpolate",

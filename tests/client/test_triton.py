@@ -15,12 +15,11 @@ from m3ad.bundle import Bundle
 from m3ad.contract import CONTRACT_VERSION, Stage
 from m3ad.errors import FrameError, ServerError
 from m3ad.frames import find_pairs
-from m3ad.pipeline import Inspector
 from m3ad.preprocess import ModelInput
 from m3ad_client.infer import inspect_samples
 from m3ad_client.triton import Tls, TritonInspector
 from m3ad_client.triton import _record as read_record
-from m3ad_plugins import ops
+from m3ad_runtime.pipeline import Inspector
 from m3ad_triton.server import LocalServer
 from m3ad_triton.server import Tls as ServerTls
 from m3ad_triton.stage_model import TritonPythonModel
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.slow
 def test_the_same_inspection_as_in_process(
     server: LocalServer, tiny_bundle: Bundle, model: str, layout: str
 ) -> None:
-    here = Inspector(tiny_bundle, ops, layout)
+    here = Inspector(tiny_bundle, layout)
     with TritonInspector(server.grpc_url, model) as there:
         assert there.record.score_maps == here.record.score_maps
         for seed in range(3):

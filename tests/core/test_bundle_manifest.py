@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from m3ad.bundle import Bundle, file_entry
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.manifest import is_inside
-from m3ad.pipeline import ServingRecord
 from m3ad.rig import read_rig
+from m3ad.serving import ServingRecord
 from m3ad_client.cli import app as client
 from m3ad_triton.cli import app as triton
 from typer.testing import CliRunner
@@ -73,7 +73,14 @@ def test_a_whole_number_is_a_threshold(tiny_bundle: Bundle, bundle: Path) -> Non
         ({"dims": {"min_norm_sq": -1.0}}, "min_norm_sq"),
         ({"dims": {}}, r"missing or unknown: .*'rgb_width'.* - at `\$\.dims`"),
         ({"layouts": []}, r"\$\.layouts"),
-        ({"layouts": ["chain", "chain"]}, "name one twice"),
+        (
+            {"layouts": ["chain", "chain"]},
+            r"layouts \['chain', 'chain'\]: expected some of chain, fused, each once",
+        ),
+        ({"method": None}, r"\$\.method"),
+        ({"method": "cflow"}, "unknown method 'cflow', expected one of mentor3ad, cfm, cmdr_iad"),
+        ({"method": "cmdr_iad_rgb"}, r"layouts \['chain', 'fused'\]: expected some of chain, each once"),
+        ({"method": "cfm"}, "cfm has 3 score_maps, dims 7"),
         ({"layouts": ["both"]}, "Invalid enum value 'both'"),
         ({"score_maps": ["rgb"]}, "score_maps are named"),
         ({"category": "../x"}, "is not a name"),
@@ -88,6 +95,12 @@ def test_each_field_is_checked(
 ) -> None:
     edit(bundle, json.dumps({**tiny_bundle.document, **change}))
     with pytest.raises(ArtifactError, match=sentence):
+        Bundle.open(bundle)
+
+
+def test_a_manifest_names_its_method(tiny_bundle: Bundle, bundle: Path) -> None:
+    edit(bundle, json.dumps({k: v for k, v in tiny_bundle.document.items() if k != "method"}))
+    with pytest.raises(ArtifactError, match="missing required field `method`"):
         Bundle.open(bundle)
 
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "m3ad": "core",
     "m3ad_plugins": "trt_plugins",
+    "m3ad_runtime": "core",
     "m3ad_export": "export",
     "m3ad_triton": "triton_repo",
     "m3ad_calibrate": "calibrate",
@@ -19,20 +21,39 @@ ROOMS = {
 MAY_IMPORT = {
     "m3ad": set(),
     "m3ad_plugins": {"m3ad"},
-    "m3ad_export": {"m3ad", "m3ad_plugins"},
-    "m3ad_triton": {"m3ad", "m3ad_plugins"},
-    "m3ad_calibrate": {"m3ad", "m3ad_plugins", "m3ad_export"},
-    "m3ad_client": {"m3ad", "m3ad_plugins"},
+    "m3ad_runtime": {"m3ad", "m3ad_plugins"},
+    "m3ad_export": {"m3ad", "m3ad_plugins", "m3ad_runtime"},
+    "m3ad_triton": {"m3ad", "m3ad_plugins", "m3ad_runtime"},
+    "m3ad_calibrate": {"m3ad", "m3ad_plugins", "m3ad_runtime", "m3ad_export"},
+    "m3ad_client": {"m3ad", "m3ad_plugins", "m3ad_runtime"},
 }
 # The rooms inside m3ad_export, and what each knows of the others and of the files beside them.
 INSIDE_EXPORT = {
     "nets": set(),
     "heads": set(),
-    "train": {"checkpoints", "detector", "heads", "nets", "weights"},
-    "graphs": {"detector", "heads", "nets"},
-    "baselines": {"detector", "heads"},
-    "methods": {"baselines", "checkpoints", "detector", "heads", "nets", "train", "weights"},
+    "train": {"checkpoints", "detector", "heads", "nets"},
+    "graphs": {"detector", "heads", "methods", "nets", "torch_stages"},
+    "baselines": {"detector", "heads", "method", "methods", "saved"},
+    "methods": {
+        "baselines",
+        "checkpoints",
+        "detector",
+        "heads",
+        "method",
+        "official_files",
+        "train",
+        "weights",
+    },
 }
+# Where engines are built and bundles quantized there is no torch.
+WITHOUT_TORCH = (
+    "m3ad_export.cli",
+    "m3ad_export.doctor",
+    "m3ad_export.engine",
+    "m3ad_export.graphs.stages",
+    "m3ad_calibrate.quantize",
+    "m3ad_calibrate.gate",
+)
 HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "onnx")
 
 
@@ -87,12 +108,21 @@ def test_serving_rooms_never_name_a_heavy_package(package: str) -> None:
 def test_core_client_and_triton_import_without_heavy_packages() -> None:
     names = [
         ".".join(path.relative_to(ROOT / ROOMS[package]).with_suffix("").parts).removesuffix(".__init__")
-        for package in ("m3ad", "m3ad_plugins", "m3ad_client", "m3ad_triton")
+        for package in ("m3ad", "m3ad_plugins", "m3ad_runtime", "m3ad_client", "m3ad_triton")
         for path in modules(package)
     ]
     names = [name for name in names if name != "m3ad_plugins.onnx_functions"]  # writes ONNX for the exporter
-    absent = "".join(f"sys.modules[{name!r}] = None\n" for name in HEAVY)
-    program = f"import sys\n{absent}" + "".join(f"import {name}\n" for name in names)
+    assert_importable(names, HEAVY)
+
+
+def test_engines_and_quantized_bundles_are_made_without_torch() -> None:
+    assert_importable(WITHOUT_TORCH, ("torch", "onnxscript"))
+
+
+def assert_importable(names: Iterable[str], absent: Iterable[str]) -> None:
+    """Import the modules in a process of its own in which the absent packages are not installed."""
+    gone = "".join(f"sys.modules[{name!r}] = None\n" for name in absent)
+    program = f"import sys\n{gone}" + "".join(f"import {name}\n" for name in names)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

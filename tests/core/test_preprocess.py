@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m3ad.contract import Dims, pipeline_tensors
+from m3ad.contract import Dims
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
+from m3ad.methods import contract_of
 from m3ad.preprocess import Preprocessing, prepare, prepare_mask, to_frame, without_modality
 from PIL import Image
 
@@ -75,7 +76,7 @@ def test_points_equal_cfm(height, width):
 
 def test_result_fits_the_contract():
     made = prepare(random_frame(300, 224), Preprocessing())._asdict()
-    inputs, _ = pipeline_tensors(Dims())
+    inputs = contract_of("mentor3ad", Dims()).inputs
     assert [tensor.name for tensor in inputs] == list(made)
     assert [tensor.mismatch(made[tensor.name]) for tensor in inputs] == [None] * 4
     assert all(array.flags.c_contiguous for array in made.values())

@@ -1,15 +1,23 @@
+import hashlib
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
 import pytest
-from m3ad.bundle import Bundle
+import torch
+from m3ad.bundle import Bundle, file_entry, sha256_of
+from m3ad.contract import LAYOUTS, OPS
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
-from m3ad_export.engine import build_engines, stage_model
+from m3ad_export.engine import build_engines, source_files, stage_model
 from m3ad_export.engine_types import verify_precision
+from m3ad_export.graphs.head import HEAD_PARTS
 from m3ad_export.graphs.precision import histogram
+from m3ad_export.graphs.vote import with_svm
+from m3ad_export.heads.voting import OneClassSvm, SvmRows, VotingConfig
 
 trt = pytest.importorskip("tensorrt_rtx", reason="extra rtx is not installed: pip install 'm3ad[rtx]'")
 
@@ -48,11 +56,104 @@ def test_every_stage_builds_ahead_of_time(bundle: Bundle, precision: str) -> Non
     Bundle.open(bundle.path)  # engines are no tampering
 
 
+# A box that has no torch: nothing named so is found, whoever asks.
+WITHOUT_TORCH = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "onnxscript"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+sys.modules["torch"] = None
+from m3ad_export.cli import main
+main()
+"""
+
+
+def run_without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_builds_both_layouts_without_torch(bundle: Bundle) -> None:
+    done = run_without_torch(
+        "build-engine", str(bundle.path), "--target", "sm89", "--precision", "fp32", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = map(Path, json.loads(done.stdout))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["layouts"] == ["chain", "fused"]
+    stages = {step.stage for layout in LAYOUTS for step in bundle.contract.steps(layout)} - {"head"}
+    assert manifest["files"].keys() == {f"{name}.plan" for name in stages.union(HEAD_PARTS)}
+    for name, entry in manifest["files"].items():
+        assert entry["sha256"] == sha256_of(folder / name)
+
+
+def test_head_for_plugins_is_composed_without_torch(bundle: Bundle) -> None:
+    """Full TensorRT takes the head whole; it is put together from its parts while the engine is built."""
+    program = f"""
+from pathlib import Path
+from m3ad.bundle import Bundle
+from m3ad_export.engine import stage_model
+bundle = Bundle.open(Path({str(bundle.path)!r}))
+for stage in ("project", "head"):
+    assert stage_model(bundle.path / "onnx", stage, bundle.contract, "fp16", with_plugins=True).graph.node
+"""
+    text = WITHOUT_TORCH.replace("from m3ad_export.cli import main\nmain()\n", program)
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_commands_work_or_name_what_they_need(bundle: Bundle, tmp_path: Path) -> None:
+    found = run_without_torch("doctor", "--json")
+    assert {entry["subject"] for entry in json.loads(found.stdout)} >= {"ONNX Runtime", "TensorRT-RTX"}
+    assert "[Errno" not in found.stderr
+    assert "Traceback" not in found.stderr
+    assert "build-engine" in run_without_torch("--help").stdout
+    refused = run_without_torch("train", str(tmp_path), str(tmp_path / "out"))
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: torch is not installed, this command needs it: pip install 'm3ad[export]'\n"
+    )
+
+
+def engines_of(bundle: Bundle) -> dict[str, dict[str, object]]:
+    folder = build_engines(bundle, "sm89", "fp16", ("chain", "fused"))
+    files: dict[str, dict[str, object]] = json.loads((folder / "manifest.json").read_text())["files"]
+    return files
+
+
+def test_engines_name_what_they_were_built_from(bundle: Bundle) -> None:
+    """The hash of the very model that the parser read: a byte of the weights beside it is a byte of it."""
+    folder = bundle.path / "onnx"
+    before = engines_of(bundle)
+    assert before["xyz_extractor.plan"]["source_files"] == {
+        name: sha256_of(folder / name) for name in ("xyz_extractor.onnx", "xyz_encoder.weights")
+    }
+    assert before["mfm.plan"]["source_files"] == {"mfm.onnx": sha256_of(folder / "mfm.onnx")}
+    assert {path.name for path in source_files(bundle, "head")} == {f"{name}.onnx" for name in HEAD_PARTS}
+    model = stage_model(folder, "mfm", bundle.contract, "fp16", with_plugins=False)
+    assert before["mfm.plan"]["onnx_sha256"] == hashlib.sha256(model.SerializeToString()).hexdigest()
+
+    weights = bytearray((folder / "xyz_encoder.weights").read_bytes())
+    weights[-1] ^= 128  # the sign of the last weight
+    (folder / "xyz_encoder.weights").write_bytes(weights)
+    entry = file_entry(folder / "xyz_encoder.weights")
+    changed = bundle.update(files={**bundle.document["files"], "onnx/xyz_encoder.weights": entry})
+    after = engines_of(Bundle.open(changed.path))
+    differ = {name for name in before if before[name]["onnx_sha256"] != after[name]["onnx_sha256"]}
+    assert differ == {"xyz_extractor.plan"}
+    assert {n for n in before if before[n]["source_files"] != after[n]["source_files"]} == differ
+
+
 @pytest.mark.parametrize("with_plugins", [True, False])
 @pytest.mark.parametrize("stage", ["project", "head"])
 def test_no_size_depends_on_data(bundle: Bundle, stage: str, with_plugins: bool) -> None:
     """R is the length of an input, and a node of an op has as many outputs as its plugin."""
-    model = stage_model(bundle.path / "onnx", stage, bundle.dims, "fp32", with_plugins=with_plugins)
+    model = stage_model(bundle.path / "onnx", stage, bundle.contract, "fp32", with_plugins=with_plugins)
     assert [v.name for v in model.graph.input][-1] == "scored_pixel"
     nodes = list(model.graph.node)
     assert not {"NonZero", "Unique", "Compress"} & {n.op_type for n in nodes}
@@ -64,10 +165,33 @@ def test_no_size_depends_on_data(bundle: Bundle, stage: str, with_plugins: bool)
         assert version == b"2"
 
 
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_a_vote_of_either_kernel_builds(bundle: Bundle, kernel: str) -> None:
+    """TensorRT-RTX takes the op's function body, full TensorRT the op as a plugin."""
+    svm = OneClassSvm(4, 3, kernel)  # type: ignore[arg-type]
+    svm.support_vectors = torch.rand(3, 4)
+    config = VotingConfig(svm_input="terms")
+    for name in ("vm", "head_vote"):
+        path = bundle.file(f"onnx/{name}.onnx")
+        onnx.save(with_svm(onnx.load(path), SvmRows(config), svm), path)
+    for stage in ("vm", "head"):
+        model = stage_model(bundle.path / "onnx", stage, bundle.contract, "fp16", with_plugins=True)
+        (op,) = (n for n in model.graph.node if n.op_type == "OneClassSvm")
+        assert (len(op.input), len(op.output), len(model.functions)) == (4, 1, 0)
+        inlined = stage_model(bundle.path / "onnx", stage, bundle.contract, "fp16", with_plugins=False)
+        assert not {n.op_type for n in inlined.graph.node} & OPS.keys()
+    plans = engines_of(bundle)
+    assert {"vm.plan", "head_vote.plan"} <= plans.keys()
+    assert "FLOAT16" not in plans["head_vote.plan"]["precision_histogram"]  # type: ignore[operator]
+
+
 def test_plugins_leave_no_function_body_to_be_taken_instead(bundle: Bundle) -> None:
-    model = stage_model(bundle.path / "onnx", "xyz_extractor", bundle.dims, "fp16", with_plugins=True)
+    model = stage_model(bundle.path / "onnx", "xyz_extractor", bundle.contract, "fp16", with_plugins=True)
     assert not model.functions
-    assert [n.op_type for n in model.graph.node if n.domain == "m3ad"] == ["FarthestPointSample", "KnnGroup"]
+    sampler, grouper = (n for n in model.graph.node if n.domain == "m3ad")
+    assert (sampler.op_type, grouper.op_type) == ("FarthestPointSample", "KnnGroup")
+    assert list(sampler.input) == [v.name for v in model.graph.input] == ["points", "point_pixel"]
+    assert {a.name: a.s for a in sampler.attribute}["plugin_version"] == b"2"
     assert (
         histogram(model)["FLOAT16"] >= 2 * 6
     )  # of each block: qkv, both of attention, its output, two of the MLP

@@ -9,9 +9,9 @@ import tifffile
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import find_pairs, read_sample
 from m3ad.preprocess import Preprocessing, prepare
+from m3ad_export import training
 from m3ad_export.cli import app
-from m3ad_export.train import fit
-from m3ad_export.train.fit import with_extent
+from m3ad_export.training import with_extent
 from serving import make_frame, write_frame
 from typer.testing import CliRunner
 
@@ -56,7 +56,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         arguments.update(named)
         raise Stopped
 
-    monkeypatch.setattr(fit, "train", take)
+    monkeypatch.setattr(training, "train", take)
     return arguments
 
 

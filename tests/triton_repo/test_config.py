@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from m3ad.bundle import Bundle
-from m3ad.contract import Dims, pipeline_tensors, stages
-from m3ad.pipeline import ServingRecord
+from m3ad.contract import Dims
+from m3ad.methods import contract_of
+from m3ad.serving import ServingRecord
 from m3ad_triton import config
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -26,7 +27,7 @@ def tensors(entries) -> list[tuple[str, int, tuple[int, ...]]]:
 def test_configurations_have_the_contract_s_tensors(layout, request, tiny_bundle: Bundle) -> None:
     repository = request.getfixturevalue(f"{layout}_repository")
     category = {"chain": "tiny", "fused": "other"}[layout]
-    table = stages(tiny_bundle.dims)
+    table = tiny_bundle.contract.stages
     used = {"chain": ("project", "mfm", "mgm", "vm"), "fused": ("head",)}[layout]
     for name in ("rgb_extractor", "xyz_extractor", *used):
         model = parse(repository / f"{category}_{name}" / "config.pbtxt")
@@ -35,9 +36,9 @@ def test_configurations_have_the_contract_s_tensors(layout, request, tiny_bundle
         assert model.backend == "python"
         assert [(g.count, g.kind) for g in model.instance_group] == [(1, pb.ModelInstanceGroup.KIND_CPU)]
     ensemble = parse(repository / category / "config.pbtxt")
-    inputs, outputs = pipeline_tensors(tiny_bundle.dims)
-    assert [t[0] for t in tensors(ensemble.input)] == [t.name for t in inputs]
-    assert [t[0] for t in tensors(ensemble.output)] == [t.name for t in outputs]
+    contract = tiny_bundle.contract
+    assert [t[0] for t in tensors(ensemble.input)] == [t.name for t in contract.inputs]
+    assert [t[0] for t in tensors(ensemble.output)] == [t.name for t in contract.outputs]
     assert {p.name for p in repository.iterdir() if p.is_dir()} == {
         category,
         *(step.model_name for step in ensemble.ensemble_scheduling.step),
@@ -89,9 +90,10 @@ def test_device_memory_pool_holds_every_tensor_between_the_stages() -> None:
     rows = 50176 * 2 * (768 + 1152 + 256)
     outputs = 224 * 224 + 1 + 7 * 224 * 224
     size = 4 * (784 * 768 + 1024 * (3 + 1152) + rows + outputs)
-    pool = config.intermediate_bytes(Dims(), "chain")
+    contract = contract_of("mentor3ad", Dims())
+    pool = config.intermediate_bytes(contract, "chain")
     assert size <= pool < size + 2**20
-    assert config.intermediate_bytes(Dims(), "fused") < 2**24
+    assert config.intermediate_bytes(contract, "fused") < 2**24
 
 
 def test_a_misspelt_field_is_refused(tmp_path: Path) -> None:

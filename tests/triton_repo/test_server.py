@@ -17,8 +17,7 @@ import tritonclient.grpc as grpcclient
 from conftest import make_input
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, MissingDependencyError, ServerError
-from m3ad.pipeline import Inspector, model_arrays
-from m3ad_plugins import ops
+from m3ad_runtime.pipeline import Inspector, model_arrays
 from m3ad_triton.binary import find_binary
 from m3ad_triton.repository import Repository
 from m3ad_triton.server import Hosts, LocalServer, Ports, Tls
@@ -90,7 +89,7 @@ def test_served_result_is_the_in_process_one(
     server: LocalServer, tiny_bundle: Bundle, category: str, layout: str, points: int
 ) -> None:
     prepared = make_input(points, seed=points)
-    want = Inspector(tiny_bundle, ops, layout).inspect_prepared(prepared, with_maps=True)
+    want = Inspector(tiny_bundle, layout).inspect_prepared(prepared, with_maps=True)
     got = infer(server, category, model_arrays(prepared))
     np.testing.assert_allclose(got["anomaly_map"], want.anomaly_map, atol=1e-5)
     np.testing.assert_allclose(got["score_maps"], want.score_maps, atol=1e-5)

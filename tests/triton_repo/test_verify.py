@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from m3ad.bundle import read_manifest, write_json
+from m3ad.bundle import Bundle, read_manifest, sha256_of, write_json
 from m3ad.contract import CONTRACT_VERSION
 from m3ad.errors import ArtifactError
 from m3ad_triton import config
+from m3ad_triton.cli import app
 from m3ad_triton.manifest import FORMAT
 from m3ad_triton.verify import ensemble_problems, find_problems, read_configs, verify_repository
 from serving import rehash
+from typer.testing import CliRunner
 
 
 @pytest.fixture
@@ -194,3 +196,20 @@ def test_plans_without_a_loadable_plugin_library_are_told(
 def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"has no manifest\.json, so it is not a m3ad-repository"):
         find_problems(tmp_path)
+
+
+def test_files_are_hashed_once_between_a_bundle_and_its_repository(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`write` reads the bundle's files to verify them and the copies to list them, and no file a third time."""
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr("m3ad.bundle.sha256_of", counted)
+    done = CliRunner().invoke(app, ["write", str(tiny_bundle.path), str(tmp_path / "repository")])
+    assert done.exit_code == 0, done.output
+    assert len(set(hashed)) == len(hashed)
+    assert {path.name for path in hashed} >= {"head_rows.onnx", "xyz_encoder.weights"}

@@ -1,9 +1,19 @@
-"""The case table: every implementation of the ops is run against the NumPy reference on these clouds."""
+"""The case table: every form of every op is run against its NumPy reference on these rows.
 
+An op stands here twice: its rows, on a cloud (`rows_on`) or of its own (`OWN_ROWS`), and what its CUDA launcher takes
+(`LAUNCHES`). The tests of a form go through the rows and name no op.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from m3ad_plugins.arrays import Float32, Int32
+from m3ad_plugins.farthest_point_sample.reference import farthest_point_sample
+from m3ad_plugins.onnx_functions import folder_of
+from m3ad_plugins.token_interpolate.reference import scored_pixels
 
 
 @dataclass(frozen=True)
@@ -83,3 +93,113 @@ def _full() -> list[Case]:
 
 SMALL = _small()
 FULL = _full()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One call of an op, by the contract's names, and how far a form may lie from the reference."""
+
+    op: str
+    name: str
+    inputs: dict[str, np.ndarray]
+    attributes: dict[str, Any]
+    rtol: float = 0.0  # with atol 0: identical
+    atol: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.name}"
+
+    def expected(self) -> tuple[np.ndarray, ...]:
+        """What the reference makes of it, tokens of half precision taken as fp32."""
+        folder = folder_of(self.op)
+        reference = getattr(import_module(f"m3ad_plugins.{folder}.reference"), folder)
+        half = np.float16
+        inputs = {n: v.astype(np.float32) if v.dtype == half else v for n, v in self.inputs.items()}
+        found = reference(**inputs, **self.attributes)
+        return found if isinstance(found, tuple) else (found,)
+
+    def check(self, found: tuple[np.ndarray, ...]) -> None:
+        """Compare a form's outputs with the reference's."""
+        for got, wanted in zip(found, self.expected(), strict=True):
+            assert got.dtype == (
+                self.inputs["tokens"].dtype if self.op == "TokenInterpolate" else wanted.dtype
+            )
+            assert got.shape == wanted.shape
+            np.testing.assert_allclose(got.astype(wanted.dtype), wanted, rtol=self.rtol, atol=self.atol)
+
+
+def rows_on(case: Case, width: int, tokens_dtype: type = np.float32) -> list[Row]:
+    """A row of each op that takes a cloud."""
+    points, size = case.points, case.image_size
+    idx = farthest_point_sample(points, case.num_samples, case.min_norm_sq)
+    tokens = np.random.default_rng(width).normal(0, 1, (len(idx), width)).astype(tokens_dtype)
+    spread = {"points": points, "point_pixel": case.point_pixel, "centers": points[idx], "tokens": tokens}
+    # Sums are fp32, rounded once to the tokens' type.
+    near = {"rtol": 2**-11 if tokens_dtype is np.float16 else 1e-5, "atol": 2e-6}
+    everywhere = np.arange(0, size**2, 3, dtype=np.int32)  # some rows are empty
+    sampling = {"num_samples": case.num_samples, "min_norm_sq": case.min_norm_sq}
+    image = {"image_size": size}
+    return [
+        Row("FarthestPointSample", case.name, {"points": points, "point_pixel": case.point_pixel}, sampling),
+        Row("KnnGroup", case.name, {"points": points, "idx": idx}, {"group_size": case.group_size}),
+        *(
+            Row("TokenInterpolate", name, {**spread, "scored_pixel": pixel}, image, **near)
+            for name, pixel in (
+                (case.name, scored_pixels(case.point_pixel, size)),
+                (f"{case.name}, any pixels", everywhere),
+            )
+        ),
+    ]
+
+
+def _svm_row(kernel: str, rows: int, width: int, vectors: int) -> Row:
+    rng = np.random.default_rng(rows)
+    inputs = {
+        "x": rng.normal(0, 1, (rows, width)).astype(np.float32),
+        "support_vectors": rng.normal(0, 1, (vectors, width)).astype(np.float32),
+        "coefficients": rng.normal(0, 1, vectors).astype(np.float32),
+        "rho": np.float32([0.25]),
+    }
+    name, attributes = f"{kernel} {rows} x {width}, {vectors}", {"kernel": kernel, "gamma": 0.3}
+    return Row("OneClassSvm", name, inputs, attributes, rtol=1e-5, atol=2e-5)
+
+
+OWN_ROWS = [
+    _svm_row(kernel, *sizes)
+    for kernel in ("linear", "rbf")
+    for sizes in ((1, 1, 1), (300, 7, 90), (5, 40, 33))
+]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher takes between its tensors and its workspace, and what its workspace is computed from."""
+
+    sizes_and_attributes: tuple[int | float | bool, ...]
+    workspace: int
+
+
+def _launch_spread(inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> Launch:
+    groups, width = inputs["tokens"].shape
+    is_half, size = inputs["tokens"].dtype == np.float16, attributes["image_size"]
+    sizes = (len(inputs["points"]), groups, width, len(inputs["scored_pixel"]))
+    return Launch((*sizes, is_half, size), size)
+
+
+def _launch_svm(inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> Launch:
+    rows, width = inputs["x"].shape
+    is_rbf, gamma = attributes["kernel"] == "rbf", attributes["gamma"]
+    return Launch((rows, width, len(inputs["support_vectors"]), is_rbf, gamma), width)
+
+
+LAUNCHES: dict[str, Callable[[dict[str, np.ndarray], dict[str, Any]], Launch]] = {
+    "FarthestPointSample": lambda inputs, attributes: Launch(
+        (len(inputs["points"]), attributes["num_samples"], float(attributes["min_norm_sq"])),
+        len(inputs["points"]),
+    ),
+    "KnnGroup": lambda inputs, attributes: Launch(
+        (len(inputs["points"]), len(inputs["idx"]), attributes["group_size"]), len(inputs["points"])
+    ),
+    "TokenInterpolate": _launch_spread,
+    "OneClassSvm": _launch_svm,
+}

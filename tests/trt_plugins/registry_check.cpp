@@ -87,7 +87,9 @@ struct Case {
 };
 
 char const* versionOf(char const* op) {
-    return std::strcmp(op, "TokenInterpolate") == 0 ? "2" : "1";
+    bool const isSecond =
+        std::strcmp(op, "TokenInterpolate") == 0 || std::strcmp(op, "FarthestPointSample") == 0;
+    return isSecond ? "2" : "1";
 }
 
 template <typename T> T* part(IPluginV3* plugin, PluginCapabilityType type) {
@@ -187,9 +189,12 @@ int main(int argc, char** argv) {
         {"FarthestPointSample",
          {{"num_samples", &samples, PluginFieldType::kINT32, 1},
           {"min_norm_sq", &norm, PluginFieldType::kFLOAT32, 1}},
-         {{kN, 3}},
-         {f}},
-        {"FarthestPointSample", {{"num_samples", &samples64, PluginFieldType::kINT64, 1}}, {{kN, 3}}, {f}},
+         {{kN, 3}, {kN}},
+         {f, i}},
+        {"FarthestPointSample",
+         {{"num_samples", &samples64, PluginFieldType::kINT64, 1}},
+         {{kN, 3}, {kN}},
+         {f, i}},
         {"KnnGroup", {{"group_size", &size, PluginFieldType::kINT32, 1}}, {{kN, 3}, {1024}}, {f, i}},
         {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, f, i}},
         {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, h, i}},

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from m3ad.errors import M3adError, MissingDependencyError
-from m3ad_plugins import build, native, ops, reference
+from m3ad_plugins import build, native, ops
+from m3ad_plugins.farthest_point_sample import reference
 
 POINTS = np.random.default_rng(0).normal(0, 1, (300, 3)).astype(np.float32)
 
@@ -67,12 +68,22 @@ def test_compiler_that_refuses_leaves_nothing(fresh_library: Path, monkeypatch: 
 
 
 def test_sources_decide_the_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "a.cpp").write_text("int a;")
-    monkeypatch.setattr(build, "SOURCES", (tmp_path,))
-    first = build.source_hash()
-    (tmp_path / "a.cpp").write_text("int b;")
-    assert build.source_hash() not in (first, None)
-    monkeypatch.setattr(build, "SOURCES", (tmp_path / "gone",))
+    package = tmp_path / "package"
+    source = package / "an_op" / "kernel.cpp"
+    source.parent.mkdir(parents=True)
+    source.write_text("int a;")
+    monkeypatch.setattr(build, "PACKAGE", package)
+    hashes = [build.source_hash()]
+    source.write_text("int b;")
+    hashes.append(build.source_hash())
+    source.parent.rename(package / "another_op")
+    hashes.append(build.source_hash())
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "tiles.hpp").write_text("")
+    hashes.append(build.source_hash())
+    assert None not in hashes
+    assert len({*hashes}) == len(hashes)
+    monkeypatch.setattr(build, "PACKAGE", tmp_path / "gone" / "package")
     assert build.source_hash() is None
     with pytest.raises(MissingDependencyError, match="build from a checkout of m3ad: make plugins"):
         build.build()

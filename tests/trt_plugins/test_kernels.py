@@ -8,17 +8,17 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import FULL, SMALL, Case
-from m3ad_plugins import reference
+from cases import FULL, LAUNCHES, OWN_ROWS, SMALL, Case, Launch, Row, rows_on
+from m3ad_plugins.farthest_point_sample.reference import farthest_point_sample
+from m3ad_plugins.knn_group.reference import knn_group
 
 ROOM = Path(__file__).parents[2] / "trt_plugins"
 HERE = Path(__file__).parent
-RNG = np.random.default_rng(0)
 has_gpu = (
     shutil.which("nvidia-smi") is not None
     and subprocess.run(["nvidia-smi"], capture_output=True).returncode == 0
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.skipif(
 
 def compile_for_gpu(folder: Path) -> Path:
     library = folder / "libkernels.so"
-    sources = [str(path) for path in (*(ROOM / "cuda").glob("*.cu"), HERE / "kernels_c.cu")]
-    options = ["-std=c++17", "-O3", "-arch=native", "-shared", "-Xcompiler=-fPIC", f"-I{ROOM / 'cuda'}"]
+    sources = [str(path) for path in (*ROOM.glob("m3ad_plugins/*/kernel.cu"), HERE / "device.cu")]
+    options = ["-std=c++17", "-O3", "-arch=native", "-shared", "-Xcompiler=-fPIC"]
     subprocess.run(["nvcc", *options, *sources, "-o", str(library)], check=True)
     return library
 
@@ -43,137 +43,121 @@ def compile_emulated(folder: Path, arch: int) -> Path:
     ).stderr
     includes = re.findall(r'"(-I[^"]+)"', dry)
     here = folder / str(arch)
-    here.mkdir()
-    for path in (*(ROOM / "cuda").iterdir(), HERE / "kernels_c.cu"):
+    copied = [*ROOM.glob("m3ad_plugins/*/*.cu*"), *ROOM.glob("common/*.cuh"), *ROOM.glob("common/*.hpp")]
+    files = {path: path.relative_to(ROOM) for path in copied}
+    files[HERE / "device.cu"] = Path("device.cu")
+    for path, place in files.items():
         text = path.read_text()
         text = re.sub(r"(\w+)<<<(.*?)>>>\(", r"emulator::launch(\1, \2)(", text, flags=re.DOTALL)
         text = re.sub(
             r"extern __shared__ ([\w ]+) (\w+)\[\];", r"auto* \2 = emulator::dynamicShared<\1>();", text
         )
-        text = text.replace('"../common/', f'"{ROOM / "common"}/')
-        target = here / path.name
+        target = here / place
         if path.suffix == ".cu":
             target = target.with_suffix(".cpp")
             text = f'#include "cuda_emulator.hpp"\n#define __CUDA_ARCH__ {arch}\n{text}'
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
     library = folder / f"libemulated_{arch}.so"
     options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-w", f"-I{HERE}", *includes]
-    sources = [str(path) for path in here.glob("*.cpp")]
+    sources = [str(path) for path in here.rglob("*.cpp")]
     subprocess.run(["c++", *options, *sources, "-o", str(library)], check=True)
     return library
+
+
+class Kernels:
+    """The launchers with arrays in and out: copied to the device, run, copied back."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+
+    def to_device(self, host: np.ndarray) -> ctypes.c_void_p:
+        device = ctypes.c_void_p()
+        size = ctypes.c_size_t(host.nbytes)
+        assert self.library.deviceCopy(ctypes.byref(device), host.ctypes.data_as(ctypes.c_void_p), size) == 0
+        return device
+
+    def launch(
+        self,
+        name: str,
+        outputs: Sequence[np.ndarray],
+        inputs: Sequence[np.ndarray],
+        launch: Launch,
+        workspace_of: str = "",
+    ) -> None:
+        """Call launch<name> and wait for it; the outputs are overwritten."""
+        size_of = getattr(self.library, f"workspace{workspace_of or name}")
+        size_of.restype = ctypes.c_size_t
+        workspace = np.full(size_of(launch.workspace), 0xCD, np.uint8)
+        arrays = (*outputs, *inputs, workspace)
+        *tensors, scratch = devices = [self.to_device(array) for array in arrays]
+        kinds = {bool: ctypes.c_bool, int: ctypes.c_int32, float: ctypes.c_float}
+        plain = [kinds[type(value)](value) for value in launch.sizes_and_attributes]
+        assert getattr(self.library, f"launch{name}")(*tensors, *plain, scratch, None) == 0
+        for output, device in zip(outputs, tensors, strict=False):
+            size = ctypes.c_size_t(output.nbytes)
+            assert self.library.deviceRead(output.ctypes.data_as(ctypes.c_void_p), device, size) == 0
+        for device in devices:
+            assert self.library.deviceFree(device) == 0
+
+    def check(self, row: Row) -> None:
+        """Run a row of the case table, its outputs filled with what is wrong before."""
+        dtype = row.inputs["tokens"].dtype if "tokens" in row.inputs else None
+        outputs = [np.full(e.shape, -7, dtype or e.dtype) for e in row.expected()]
+        self.launch(row.op, outputs, [*row.inputs.values()], LAUNCHES[row.op](row.inputs, row.attributes))
+        row.check(tuple(outputs))
+
+
+def check_point_group(kernels: Kernels, case: Case) -> None:
+    """Sampling and grouping in one launch, which is no op of its own."""
+    count, groups, size = len(case.points), case.num_samples, case.group_size
+    idx = farthest_point_sample(case.points, groups, case.min_norm_sq)
+    expected = (idx, *knn_group(case.points, idx, size))
+    found = [np.full(e.shape, -7, e.dtype) for e in expected]
+    launch = Launch((count, groups, float(case.min_norm_sq), size), count)
+    kernels.launch("PointGroup", found, [case.points], launch, workspace_of="KnnGroup")
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 GPU = pytest.param("gpu", marks=pytest.mark.gpu)
 
 
 @pytest.fixture(scope="module", params=["emulated sm_80", GPU])
-def call(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     folder = tmp_path_factory.mktemp("kernels")
-    if request.param == "gpu":
-        if not has_gpu:
-            pytest.skip("no NVIDIA GPU answers nvidia-smi")
-        library = ctypes.CDLL(str(compile_for_gpu(folder)))
-    else:
-        library = ctypes.CDLL(str(compile_emulated(folder, int(request.param[-2:]) * 10)))
-
-    def run(name: str, *arguments: object) -> None:
-        plain = [
-            ctypes.c_void_p(a.ctypes.data)
-            if isinstance(a, np.ndarray)
-            else ctypes.c_float(a)
-            if isinstance(a, float)
-            else a
-            for a in arguments
-        ]
-        assert getattr(library, name)(*plain) == 0
-
-    return run
-
-
-def check_grouping(call: Callable[..., None], case: Case) -> None:
-    points, count, groups, size = case.points, len(case.points), case.num_samples, case.group_size
-    expected_idx = reference.farthest_point_sample(points, groups, case.min_norm_sq)
-    expected, expected_knn = reference.knn_group(points, expected_idx, size)
-    idx = np.full(groups, -7, np.int32)
-    call("farthest_point_sample", idx, points, count, groups, float(case.min_norm_sq))
-    np.testing.assert_array_equal(idx, expected_idx)
-    for together in (False, True):
-        knn_idx = np.full((groups, size), -7, np.int32)
-        neighborhood = np.full((groups, size, 3), np.nan, np.float32)
-        if together:
-            idx[:] = -7
-            sizes = (count, groups, float(case.min_norm_sq), size)
-            call("point_group", idx, neighborhood, knn_idx, points, *sizes)
-        else:
-            call("knn_group", neighborhood, knn_idx, points, idx, count, groups, size)
-        np.testing.assert_array_equal(idx, expected_idx)
-        np.testing.assert_array_equal(knn_idx, expected_knn)
-        np.testing.assert_array_equal(neighborhood, expected)
-
-
-def check_interpolation(call: Callable[..., None], case: Case, width: int, dtype: type) -> None:
-    centers = case.points[reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)]
-    tokens = RNG.normal(0, 1, (len(centers), width)).astype(dtype)
-    cloud, size = (case.points, case.point_pixel, centers), case.image_size
-    for scored_pixel in (
-        reference.scored_pixels(case.point_pixel, size),
-        np.arange(0, size**2, 3, dtype=np.int32),
-    ):
-        expected = reference.token_interpolate(*cloud, tokens.astype(np.float32), scored_pixel, size)
-        rows = np.full((len(scored_pixel), width), np.nan, dtype)
-        sizes = (len(case.points), len(centers), width, len(scored_pixel), size, int(dtype is np.float16))
-        call("token_interpolate", rows, *cloud, tokens, scored_pixel, *sizes)
-        rtol = 2**-11 if dtype is np.float16 else 1e-5  # fp16: sums are fp32, rounded once
-        np.testing.assert_allclose(rows.astype(np.float32), expected, rtol=rtol, atol=2e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", SMALL, ids=str)
-def test_grouping_kernels_equal_reference(call: Callable[..., None], case: Case) -> None:
-    check_grouping(call, case)
+    if request.param != "gpu":
+        return Kernels(compile_emulated(folder, int(request.param[-2:]) * 10))
+    if not has_gpu:
+        pytest.skip("no NVIDIA GPU answers nvidia-smi")
+    return Kernels(compile_for_gpu(folder))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_interpolation_kernels_equal_reference(call: Callable[..., None], case: Case, dtype: type) -> None:
-    check_interpolation(call, case, 8, dtype)
+def test_kernels_equal_reference(kernels: Kernels, case: Case, dtype: type) -> None:
+    for row in rows_on(case, 8, dtype):
+        kernels.check(row)
+    check_point_group(kernels, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULL, ids=str)
-def test_full_size_kernels_equal_reference(call: Callable[..., None], case: Case) -> None:
-    check_grouping(call, case)
-    check_interpolation(call, case, 9, np.float32)
+def test_full_size_kernels_equal_reference(kernels: Kernels, case: Case) -> None:
+    for row in rows_on(case, 9):
+        kernels.check(row)
+    check_point_group(kernels, case)
 
 
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
-@pytest.mark.parametrize(("rows", "width", "vectors"), [(1, 1, 1), (300, 7, 90), (5, 40, 33)])
-def test_svm_kernels_equal_reference(
-    call: Callable[..., None], kernel: str, rows: int, width: int, vectors: int
-) -> None:
-    x, support = (RNG.normal(0, 1, (count, width)).astype(np.float32) for count in (rows, vectors))
-    coefficients, rho = RNG.normal(0, 1, vectors).astype(np.float32), np.float32([0.25])
-    decision = np.full(rows, np.nan, np.float32)
-    call(
-        "one_class_svm",
-        decision,
-        x,
-        support,
-        coefficients,
-        rho,
-        rows,
-        width,
-        vectors,
-        int(kernel == "rbf"),
-        0.3,
-    )
-    expected = reference.one_class_svm(x, support, coefficients, 0.25, kernel, 0.3)
-    np.testing.assert_allclose(decision, expected, rtol=1e-4, atol=2e-5)
+@pytest.mark.parametrize("row", OWN_ROWS, ids=str)
+def test_kernels_of_ops_without_a_cloud_equal_reference(kernels: Kernels, row: Row) -> None:
+    kernels.check(row)
 
 
-@pytest.mark.parametrize("call", ["emulated sm_75", "emulated sm_80", GPU], indirect=True)
-def test_grouping_and_interpolation_kernels_on_one_case(call: Callable[..., None]) -> None:
+@pytest.mark.parametrize("kernels", ["emulated sm_75", "emulated sm_80", GPU], indirect=True)
+def test_kernels_on_one_case(kernels: Kernels) -> None:
     case = SMALL[1]  # ties everywhere
-    check_grouping(call, case)
-    check_interpolation(call, case, 5, np.float32)
+    for row in rows_on(case, 5):
+        kernels.check(row)
+    check_point_group(kernels, case)

@@ -1,13 +1,15 @@
 """Finding the plugin library, and what the doctor says about a machine."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from m3ad.contract import OPS
+from m3ad.contract import OP_DOMAIN, OPS
 from m3ad.errors import MissingDependencyError
 from m3ad_plugins import library
+from m3ad_plugins.onnx_functions import folder_of
 
 ROOM = Path(__file__).parents[2] / "trt_plugins"
 
@@ -80,9 +82,16 @@ def test_cmake_compiles_for_the_capabilities_the_doctor_names() -> None:
 
 
 def test_plugins_have_the_contracts_names_and_attributes() -> None:
-    source = (ROOM / "plugin" / "ops_plugin.hpp").read_text()
     for op in OPS.values():
-        assert f'kNAME[] = "{op.name}"' in source
-        assert f"kINPUTS = {len(op.inputs)}," in source.split(f'kNAME[] = "{op.name}"')[1][:500]
+        source = (ROOM / "m3ad_plugins" / folder_of(op.name) / "plugin.cpp").read_text()
+        assert f'kNAME[] = "{op.name}", kVERSION[] = "{op.version}"' in source
+        assert f"kINPUTS = {len(op.inputs)}, kOUTPUTS = {len(op.outputs)};" in source
+        assert f"Registered<{op.name}> const" in source
         for attribute in op.attributes:
             assert f'{{"{attribute}", ' in source
+
+
+def test_shim_asks_the_registry_for_an_op_of_the_contract() -> None:
+    source = (ROOM / "plugin" / "shim.cpp").read_text()
+    (asked,) = re.findall(r'getCreator\("(\w+)", "(\d+)", "(\w+)"\)', source)
+    assert asked in {(op.name, str(op.version), OP_DOMAIN) for op in OPS.values()}

@@ -4,15 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import FULL, SMALL, Case
+from cases import FULL, OWN_ROWS, SMALL, Case, Row, rows_on
 from m3ad.contract import OP_DOMAIN, OP_VERSION, OPS
-from m3ad_plugins import reference
 
 onnx = pytest.importorskip("onnx", reason="function bodies are ONNX; pip install m3ad[export]")
 ort = pytest.importorskip("onnxruntime", reason="function bodies run in ONNX Runtime; pip install m3ad[cpu]")
 from m3ad_plugins.onnx_functions import OPSET, function_protos  # noqa: E402
-
-RNG = np.random.default_rng(0)
+from m3ad_plugins.ops import KERNELS  # noqa: E402
 
 
 def model(op: str, inputs: dict[str, np.ndarray], **attributes: Any) -> Any:
@@ -50,63 +48,31 @@ def run(op: str, inputs: dict[str, np.ndarray], **attributes: Any) -> list[np.nd
     return session.run(None, inputs)
 
 
-def check(case: Case, width: int, rtol: float = 1e-5) -> None:
-    sampling = {"num_samples": case.num_samples, "min_norm_sq": case.min_norm_sq}
-    expected_idx = reference.farthest_point_sample(case.points, **sampling)
-    (idx,) = run("FarthestPointSample", {"points": case.points}, **sampling)
-    assert idx.dtype == np.int32
-    np.testing.assert_array_equal(idx, expected_idx)
-
-    neighborhood, knn_idx = run("KnnGroup", {"points": case.points, "idx": idx}, group_size=case.group_size)
-    expected, expected_knn = reference.knn_group(case.points, idx, case.group_size)
-    assert knn_idx.dtype == np.int32
-    np.testing.assert_array_equal(knn_idx, expected_knn)
-    np.testing.assert_array_equal(neighborhood, expected)
-
-    inputs = {
-        "points": case.points,
-        "point_pixel": case.point_pixel,
-        "centers": case.points[idx],
-        "tokens": RNG.normal(0, 1, (case.num_samples, width)).astype(np.float32),
-        "scored_pixel": reference.scored_pixels(case.point_pixel, case.image_size),
-    }
-    (rows,) = run("TokenInterpolate", inputs, image_size=case.image_size)
-    expected = reference.token_interpolate(*inputs.values(), case.image_size)
-    np.testing.assert_allclose(rows, expected, rtol=rtol, atol=2e-6)
+def check(row: Row) -> None:
+    row.check(tuple(run(row.op, row.inputs, **row.attributes)))
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_functions_equal_reference(case: Case) -> None:
-    check(case, 5)
+    for row in rows_on(case, 5):
+        check(row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULL, ids=str)
 def test_functions_equal_reference_at_full_size(case: Case) -> None:
-    check(case, 70)
+    for row in rows_on(case, 70):
+        check(row)
+
+
+@pytest.mark.parametrize("row", OWN_ROWS, ids=str)
+def test_functions_of_ops_without_a_cloud_equal_reference(row: Row) -> None:
+    check(row)
 
 
 def test_interpolate_keeps_half_precision_tokens() -> None:
-    case = SMALL[0]
-    tokens = RNG.normal(0, 1, (128, 5)).astype(np.float16)
-    inputs = {"points": case.points, "point_pixel": case.point_pixel, "centers": case.points[:128]}
-    inputs |= {"tokens": tokens, "scored_pixel": np.arange(0, case.image_size**2, 5, dtype=np.int32)}
-    (rows,) = run("TokenInterpolate", inputs, image_size=case.image_size)
-    inputs["tokens"] = tokens.astype(np.float32)
-    expected = reference.token_interpolate(*inputs.values(), case.image_size)
-    assert rows.dtype == np.float16
-    np.testing.assert_allclose(rows.astype(np.float32), expected, rtol=2**-11, atol=2e-6)  # rounded once
-
-
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
-@pytest.mark.parametrize(("rows", "width", "vectors"), [(1, 1, 1), (300, 6, 40)])
-def test_one_class_svm_equals_reference(kernel: str, rows: int, width: int, vectors: int) -> None:
-    x, support = (RNG.normal(0, 1, (count, width)).astype(np.float32) for count in (rows, vectors))
-    coefficients = RNG.normal(0, 1, vectors).astype(np.float32)
-    inputs = {"x": x, "support_vectors": support, "coefficients": coefficients, "rho": np.float32([0.25])}
-    (decision,) = run("OneClassSvm", inputs, kernel=kernel, gamma=0.3)
-    expected = reference.one_class_svm(x, support, coefficients, 0.25, kernel, 0.3)
-    np.testing.assert_allclose(decision, expected, rtol=1e-5, atol=2e-5)
+    for row in rows_on(SMALL[0], 5, np.float16):
+        check(row)
 
 
 def test_signatures_are_the_contracts() -> None:
@@ -115,6 +81,19 @@ def test_signatures_are_the_contracts() -> None:
         assert (tuple(proto.input), tuple(proto.output)) == (spec.inputs, spec.outputs)
         assert set(proto.attribute) == set(spec.attributes)
         assert proto.domain == OP_DOMAIN
+
+
+def values_read(nodes: Any) -> set[str]:
+    """What these nodes and the bodies of their loops read."""
+    inner = (values_read(a.g.node) for node in nodes for a in node.attribute)
+    return {name for node in nodes for name in node.input}.union(*inner)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bodies_read_every_input(kernel: str) -> None:
+    """A parser may drop an input of the graph that no node reads."""
+    for proto in function_protos(kernel):
+        assert set(proto.input) <= values_read(proto.node)
 
 
 def test_unknown_kernel_is_named() -> None:

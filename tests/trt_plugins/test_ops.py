@@ -1,46 +1,60 @@
 """The ops against their NumPy specification, the specification against torch, and the error texts."""
 
-from types import ModuleType
-
 import numpy as np
 import pytest
-from cases import FULL, SMALL, Case, organised
+from cases import FULL, LAUNCHES, OWN_ROWS, SMALL, Case, Row, organised, rows_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from m3ad.contract import OPS
 from m3ad.scored import scored_pixels
-from m3ad_plugins import native, numpy_ops, ops, reference
+from m3ad_plugins import native, ops, sparse_rows, token_interpolate
+from m3ad_plugins.farthest_point_sample.reference import farthest_point_sample
+from m3ad_plugins.knn_group.reference import knn_group
+from m3ad_plugins.onnx_functions import folder_of
+from m3ad_plugins.sparse_rows.reference import cosine_scores
+from m3ad_plugins.token_interpolate import reference
 from scipy.spatial import distance
 
 small = pytest.mark.parametrize("case", SMALL, ids=str)
 full = pytest.mark.parametrize("case", FULL, ids=str)
-forms = pytest.mark.parametrize("form", [native, numpy_ops], ids=["native", "numpy"])
+forms = pytest.mark.usefixtures("form")
 RNG = np.random.default_rng(0)
+OP_ROWS = [*rows_on(SMALL[0], 5), *OWN_ROWS]
+
+
+@pytest.fixture(params=["C++", "NumPy"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each form of the ops in turn; without the library the NumPy form is taken."""
+    if request.param == "NumPy":
+        monkeypatch.setattr(native, "library", lambda: None)
+    else:
+        assert native.library() is not None
 
 
 def dense(operator: ops.SparseRows) -> np.ndarray:
     return operator.apply(np.eye(operator.groups, dtype=np.float32))
 
 
-def check_sampling_and_grouping(form: ModuleType, case: Case) -> None:
+def check_sampling_and_grouping(case: Case) -> None:
     sampling = (case.num_samples, case.min_norm_sq)
-    expected_idx = reference.farthest_point_sample(case.points, *sampling)
-    expected, expected_knn = reference.knn_group(case.points, expected_idx, case.group_size)
+    expected_idx = farthest_point_sample(case.points, *sampling)
+    expected, expected_knn = knn_group(case.points, expected_idx, case.group_size)
     for grid in ((None, case.image_size), (case.point_pixel, case.image_size)):
-        idx = form.farthest_point_sample(case.points, *sampling, *grid)
+        idx = ops.farthest_point_sample(case.points, *sampling, *grid)
         np.testing.assert_array_equal(idx, expected_idx)
-        neighborhood, knn_idx = form.knn_group(case.points, idx, case.group_size, *grid)
+        neighborhood, knn_idx = ops.knn_group(case.points, idx, case.group_size, *grid)
         np.testing.assert_array_equal(knn_idx, expected_knn)
         np.testing.assert_array_equal(neighborhood, expected)
         assert {array.dtype.name for array in (idx, knn_idx)} == {"int32"}
         assert neighborhood.dtype == np.float32
-        together = form.point_group(case.points, case.num_samples, case.group_size, case.min_norm_sq, *grid)
+        together = ops.point_group(case.points, case.num_samples, case.group_size, case.min_norm_sq, *grid)
         for found, apart in zip(together, (idx, neighborhood, knn_idx), strict=True):
             np.testing.assert_array_equal(found, apart)
 
 
-def check_interpolation(form: ModuleType, case: Case, width: int) -> None:
-    idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
+def check_interpolation(case: Case, width: int) -> None:
+    idx = farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
     tokens = RNG.normal(0, 1, (case.num_samples, width)).astype(np.float32)
     arguments = (case.points, case.point_pixel, case.points[idx])
     size = case.image_size
@@ -50,30 +64,45 @@ def check_interpolation(form: ModuleType, case: Case, width: int) -> None:
         scored_pixel,
         np.arange(0, size**2, 3, dtype=np.int32),
     ):  # some rows of the latter are empty
-        operator = form.interpolation_operator(*arguments, pixel, size)
+        spread = native.choose(token_interpolate.in_cpp, token_interpolate.in_numpy)
+        operator = spread(*arguments, pixel, size)
         rows = np.empty((len(pixel), width), np.float32)
-        form.apply_rows(tuple(operator), tokens, rows)
+        native.choose(sparse_rows.apply_in_cpp, sparse_rows.apply_in_numpy)(operator, tokens, rows)
         expected = reference.token_interpolate(*arguments, tokens, pixel, size)
         np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
         assert [array.dtype.name for array in operator] == ["int32", "int32", "float32"]
 
 
+def test_every_op_of_the_contract_has_rows_and_a_launch() -> None:
+    assert {row.op for row in OP_ROWS} == {*OPS} == {*LAUNCHES}
+
+
 @forms
-@small
-def test_sampling_and_grouping_equal_reference(form: ModuleType, case: Case) -> None:
-    check_sampling_and_grouping(form, case)
+@pytest.mark.parametrize("row", [r for r in OP_ROWS if "any pixels" not in r.name], ids=str)
+def test_every_op_takes_what_its_node_takes(row: Row) -> None:
+    arguments = {**row.inputs, **row.attributes}
+    if row.op == "OneClassSvm":
+        arguments["rho"] = row.inputs["rho"].item()
+    found = getattr(ops, folder_of(row.op))(**arguments)
+    row.check(found if isinstance(found, tuple) else (found,))
 
 
 @forms
 @small
-def test_interpolation_equals_reference(form: ModuleType, case: Case) -> None:
+def test_sampling_and_grouping_equal_reference(case: Case) -> None:
+    check_sampling_and_grouping(case)
+
+
+@forms
+@small
+def test_interpolation_equals_reference(case: Case) -> None:
     for width in (5, 16, 70, 147):  # blocks of 64, of 16, single columns
-        check_interpolation(form, case, width)
+        check_interpolation(case, width)
 
 
 @small
 def test_operator_rows_hold_the_reference_weights(case: Case) -> None:
-    idx = reference.farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
+    idx = farthest_point_sample(case.points, case.num_samples, case.min_norm_sq)
     arguments = (case.points, case.point_pixel, case.points[idx])
     scored_pixel = scored_pixels(case.point_pixel, case.image_size)
     operator = ops.interpolation_operator(*arguments, scored_pixel, case.image_size)
@@ -97,9 +126,9 @@ def test_operator_rows_hold_the_reference_weights(case: Case) -> None:
 @pytest.mark.slow
 @forms
 @full
-def test_full_size_equals_reference(form: ModuleType, case: Case) -> None:
-    check_sampling_and_grouping(form, case)
-    check_interpolation(form, case, 16)
+def test_full_size_equals_reference(case: Case) -> None:
+    check_sampling_and_grouping(case)
+    check_interpolation(case, 16)
 
 
 @pytest.mark.parametrize("image_size", [3, 4, 17, 224])
@@ -153,15 +182,13 @@ def test_interpolation_equals_torch(keep: int) -> None:
 def test_any_cloud_equals_reference(points: np.ndarray, data: st.DataObject) -> None:
     samples, group = (data.draw(st.integers(1, len(points))) for _ in range(2))
     pixel = RNG.permutation(32 * 32)[: len(points)].astype(np.int32)
-    check_sampling_and_grouping(native, Case("drawn", points, pixel, samples, group, 32))
+    check_sampling_and_grouping(Case("drawn", points, pixel, samples, group, 32))
 
 
 @forms
 @pytest.mark.parametrize("kernel", ops.KERNELS)
 @pytest.mark.parametrize(("rows", "width", "vectors"), [(1, 1, 1), (7, 3, 5), (500, 9, 130), (3, 256, 2)])
-def test_one_class_svm_equals_scikit_learn(
-    form: ModuleType, kernel: str, rows: int, width: int, vectors: int
-) -> None:
+def test_one_class_svm_equals_scikit_learn(kernel: str, rows: int, width: int, vectors: int) -> None:
     pairwise = pytest.importorskip(
         "sklearn.metrics.pairwise", reason="the independent form is scikit-learn's"
     )
@@ -172,23 +199,21 @@ def test_one_class_svm_equals_scikit_learn(
         "rbf": lambda a, b: pairwise.rbf_kernel(a.astype(float), b.astype(float), 0.3),
     }
     expected = kernels[kernel](x, support) @ coefficients - 0.25
-    decision = form.one_class_svm(x, support, coefficients, 0.25, kernel, 0.3)
+    decision = ops.one_class_svm(x, support, coefficients, 0.25, kernel, 0.3)
     assert decision.dtype == np.float32
     np.testing.assert_allclose(decision, expected, rtol=1e-4, atol=2e-5 * width)
 
 
 @forms
 @pytest.mark.parametrize(("rows", "widths"), [(1, (1,)), (7, (16, 5, 33)), (300, (768, 1152, 256))])
-def test_cosine_scores_equal_one_minus_the_cosine(
-    form: ModuleType, rows: int, widths: tuple[int, ...]
-) -> None:
+def test_cosine_scores_equal_one_minus_the_cosine(rows: int, widths: tuple[int, ...]) -> None:
     features = [RNG.normal(0, 3, (rows, width)).astype(np.float32) for width in widths]
     # Scores down to 1e-7, where 1 - cos has no digits left in fp32.
     apart = np.geomspace(1e-3, 10, rows)[:, None]
     again = [(a + apart * RNG.normal(0, 1, a.shape)).astype(np.float32) for a in features]
     blocks = [np.array_split(b, [b.shape[1] // 3, b.shape[1] // 2], axis=1) for b in again]
     blocks = [[np.ascontiguousarray(block) for block in each if block.shape[1]] for each in blocks]
-    found = form.cosine_scores([(None, None, None, a) for a in features], blocks)
+    found = ops.cosine_scores(features, blocks)
     pairs = [zip(a.astype(float), b.astype(float), strict=True) for a, b in zip(features, again, strict=True)]
     expected = np.array([[distance.cosine(a, b) for a, b in pair] for pair in pairs])
     assert found.dtype == np.float32
@@ -197,10 +222,10 @@ def test_cosine_scores_equal_one_minus_the_cosine(
 
 
 @forms
-def test_cosine_scores_of_zero_and_missing_rows(form: ModuleType) -> None:
+def test_cosine_scores_of_zero_and_missing_rows() -> None:
     a, b = (RNG.normal(0, 1, (4, 20)).astype(np.float32) for _ in range(2))
     a[0], b[1], b[3, 7] = 0, 0, np.nan
-    scores = form.cosine_scores([(None, None, None, a)], [[b]])[0]
+    scores = ops.cosine_scores([a], [[b]])[0]
     np.testing.assert_allclose(scores[:2], 0.5, rtol=1e-6)
     assert 0 < scores[2] < 2
     assert np.isnan(scores[3])
@@ -208,10 +233,7 @@ def test_cosine_scores_of_zero_and_missing_rows(form: ModuleType) -> None:
 
 @forms
 @pytest.mark.parametrize("threads", [1, 3, None])
-def test_interpolated_rows_are_written_from_any_start(
-    form: ModuleType, threads: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("m3ad_plugins.form.chosen", lambda: form)
+def test_interpolated_rows_are_written_from_any_start(threads: int | None) -> None:
     table = RNG.normal(0, 1, (8, 70)).astype(np.float32)
     expected = OPERATOR.apply(table)
     for start, count in ((0, ROWS), (3, 1), (41, ROWS - 41), (ROWS, 0)):
@@ -222,17 +244,14 @@ def test_interpolated_rows_are_written_from_any_start(
 
 @forms
 @pytest.mark.parametrize("start", [0, 3, 41])
-def test_cosine_scores_form_interpolated_rows_themselves(
-    form: ModuleType, start: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("m3ad_plugins.form.chosen", lambda: form)
+def test_cosine_scores_form_interpolated_rows_themselves(start: int) -> None:
     operator = ops.interpolation_operator(POINTS, PIXEL, CENTERS, SCORED, 16)
     tables = [RNG.normal(0, 1, (8, width)).astype(np.float32) for width in (40, 70)]
     rows = [operator.apply(table)[start:] for table in tables]
     again = [[a + RNG.normal(0, 0.1, a.shape).astype(np.float32)] for a in (*rows, rows[0])]
     again[1] = [np.ascontiguousarray(part) for part in np.split(again[1][0], [33], axis=1)]
     found = ops.cosine_scores([*map(operator.interpolated, tables), rows[0]], again, start)
-    np.testing.assert_allclose(found, reference.cosine_scores([*rows, rows[0]], again), rtol=1e-4)
+    np.testing.assert_allclose(found, cosine_scores([*rows, rows[0]], again), rtol=1e-4)
     message = f"expected interpolated rows {start + 1}..{len(operator.scored_pixel)} of 40 columns"
     with pytest.raises(ValueError, match=message):
         ops.cosine_scores([operator.interpolated(tables[0])], again[:1], start + 1)

@@ -59,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory):
 
 EXPECTED = """
 creator FarthestPointSample 1
-plugin FarthestPointSample 1 m3ad fields num_samples=1024 min_norm_sq=0.001000
+plugin FarthestPointSample 2 m3ad fields num_samples=1024 min_norm_sq=0.001000
 shapes 0
 output int32 [1024]
 formats 1 int8 0
@@ -68,7 +68,7 @@ workspace 1
 few_points -1
 attached 1
 creator FarthestPointSample 1
-plugin FarthestPointSample 1 m3ad fields num_samples=1024 min_norm_sq=0.000000
+plugin FarthestPointSample 2 m3ad fields num_samples=1024 min_norm_sq=0.000000
 shapes 0
 output int32 [1024]
 formats 1 int8 0

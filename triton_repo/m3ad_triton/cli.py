@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from m3ad import cli as shared
-from m3ad.contract import DEFAULT_LAYOUT, Layout
+from m3ad.contract import Layout
 from m3ad.errors import ArtifactError
 
 from m3ad_triton.binary import find_binary
@@ -31,8 +31,9 @@ def write(
         Runtime, typer.Option(help="onnxruntime: Python backend on the CPU; tensorrt: plans on a GPU")
     ] = "onnxruntime",
     layout: Annotated[
-        Layout, typer.Option(help="chain: one model a stage; fused: extractors and one head")
-    ] = DEFAULT_LAYOUT,
+        Layout | None,
+        typer.Option(help="chain: one model a stage; fused: extractors and one head, the one to ship"),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="engines to take, as in sm89; several may be given, all if none")
     ] = None,
@@ -43,13 +44,14 @@ def write(
     The ensemble is named as the bundle's category, its stages CATEGORY_STAGE, so several can be served together.
     """
     repository = write_repository(bundle, repo, runtime, layout, target or ())
-    for problem in find_problems(repo):
+    for problem in find_problems(repo, with_files=False):
         shared.talk.print(f"note: {problem}")
     if as_json:
         shared.print_json(_summary(repository))
     else:
+        manifest = repository.manifest
         shared.print_text(
-            f"{repository.path}: ensemble {repository.manifest.category}, {layout} layout, {runtime}"
+            f"{repository.path}: ensemble {manifest.category}, {manifest.layout} layout, {runtime}"
         )
         shared.talk.print(f"serve it: m3ad-triton serve {repo}")
 
@@ -112,7 +114,7 @@ def serve(
     if (cert is None) != (key is None) or ((ca or http_plain) and not cert):
         raise typer.BadParameter("--cert and --key go together, and --ca and --http-plain need them")
     for repo in repos:
-        verify_repository(repo)
+        verify_repository(repo, with_files=False)  # the server hashes them when it opens the repository
     server = LocalServer(
         repos,
         ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),

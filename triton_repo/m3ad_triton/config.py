@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy.typing as npt
 from google.protobuf import text_format
-from m3ad.contract import MAX_POINTS, Dims, Layout, Stage, Tensor, pipeline_tensors, stages, steps
-from m3ad.pipeline import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
+from m3ad.contract import MAX_POINTS, Contract, Layout, Stage, Tensor
+from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
 from tritonclient.grpc import model_config_pb2 as pb
 
 DTYPES = {"float32": pb.TYPE_FP32, "int32": pb.TYPE_INT32}
@@ -28,13 +28,13 @@ def model_name(category: str, stage: str) -> str:
     return f"{category}_{stage}"
 
 
-def python_stage(name: str, stage: Stage, dims: Dims, warmup: Mapping[str, npt.NDArray[Any]]) -> Any:
+def python_stage(name: str, stage: Stage, contract: Contract, warmup: Mapping[str, npt.NDArray[Any]]) -> Any:
     """A stage on the CPU, run by the Python backend."""
     config = _stage(name, stage, warmup)
     config.backend = "python"
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.parameters[STAGE_PARAMETER].string_value = json.dumps(
-        {"stage": stage.name, "dims": dims.to_json()}
+        {"stage": stage.name, "method": contract.method.name, "dims": contract.dims.to_json()}
     )
     return config
 
@@ -55,11 +55,10 @@ def tensorrt_stage(
 
 def ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
     """The whole pipeline as one model, wired as the contract says; `record` and `serving` travel as parameters."""
-    dims = record.dims
+    contract = record.contract
     config = pb.ModelConfig(name=record.category, platform="ensemble")
-    inputs, outputs = pipeline_tensors(dims)
-    _add_tensors(config, inputs, outputs)
-    for step in steps(dims, record.layout):
+    _add_tensors(config, contract.inputs, contract.outputs)
+    for step in contract.steps(record.layout):
         config.ensemble_scheduling.step.add(
             model_name=model_name(record.category, step.stage),
             model_version=-1,
@@ -94,29 +93,29 @@ def dtype_name(data_type: int) -> str:
     return str(pb.DataType.Name(data_type))
 
 
-def intermediate_bytes(dims: Dims, layout: Layout) -> int:
+def intermediate_bytes(contract: Contract, layout: Layout) -> int:
     """Bytes of all tensors between the stages for the largest cloud, N = R = 50176; rounded up to whole MiB.
 
     Triton keeps them in its device-memory pool. When the pool (64 MB unless told) cannot hold one, Triton goes through
     host memory instead and says so once in its log.
     """
-    table = stages(dims)
+    table = contract.stages
     sizes = {
         value: _largest_bytes(tensor)
-        for step in steps(dims, layout)
+        for step in contract.steps(layout)
         for tensor in table[step.stage].outputs
         for value in (step.outputs[tensor.name],)
     }
     return _whole_mib(sum(sizes.values()))
 
 
-def shared_memory_bytes(dims: Dims, layout: Layout) -> int:
+def shared_memory_bytes(contract: Contract, layout: Layout) -> int:
     """Shared memory the Python backend needs for the largest cloud: inputs and outputs of every stage's model.
 
     A quarter on top is what its allocator was seen to lose.
     """
-    table = stages(dims)
-    used = {step.stage for step in steps(dims, layout)}
+    table = contract.stages
+    used = {step.stage for step in contract.steps(layout)}
     tensors = [t for name in used for t in (*table[name].inputs, *table[name].outputs)]
     return _whole_mib(sum(map(_largest_bytes, tensors)) * 5 // 4)
 

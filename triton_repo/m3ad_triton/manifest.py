@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from m3ad.bundle import MANIFEST, read_manifest, sha256_of
-from m3ad.contract import CONTRACT_VERSION, Dims, Layout
+from m3ad.contract import CONTRACT_VERSION, Contract, Dims, Layout
 from m3ad.errors import ArtifactError
 from m3ad.manifest import FileEntry, Json, Sha256, is_inside
+from m3ad.methods import METHODS, contract_of
 from m3ad.typed_json import require_whole, typed
 from msgspec import Meta, Struct
 
@@ -49,6 +50,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What `m3ad-triton write` records: sizes in bytes, `files` by path relative to the repository."""
 
     contract_version: int
+    method: str
     category: Name
     layout: Layout
     runtime: Runtime
@@ -64,6 +66,8 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     files: dict[str, FileEntry]
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS or self.layout not in METHODS[self.method].layouts:
+            raise ValueError(f"method {self.method!r} with layout {self.layout!r} is none of m3ad's")
         for engine in self.engines:
             msgspec.convert(engine, Engine, strict=True)
         if not self.files:
@@ -75,6 +79,11 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ValueError(f"`plugins` names {name}, which `files` does not list")
         if self.runtime == "tensorrt" and not self.engines:
             raise ValueError("`engines` is empty, expected those whose plans are served")
+
+    @property
+    def contract(self) -> Contract:
+        """What crosses the stage boundaries of the served detector."""
+        return contract_of(self.method, self.dims)
 
     @classmethod
     def from_json(cls, document: Json, source: str, advice: str) -> "RepositoryManifest":

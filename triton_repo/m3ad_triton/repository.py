@@ -20,11 +20,10 @@ from m3ad.bundle import (
     sha256_of,
     write_json,
 )
-from m3ad.contract import CONTRACT_VERSION, Layout, Step, stages, steps
+from m3ad.contract import CONTRACT_VERSION, Layout, Step
 from m3ad.engines import Engines
 from m3ad.errors import ArtifactError
-from m3ad.pipeline import RECORD_PARAMETER, ServingRecord
-from m3ad.stages import CPU_FILES
+from m3ad.serving import RECORD_PARAMETER, ServingRecord
 
 from m3ad_triton import config
 from m3ad_triton.engines import find_engines, place_plugins
@@ -65,7 +64,11 @@ def first_of(path: Path, problems: Sequence[str]) -> str:
 
 
 def write_repository(
-    bundle_path: Path, target: Path, runtime: Runtime, layout: Layout, engine_targets: Sequence[str] = ()
+    bundle_path: Path,
+    target: Path,
+    runtime: Runtime,
+    layout: Layout | None = None,
+    engine_targets: Sequence[str] = (),
 ) -> Repository:
     """Write the model repository of a bundle; an older one in its place is replaced.
 
@@ -73,7 +76,7 @@ def write_repository(
         bundle_path: what `m3ad-export bundle` wrote.
         target: the folder to write.
         runtime: onnxruntime runs the stages in Triton's Python backend on the CPU, tensorrt as plans.
-        layout: chain has one model a stage and uses `mfm` twice, fused has one `head`.
+        layout: chain has one model a stage of the paper's, fused has one `head`; the one to ship when left out.
         engine_targets: which of the bundle's engines to take, by target; all when left out.
 
     Raises:
@@ -87,7 +90,9 @@ def write_repository(
             f"category {bundle.name!r} cannot name a Triton model; expected letters, digits, '_', '-' and '.': "
             "export the bundle under such a name"
         )
-    wiring = steps(bundle.dims, layout)
+    contract = bundle.contract
+    layout = bundle.layout(layout)
+    wiring = contract.steps(layout)
     names = list(dict.fromkeys(step.stage for step in wiring))
     engines = find_engines(bundle, names, engine_targets) if runtime == "tensorrt" else ()
     with new_folder(target, FORMAT) as folder:
@@ -117,13 +122,14 @@ def write_repository(
                 "category": bundle.name,
                 "layout": layout,
                 **serving,
+                "method": contract.method.name,
                 "dims": bundle.dims.to_json(),
                 "weights": record.weights,
                 "bundle_sha256": sha256_of(bundle.path / MANIFEST),
                 "engines": [engine.summary() for engine in engines],
                 "plugins": plugins,
-                "cuda_pool_bytes": config.intermediate_bytes(bundle.dims, layout),
-                "shared_memory_bytes": config.shared_memory_bytes(bundle.dims, layout) if not engines else 0,
+                "cuda_pool_bytes": config.intermediate_bytes(contract, layout),
+                "shared_memory_bytes": config.shared_memory_bytes(contract, layout) if not engines else 0,
                 "files": file_entries(folder),
             },
             f"the repository of {bundle.path}",
@@ -191,27 +197,23 @@ def _write_stage(
     engines: Sequence[Engines],
     warmup: dict[str, npt.NDArray[Any]],
 ) -> str:
-    stage, version = stages(bundle.dims)[name], model / VERSION
+    stage, version = bundle.contract.stages[name], model / VERSION
     if engines:
         plans = {engine.compute_capability: f"{engine.target}.plan" for engine in engines}
         for engine in engines:
             shutil.copyfile(engine.plan(name), version / f"{engine.target}.plan")
         return config.to_text(config.tensorrt_stage(model.name, stage, plans, warmup))
-    if name not in CPU_FILES:
-        raise ArtifactError(
-            f"stage {name} has no form for the CPU; choose --layout chain or --runtime tensorrt"
-        )
-    for file in CPU_FILES[name]:
+    for file in bundle.contract.method.cpu[name].files:
         shutil.copyfile(bundle.file(f"onnx/{file}"), version / file)
     (version / "model.py").write_text(MODEL_PY, encoding="utf-8")
-    return config.to_text(config.python_stage(model.name, stage, bundle.dims, warmup))
+    return config.to_text(config.python_stage(model.name, stage, bundle.contract, warmup))
 
 
 def _write_warmup(bundle: Bundle, step: Step, folder: Path) -> dict[str, npt.NDArray[Any]]:
     """Write a stage's inputs of the golden frame as raw bytes."""
     folder.mkdir()
     arrays = {}
-    for tensor in stages(bundle.dims)[step.stage].inputs:
+    for tensor in bundle.contract.stages[step.stage].inputs:
         path = bundle.file(f"golden/{step.inputs[tensor.name]}.npy")
         array = np.load(path, allow_pickle=False)
         if problem := tensor.mismatch(array):
@@ -229,7 +231,7 @@ def _model_bytes(folder: Path, copies: int) -> int:
 
 def stage_of(model: str, manifest: RepositoryManifest) -> str | None:
     """The stage a model of a repository stands for, or None when it is not one of its stage models."""
-    names = {config.model_name(manifest.category, stage): stage for stage in stages(manifest.dims)}
+    names = {config.model_name(manifest.category, stage): stage for stage in manifest.contract.stages}
     return names.get(model)
 
 

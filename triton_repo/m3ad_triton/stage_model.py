@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from m3ad.contract import Dims, stages
+from m3ad.contract import Dims
 from m3ad.errors import FrameError
-from m3ad.stages import cpu_stage
-from m3ad_plugins import ops
+from m3ad.methods import contract_of
+from m3ad_runtime.stages import cpu_stage
 
 
 class TritonPythonModel:
@@ -24,11 +24,11 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the stage that the model's parameters name from the model's version folder."""
         record = json.loads(json.loads(args["model_config"])["parameters"]["m3ad_stage"]["string_value"])
-        dims = Dims(**record["dims"])
-        self.stage = stages(dims)[record["stage"]]
+        contract = contract_of(record["method"], Dims(**record["dims"]))
+        self.stage = contract.stages[record["stage"]]
         folder = Path(args["model_repository"]) / args["model_version"]
         threads = len(os.sched_getaffinity(0))
-        self.function = cpu_stage(self.stage.name, folder, dims, ops, threads)
+        self.function = cpu_stage(self.stage.name, folder, contract, threads)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its tensors or with what is wrong with it."""

@@ -8,11 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from m3ad.contract import stages, steps
 from m3ad.errors import ArtifactError
-from m3ad.pipeline import RECORD_PARAMETER
 from m3ad.preprocess import Preprocessing
-from m3ad.stages import CPU_FILES
+from m3ad.serving import RECORD_PARAMETER
 
 from m3ad_triton import config
 from m3ad_triton.elf import library_problem
@@ -23,14 +21,18 @@ from m3ad_triton.repository import MODEL_PY, VERSION, first_of, record_of, stage
 CONFIG = "config.pbtxt"
 
 
-def find_problems(path: Path) -> list[str]:
+def find_problems(path: Path, *, with_files: bool = True) -> list[str]:
     """Every problem of the repository at `path`, one sentence each; empty when it can be served.
+
+    Args:
+        path: the repository.
+        with_files: hash every file too; not needed where they were hashed a moment ago, or are about to be.
 
     Raises:
         ArtifactError: the folder is no repository of this contract version at all, or its manifest is wrong.
     """
     manifest = RepositoryManifest.read(path)
-    problems = file_problems(path, manifest)
+    problems = file_problems(path, manifest) if with_files else []
     configs, unreadable = read_configs(path)
     problems += unreadable
     for name, model in configs.items():
@@ -50,13 +52,13 @@ def find_problems(path: Path) -> list[str]:
     return [*problems, *_plugin_problems(path, manifest)]
 
 
-def verify_repository(path: Path) -> None:
-    """Check a repository.
+def verify_repository(path: Path, *, with_files: bool = True) -> None:
+    """Check a repository; arguments as of `find_problems`.
 
     Raises:
         ArtifactError: it has problems; the first is told, and how to see all.
     """
-    problems = find_problems(path)
+    problems = find_problems(path, with_files=with_files)
     if problems:
         raise ArtifactError(first_of(path, problems))
 
@@ -153,7 +155,7 @@ def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> l
     name = stage_of(model.name, manifest)
     if name is None:
         return [f"model `{model.name}` is no stage of category {manifest.category}"]
-    stage, problems = stages(manifest.dims)[name], []
+    stage, problems = manifest.contract.stages[name], []
     for kind, tensors, entries in (
         ("input", stage.inputs, model.input),
         ("output", stage.outputs, model.output),
@@ -169,7 +171,7 @@ def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> l
     if manifest.runtime == RUNTIME:
         files = {*model.cc_model_filenames.values(), model.default_model_filename or "model.plan"}
     else:
-        files = {*CPU_FILES.get(name, ()), "model.py"}
+        files = {*manifest.contract.method.cpu[name].files, "model.py"}
         code = folder / VERSION / "model.py"
         if code.is_file() and code.read_bytes() != MODEL_PY.encode():
             problems.append(f"{code} is not the code that m3ad writes there. {ADVICE}")
@@ -193,11 +195,11 @@ def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> l
 
 def _expected_stage(model: str, name: str, manifest: RepositoryManifest) -> Any:
     """A stage's configuration as it is written, without warm-up."""
-    stage = stages(manifest.dims)[name]
+    stage = manifest.contract.stages[name]
     if manifest.runtime == RUNTIME:
         plans = {e["compute_capability"]: f"{e['target']}.plan" for e in manifest.engines}
         return config.tensorrt_stage(model, stage, plans, {})
-    return config.python_stage(model, stage, manifest.dims, {})
+    return config.python_stage(model, stage, manifest.contract, {})
 
 
 def _odd_fields(model: Any, expected: Any, ours: tuple[str, ...] = ("model_warmup",)) -> list[str]:
@@ -220,7 +222,7 @@ def _contract_problems(ensemble: Any, manifest: RepositoryManifest) -> list[str]
     """Compare the ensemble's steps with the contract's wiring and read its parameters."""
     expected = [
         (config.model_name(manifest.category, s.stage), dict(s.inputs), dict(s.outputs))
-        for s in steps(manifest.dims, manifest.layout)
+        for s in manifest.contract.steps(manifest.layout)
     ]
     found = [(s.model_name, dict(s.input_map), dict(s.output_map)) for s in ensemble.ensemble_scheduling.step]
     problems = [
@@ -240,7 +242,7 @@ def _contract_problems(ensemble: Any, manifest: RepositoryManifest) -> list[str]
         Preprocessing.from_json(record.preprocessing)
     except ArtifactError as error:
         return [*problems, str(error)]
-    for name in ("contract_version", "category", "layout", "weights"):
+    for name in ("contract_version", "method", "category", "layout", "weights"):
         said, listed = getattr(record, name), getattr(manifest, name)
         if said != listed:
             problems.append(f"{told} says {name} {said!r}, the manifest {listed!r}")

@@ -1,6 +1,6 @@
 //! The arithmetic of the ops, one definition for CPU and GPU: every step rounded to fp32, nothing fused.
-//! On the GPU the intrinsics forbid contraction; on the CPU -ffp-contract=off does. reference.py is the
-//! specification.
+//! On the GPU the intrinsics forbid contraction; on the CPU -ffp-contract=off does. The ops' reference.py
+//! are the specification.
 #pragma once
 
 #include <cstdint>

@@ -35,3 +35,33 @@ def checked(
             "(m3ad.preprocess.prepare does)"
         )
     return np.ascontiguousarray(found)
+
+
+def checked_pixels(point_pixel: Int32, count: int, image_size: int) -> Int32:
+    """`point_pixel`, once it names a pixel of the image for each of `count` points and none twice.
+
+    Raises:
+        ValueError: it does not.
+    """
+    pixel: Int32 = checked("point_pixel", point_pixel, "int32", (count,))
+    if pixel.min() < 0 or pixel.max() >= image_size * image_size:
+        raise ValueError(
+            f"point_pixel: expected pixels 0..{image_size * image_size - 1} of a {image_size} x {image_size} "
+            f"image, got {pixel.min()}..{pixel.max()}"
+        )
+    seen = np.bincount(pixel, minlength=image_size * image_size)
+    if seen.max() > 1:
+        raise ValueError(f"point_pixel: pixel {seen.argmax()} is named by {seen.max()} points, expected one")
+    return pixel
+
+
+def checked_points(
+    points: Float32, point_pixel: Int32 | None, image_size: int
+) -> tuple[Float32, Int32 | None]:
+    """Points [N, 3], and their pixels where they are given.
+
+    Raises:
+        ValueError: one is not as described.
+    """
+    points = checked("points", points, "float32", ("N", 3))
+    return points, None if point_pixel is None else checked_pixels(point_pixel, len(points), image_size)

@@ -22,11 +22,15 @@ from m3ad.contract import IMAGE_SIZE
 from m3ad.errors import M3adError
 from scipy.spatial import cKDTree
 
-from m3ad_plugins import native, ops, reference
+from m3ad_plugins import native, ops
 from m3ad_plugins.arrays import Float32, Int32
+from m3ad_plugins.farthest_point_sample import reference as sampling
+from m3ad_plugins.knn_group import reference as grouping
+from m3ad_plugins.token_interpolate import reference as interpolation
 
 NUM_SAMPLES, GROUP_SIZE, WIDTH = 1024, 32, 1152
 BUCKET_HEIGHTS = (3, 5, 7, 9)
+PART_POINTS = 17_064  # a part that fills a third of the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,14 @@ def _cloud() -> tuple[Float32, Int32]:
     noise = np.random.default_rng(0).normal(0, 2e-4, u.shape)
     points = np.stack([0.2 * u, 0.2 * v, 0.4 + 0.01 * np.sin(6 * u) * np.cos(5 * v) + noise], 1)
     return points.astype(np.float32), np.arange(IMAGE_SIZE * IMAGE_SIZE, dtype=np.int32)
+
+
+def _part(points: Float32, count: int) -> tuple[Float32, Int32]:
+    """The `count` points of a full cloud that lie nearest to the image's centre: a round part."""
+    v, u = np.divmod(np.arange(len(points)), IMAGE_SIZE)
+    distance = np.hypot(v - IMAGE_SIZE / 2, u - IMAGE_SIZE / 2)
+    pixel = np.sort(distance.argsort(kind="stable")[:count]).astype(np.int32)
+    return points[pixel], pixel
 
 
 def _ms(work: Callable[[], Any]) -> float:
@@ -85,6 +97,17 @@ def _fpsample_lines(points: Float32, pixel: Int32, rounds: int) -> list[Line]:
     return lines
 
 
+def _pixel_lines(points: Float32, rounds: int) -> list[Line]:
+    """What `point_pixel` is worth: sampling and grouping with it and without."""
+    lines = []
+    for count in (PART_POINTS, len(points)):
+        part, pixel = _part(points, count)
+        group = partial(ops.point_group, part, NUM_SAMPLES, GROUP_SIZE, 0.0)
+        name = f"point group, {count} points"
+        lines.append(_compare(name, partial(group, pixel), "the same without point_pixel", group, rounds))
+    return lines
+
+
 def measure(rounds: int) -> list[Line]:
     """Every line of the benchmark.
 
@@ -95,9 +118,9 @@ def measure(rounds: int) -> list[Line]:
         raise M3adError("there is no native library to measure; see why: python -m m3ad_plugins.build")
     points, pixel = _cloud()
     idx = ops.farthest_point_sample(points, NUM_SAMPLES, 0.0, pixel)
-    if not np.array_equal(idx, reference.farthest_point_sample(points, NUM_SAMPLES)):
+    if not np.array_equal(idx, sampling.farthest_point_sample(points, NUM_SAMPLES)):
         raise AssertionError("FPS differs from the reference: the figures would mean nothing")
-    centers, scored = points[idx], reference.scored_pixels(pixel)
+    centers, scored = points[idx], interpolation.scored_pixels(pixel)
     tokens = np.random.default_rng(1).normal(0, 1, (NUM_SAMPLES, WIDTH)).astype(np.float32)
 
     def tree() -> Any:
@@ -108,13 +131,14 @@ def measure(rounds: int) -> list[Line]:
         ops.token_interpolate(points, pixel, centers, tokens, scored)
 
     def in_numpy() -> None:
-        reference.farthest_point_sample(points, NUM_SAMPLES)
-        reference.knn_group(points, idx, GROUP_SIZE)
-        reference.token_interpolate(points, pixel, centers, tokens, scored)
+        sampling.farthest_point_sample(points, NUM_SAMPLES)
+        grouping.knn_group(points, idx, GROUP_SIZE)
+        interpolation.token_interpolate(points, pixel, centers, tokens, scored)
 
     few = max(2, rounds // 4)
     return [
         *_fpsample_lines(points, pixel, rounds),
+        *_pixel_lines(points, rounds),
         _compare(
             "KNN, pixel tiles",
             lambda: ops.knn_group(points, idx, GROUP_SIZE, pixel),
@@ -133,7 +157,7 @@ def measure(rounds: int) -> list[Line]:
             "interpolation, operator + apply",
             lambda: ops.token_interpolate(points, pixel, centers, tokens, scored),
             "dense NumPy form",
-            lambda: reference.token_interpolate(points, pixel, centers, tokens, scored),
+            lambda: interpolation.token_interpolate(points, pixel, centers, tokens, scored),
             few,
         ),
         _compare(

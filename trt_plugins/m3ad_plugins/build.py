@@ -16,7 +16,6 @@ from m3ad.errors import M3adError, MissingDependencyError
 
 LIBRARY_NAME = "libm3ad_ops.so"
 PACKAGE = Path(__file__).resolve().parent
-SOURCES = (PACKAGE.parent / "cpp", PACKAGE.parent / "common")
 # Contraction into FMA would change distances in the last bit, and with them indices; -ffast-math likewise.
 FLAGS = (
     "-std=c++17",
@@ -30,14 +29,20 @@ FLAGS = (
 )
 
 
+def sources() -> list[Path]:
+    """Every op's portable C++ and what they share, headers included; none when the package came without them."""
+    kernels = PACKAGE.glob("*/kernel.[ch]pp")
+    return sorted([*kernels, *(PACKAGE.parent / "common").glob("*.[ch]pp")])
+
+
 def source_hash() -> str | None:
     """Hash of the sources and flags; None when the package came without its sources."""
-    files = sorted(path for folder in SOURCES for path in folder.glob("*.[ch]pp"))
+    files = sources()
     if not files:
         return None
     digest = hashlib.sha256(" ".join((*FLAGS, platform.system(), platform.machine())).encode())
     for path in files:
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -77,8 +82,8 @@ def build(target: Path | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        sources = sorted(str(path) for path in SOURCES[0].glob("*.cpp"))
-        command = [compiler, *FLAGS, f'-DM3AD_SOURCE_HASH="{version}"', *sources, "-o", str(made)]
+        files = [str(path) for path in sources() if path.suffix == ".cpp"]
+        command = [compiler, *FLAGS, f'-DM3AD_SOURCE_HASH="{version}"', *files, "-o", str(made)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise M3adError(

@@ -3,13 +3,17 @@
 //! --dynamicPlugins, Python). It must not register itself: the registry's own layout changed from 10 to 11,
 //! the interfaces used here did not.
 
-#include "ops_plugin.hpp"
+#include "plugin_base.hpp"
 
-#include <array>
 #include <cstdio>
 
 void m3ad::logError(std::string const& text) noexcept {
     std::fprintf(stderr, "%s\n", text.c_str());
+}
+
+std::vector<nvinfer1::IPluginCreatorInterface*>& m3ad::creators() {
+    static std::vector<nvinfer1::IPluginCreatorInterface*> all;
+    return all;
 }
 
 // loadLibrary wants this export. The logger behind it stays untouched: ILogger and ILoggerFinder gained a
@@ -19,12 +23,7 @@ extern "C" __attribute__((visibility("default"))) void setLoggerFinder(nvinfer1:
 
 extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterface* const*
 getCreators(int32_t& nbCreators) {
-    static m3ad::Creator<m3ad::FarthestPointSample> farthestPointSample;
-    static m3ad::Creator<m3ad::KnnGroup> knnGroup;
-    static m3ad::Creator<m3ad::TokenInterpolate> tokenInterpolate;
-    static m3ad::Creator<m3ad::OneClassSvm> oneClassSvm;
-    static std::array<nvinfer1::IPluginCreatorInterface*, 4> creators{&farthestPointSample, &knnGroup,
-                                                                      &tokenInterpolate, &oneClassSvm};
+    auto const& creators = m3ad::creators();
     nbCreators = static_cast<int32_t>(creators.size());
     return creators.data();
 }

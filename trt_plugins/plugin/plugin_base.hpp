@@ -1,5 +1,5 @@
-//! What the four plugins share: the V3 methods that never change, attributes as a table, errors as text in
-//! the log.
+//! What the ops' plugins share: the V3 methods that never change, attributes as a table, checks of shapes,
+//! errors as text in the log, and the list that the library hands to TensorRT.
 #pragma once
 
 #include "NvInferRuntime.h"
@@ -42,6 +42,37 @@ inline void require(bool holds, std::string const& otherwise) {
     if (!holds) {
         throw std::invalid_argument(otherwise);
     }
+}
+
+inline void setDims(nv::DimsExprs& dims, std::initializer_list<nv::IDimensionExpr const*> sizes) {
+    dims.nbDims = 0;
+    for (auto const* size : sizes) {
+        dims.d[dims.nbDims++] = size;
+    }
+}
+
+inline void requireRank(char const* name, nv::Dims const& dims, int32_t rank) {
+    require(dims.nbDims == rank, text(name, ": expected ", rank, " dimensions, got ", dims.nbDims));
+}
+
+//! [rows, 3] or unknown yet (-1).
+inline void requireXyz(char const* name, nv::Dims const& dims) {
+    requireRank(name, dims, 2);
+    require(dims.d[1] == 3 || dims.d[1] < 0,
+            text(name, ": expected [N, 3], got [", dims.d[0], ", ", dims.d[1], "]"));
+}
+
+//! [N] of points [N, 3], or unknown yet.
+inline void requireOnePerPoint(char const* name, nv::Dims const& dims, nv::Dims const& points) {
+    requireRank(name, dims, 1);
+    require(points.d[0] < 0 || dims.d[0] < 0 || points.d[0] == dims.d[0],
+            text(name, ": expected one per point, N = ", points.d[0], ", got ", dims.d[0]));
+}
+
+//! A count known and below what an attribute asks for.
+inline void requireAtLeast(char const* attribute, int32_t wanted, int64_t points) {
+    require(points < 0 || points >= wanted, text(attribute, " is ", wanted, " but there are only N = ",
+                                                 points, " points; remove less background"));
 }
 
 //! One attribute of an op: its name in ONNX and where its value lives. Strings are kept as char vectors.
@@ -243,6 +274,17 @@ public:
 private:
     std::vector<nv::PluginField> mFields;
     nv::PluginFieldCollection mCollection{};
+};
+
+//! The creators of the library (library.cpp).
+std::vector<nv::IPluginCreatorInterface*>& creators();
+
+//! A namespace-scope object of this type puts an op's creator into the list when the library is loaded.
+template <typename Op> struct Registered {
+    Registered() {
+        static Creator<Op> creator;
+        creators().push_back(&creator);
+    }
 };
 
 } // namespace m3ad

@@ -43,7 +43,7 @@ struct Loader {
         std::string const core = own.substr(0, own.rfind('/') + 1) + "libm3ad_plugins.so";
         nvinfer1::IPluginRegistry* found = registry();
         // An earlier loadLibrary may have been first: loading twice would fail, and unload what is there.
-        if (found && found->getCreator("FarthestPointSample", "1", "m3ad") == nullptr &&
+        if (found && found->getCreator("FarthestPointSample", "2", "m3ad") == nullptr &&
             found->loadLibrary(core.c_str()) == nullptr) {
             std::fprintf(stderr, "m3ad: TensorRT cannot load %s; it must lie beside %s\n", core.c_str(),
                          own.c_str());

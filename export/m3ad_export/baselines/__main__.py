@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from m3ad.worker import serve
+from m3ad_runtime.worker import serve
 
 from m3ad_export.baselines import forms
 

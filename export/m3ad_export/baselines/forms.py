@@ -2,12 +2,9 @@
 
 `python -m m3ad_export.baselines FORM DETECTOR` is the process that `m3ad-client bench --baseline FORM` talks to.
 
-    dense   the chain as one writes it: every pixel through MFM -> MGM -> MFM -> VM, no identity used; same map as ours
-    cfm     CFM's published graph: its own grouping and interpolation, its two MLPs on every pixel, its scoring
+    dense   the method as one writes it: every pixel through every layer, no identity used; same map as ours
+    cfm     CFM's published graph on the same encoders, with the detector's mappings where it is CFM, else random ones
     fused   the fused head in PyTorch, for a device on which no engine runs yet
-
-References:
-    CFM (Costanzino et al. 2024)  https://github.com/CVLAB-Unibo/crossmodal-feature-mapping
 """
 
 from collections.abc import Callable
@@ -15,128 +12,84 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from m3ad.contract import IMAGE_SIZE
-from m3ad.errors import MissingDependencyError
+from m3ad.errors import M3adError, MissingDependencyError
 from m3ad.manifest import Encoder
-from m3ad.pipeline import weights_line
 from m3ad.preprocess import ModelInput, Preprocessing
-from m3ad.stages import by_modality
+from m3ad.serving import weights_line
 from m3ad.typed_json import typed
-from m3ad.worker import MapAndTimes, Runner
+from m3ad_runtime.stages import modality_of
+from m3ad_runtime.worker import MapAndTimes, Runner
 from torch import Tensor
 
-from m3ad_export.baselines.torch_ops import (
-    distances,
-    farthest_points,
-    interpolated,
-    normalised_inverse,
-    pooled,
-    scored_pixels,
-    three_nearest,
-    upsampled,
-)
-from m3ad_export.detector import Detector, load_detector
-from m3ad_export.heads.fused import TABLES, HeadRows, HeadTokens, tile_scores
-from m3ad_export.heads.mentor import Mapping
-from m3ad_export.heads.voting import score, smooth
+from m3ad_export.baselines.cfm import published, random_mappings
+from m3ad_export.baselines.encoders import xyz_tokens
+from m3ad_export.baselines.torch_ops import interpolated, pooled, scored_pixels, three_nearest, upsampled
+from m3ad_export.detector import Detector
+from m3ad_export.heads.tiled import spread_names, tile_scores
+from m3ad_export.method import Form
+from m3ad_export.methods import IMPLEMENTATIONS
+from m3ad_export.saved import load_detector
 
-Form = Callable[[Tensor, Tensor, Tensor], Tensor]  # image, points, point_pixel -> anomaly map [224, 224]
 ROWS_AT_ONCE = 8192
 
 
 def dense(detector: Detector) -> Form:
-    """Mentor3AD on every pixel of the grid; its map is the chain's."""
-
-    def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
-        rgb_tokens, centers, xyz_tokens = _tokens(detector, image, points)
-        rgb = upsampled(rgb_tokens, detector.rgb.config.side)
-        xyz = pooled(interpolated(xyz_tokens, *three_nearest(points, centers)), point_pixel)
-        mentor = detector.mfm(rgb, xyz)
-        rgb_again, xyz_again = detector.mgm(rgb, xyz, mentor)
-        mentor_again = detector.mfm(rgb_again, xyz_again)
-        pairs = ((rgb, rgb_again), (xyz, xyz_again), (mentor, mentor_again))
-        pixel = scored_pixels(point_pixel)
-        anomaly_map: Tensor = detector.vm.voted(torch.stack([score(a, b)[pixel] for a, b in pairs]), pixel)[0]
-        return anomaly_map
-
-    return run
+    """The plain form of the detector's method."""
+    return IMPLEMENTATIONS[detector.record["method"]].dense(detector)
 
 
 def cfm(detector: Detector) -> Form:
-    """CFM on the same encoders; its MLPs have random weights, which cost what trained ones do.
-
-    m = f(|unit F~_RGB - unit F_RGB| |unit F~_XYZ - unit F_XYZ|), then m / sqrt(mean of m where it is not 0)
-    """
-    rgb_width, xyz_width = detector.dims.rgb_width, detector.dims.xyz_width
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        device = next(detector.rgb.parameters()).device
-        to_xyz = Mapping(rgb_width, xyz_width).to(device).requires_grad_(False)
-        to_rgb = Mapping(xyz_width, rgb_width).to(device).requires_grad_(False)
-    config = detector.xyz.config
-
-    def grouped(points: Tensor) -> tuple[Tensor, Tensor]:
-        centers = points[farthest_points(points, config.groups, config.min_norm_sq)]
-        distance = torch.norm(points[:, None] - centers[None], dim=2)  # [N, G, 3] is formed, as published
-        nearest = distance.topk(config.group_size, dim=0, largest=False).indices.T
-        return points[nearest] - centers[:, None], centers
-
-    def three(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-        squared = (
-            points.square().sum(1)[:, None] + centers.square().sum(1)[None] - 2 * points @ centers.T
-        )  # the expanded form, and the whole row sorted, as published
-        distance, order = squared.sort(dim=1)
-        return order[:, :3], normalised_inverse(distance[:, :3])
-
-    def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
-        rgb_tokens = detector.rgb(image)
-        neighborhood, centers = grouped(points)
-        xyz_tokens = detector.xyz(neighborhood, centers)
-        rgb = upsampled(rgb_tokens, detector.rgb.config.side)
-        xyz = pooled(interpolated(xyz_tokens, *three(points, centers)), point_pixel)
-        errors = [
-            torch.linalg.vector_norm(F.normalize(found) - F.normalize(real), dim=1)
-            for found, real in ((to_rgb(xyz), rgb), (to_xyz(rgb), xyz))
-        ]
-        mask = torch.zeros_like(errors[0])
-        mask[scored_pixels(point_pixel)] = 1
-        product = (errors[0] * mask * errors[1] * mask).reshape(1, IMAGE_SIZE, IMAGE_SIZE)
-        smoothed = smooth(product)[0]
-        return smoothed / smoothed[smoothed != 0].mean().sqrt()
-
-    return run
+    """CFM on the same encoders."""
+    if detector.record["method"] == "cfm":
+        return dense(detector)
+    if not (detector.rgb and detector.xyz):
+        raise M3adError(f"CFM needs both modalities, {detector.record['method']} has one; measure with dense")
+    return published(detector, random_mappings(detector))
 
 
 def fused(detector: Detector) -> Form:
-    """First layers on the tokens and scored pixels only, tile by tile; its map is the chain's."""
-    tokens, rows = HeadTokens(detector.mfm, detector.mgm), HeadRows(detector.mfm, detector.mgm)
+    """First layers on the tokens and scored pixels only, tile by tile; its map is the chain's.
+
+    Raises:
+        M3adError: the method has no fused head, or one that takes more than tokens.
+    """
+    method = detector.contract.method
+    make = IMPLEMENTATIONS[method.name].fused
+    given = {t.name for t in detector.contract.stages["head"].inputs} if make else set()
+    if make is None or any(name.endswith("_rebuilt") for name in given):
+        raise M3adError(f"{method.name} has no fused form in PyTorch; measure with dense")
+    head, pairs = make(detector), method.pairs
+    rgb_encoder, _ = detector.encoders
+    side = rgb_encoder.config.side
 
     def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
-        rgb_tokens, centers, xyz_tokens = _tokens(detector, image, points)
-        rgb, xyz = by_modality(dict(zip(TABLES, tokens(rgb_tokens, xyz_tokens), strict=True)))
+        centers, tokens = xyz_tokens(detector, points)
+        own = {"rgb_tokens": rgb_encoder(image), "xyz_tokens": tokens}
+        tables = {**own, **dict(zip(head.tables, head.tokens(*own.values()), strict=True))}
         pixel = scored_pixels(point_pixel)
         three = three_nearest(points, centers)
-        spread = {name: upsampled(table, detector.rgb.config.side)[pixel] for name, table in rgb.items()}
-        for name, table in xyz.items():
-            spread[name] = pooled(interpolated(table, *three), point_pixel)[pixel]
+        spread = {}
+        for name in spread_names(head, pairs):
+            table = tables[name]
+            if modality_of(name) == "rgb":
+                spread[name] = upsampled(table, side)[pixel]
+            else:
+                spread[name] = pooled(interpolated(table, *three), point_pixel)[pixel]
         tiles = zip(*(torch.split(each, ROWS_AT_ONCE) for each in spread.values()), strict=True)
-        scores = torch.cat([tile_scores(rows, dict(zip(spread, tile, strict=True))) for tile in tiles], dim=1)
-        anomaly_map: Tensor = detector.vm.voted(scores, pixel)[0]
+        scores = [tile_scores(head, pairs, dict(zip(spread, tile, strict=True))) for tile in tiles]
+        anomaly_map: Tensor = head.vote(torch.cat(scores, dim=1), pixel)[0]
         return anomaly_map
 
     return run
 
 
 FORMS: dict[str, Callable[[Detector], Form]] = {"dense": dense, "cfm": cfm, "fused": fused}
-HEAD_WEIGHTS = {"dense": "the detector's heads", "cfm": "random heads", "fused": "the detector's heads"}
 
 
-def _tokens(detector: Detector, image: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    config = detector.xyz.config
-    centers = points[farthest_points(points, config.groups, config.min_norm_sq)]
-    nearest = distances(centers, points).topk(config.group_size, dim=1, largest=False).indices
-    return detector.rgb(image), centers, detector.xyz(points[nearest] - centers[:, None], centers)
+def heads_line(form: str, detector: Detector) -> str:
+    """Whose heads a form has, for the line that says which weights a figure is from."""
+    own = form != "cfm" or detector.record["method"] == "cfm"
+    return "the detector's heads" if own else "random heads"
 
 
 def runner(form: str, folder: Path, threads: int, device: str) -> Runner:
@@ -170,7 +123,7 @@ def runner(form: str, folder: Path, threads: int, device: str) -> Runner:
             "precision": "fp32",
             "layout": form,
             "threads": threads,
-            "weights": f"{weights_line(encoders)}; {HEAD_WEIGHTS[form]}",
+            "weights": f"{weights_line(encoders)}; {heads_line(form, detector)}",
             "parameter_bytes": sum(
                 p.numel() * p.element_size() for m in detector.modules().values() for p in m.parameters()
             ),

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from m3ad.contract import IMAGE_SIZE, Layout, stages, steps
+from m3ad.contract import IMAGE_SIZE, Layout
 from m3ad.errors import ArtifactError
 from m3ad.metrics import rank_correlation
-from m3ad.onnx_graph import OnnxGraph
-from m3ad.pipeline import Pipeline, model_arrays
 from m3ad.preprocess import ModelInput
 from m3ad.scored import scored_pixels
-from m3ad.stages import CheckedStage, Ops, StageFunction, cpu_stage
+from m3ad_runtime.onnx_graph import OnnxGraph
+from m3ad_runtime.pipeline import Pipeline, model_arrays
+from m3ad_runtime.stages import CheckedStage, StageFunction, cpu_stage
 
 from m3ad_export.detector import Detector
+from m3ad_export.torch_stages import stage_functions
 
 PARITY_POINTS = (1024, 1025, 17000, 50176)
 # Largest difference relative to the largest reference value, fp32 to fp32; indices must be equal.
@@ -80,7 +81,6 @@ def parity_inputs(points: int, image: npt.NDArray[np.float32]) -> Values:
 def check_parity(
     detector: Detector,
     onnx_folder: Path,
-    ops: Ops,
     image: npt.NDArray[np.float32],
     layouts: tuple[Layout, ...] = ("chain",),
     points: tuple[int, ...] = PARITY_POINTS,
@@ -91,25 +91,28 @@ def check_parity(
     Returns:
         One entry per form, size and value; see `verify_parity`.
     """
-    dims = detector.dims
-    reference = Pipeline(steps(dims, "chain"), detector.stage_functions(ops))
+    contract = detector.contract
+    reference = Pipeline(contract.steps("chain"), stage_functions(detector))
+    table = contract.stages
+    loaded: dict[str, dict[str, StageFunction]] = {}
+    for layout in layouts:
+        for name in dict.fromkeys(step.stage for step in contract.steps(layout)):
+            graph = CheckedStage(table[name], OnnxGraph(onnx_folder / f"{name}.onnx", threads))
+            loaded.setdefault("onnx", {})[name] = graph
+            loaded.setdefault("cpu stages", {})[name] = cpu_stage(name, onnx_folder, contract, threads)
     deviations: list[Deviation] = []
     for count in points:
         inputs = parity_inputs(count, image)
         expected, _ = reference.run(inputs, keep_all=True)
         for layout in layouts:
-            wiring = steps(dims, layout)
-            names = dict.fromkeys(step.stage for step in wiring)
-            graphs: dict[str, StageFunction] = {
-                n: CheckedStage(stages(dims)[n], OnnxGraph(onnx_folder / f"{n}.onnx", threads)) for n in names
-            }
-            between = {n: cpu_stage(n, onnx_folder, dims, ops, threads) for n in names}
-            for form, functions in (("onnx", graphs), ("cpu stages", between)):
+            wiring = contract.steps(layout)
+            for form, functions in loaded.items():
                 found, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
                 deviations += [
                     _deviation(f"{layout} {form}", count, step.stage, value, found[value], expected[value])
                     for step in wiring
                     for value in step.outputs.values()
+                    if value in expected
                 ]
     return deviations
 

@@ -37,7 +37,7 @@ class Keep:
 # Names are `module/operation/OpType`, as the exporter writes them.
 KEEP_FP32: tuple[Keep, ...] = (
     Keep(
-        r"^(vm|head_scores|head_vote):",
+        r"^(vm|vote|head_scores|head_vote):",
         "scores lie near 1 - cos = 0, where fp16 steps are as large as the signal; voting multiplies them",
     ),
     Keep(r"^head_tokens:\w+_turn/", "the features that are compared: what they lose is taken for a defect"),

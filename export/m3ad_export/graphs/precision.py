@@ -4,13 +4,16 @@ The plan says which nodes stay in fp32 and why; everything else that computes on
 at the stage's walls stay fp32, as the contract has them.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper
 
 from m3ad_export.graphs.plan import Plan
+from m3ad_export.graphs.surgery import cast, edited
 
 Precision = Literal["fp32", "fp16", "bf16"]
 INT8_WEIGHTS = "INT8_WEIGHTS"  # of the products in `histogram`, the one that is no ONNX type
@@ -28,59 +31,38 @@ def half_model(model: onnx.ModelProto, stage: str, plan: Plan) -> onnx.ModelProt
     Raises:
         ValueError: a weight is larger than the type holds, or a scale smaller.
     """
-    half_type = plan.half
-    if half_type is None:
+    if plan.half is None:
         return model
-    element = _ELEMENT[half_type]
-    inferred = onnx.shape_inference.infer_shapes(model)
-    floats = {
-        v.name
-        for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-        if v.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
-    weights = {i.name: i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
-    floats |= weights.keys()
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    del graph.node[:], graph.value_info[:]
-    nodes: list[onnx.NodeProto] = []
-    made_half: set[str] = set()  # values that exist in half precision under `<name>.half`
-    made_full = {v.name for v in model.graph.input} | weights.keys()
+    element = _ELEMENT[plan.half]
+    return edited(onnx.shape_inference.infer_shapes(model), lambda graph: _halve(graph, stage, plan, element))
 
-    def half(name: str) -> str:
-        if name not in made_half:
-            if name in weights:
-                graph.initializer.append(_half_weight(weights[name], element))
-            else:
-                nodes.append(_cast(name, f"{name}.half", element))
-            made_half.add(name)
-        return f"{name}.half"
 
-    def full(name: str) -> str:
-        if name in floats and name not in made_full:
-            nodes.append(_cast(f"{name}.half", name, TensorProto.FLOAT))
-            made_full.add(name)
-        return name
+def _halve(graph: gs.Graph, stage: str, plan: Plan, element: int) -> None:
+    halves: dict[str, gs.Tensor] = {}  # `<name>.half` of those that exist in half precision
+    nodes: list[gs.Node] = []
 
-    for source in model.graph.node:
-        node = onnx.NodeProto()
-        node.CopyFrom(source)
-        computes = any(name in floats for name in (*node.input, *node.output))
-        if not computes or node.op_type in MAKES_ITS_TYPE or plan.float_type(stage, node) == "fp32":
-            node.input[:] = [full(name) for name in node.input]
-            made_full.update(node.output)
-        else:
-            node.input[:] = [half(name) if name in floats else name for name in node.input]
-            made_half.update(name for name in node.output if name in floats)
-            made_full.update(name for name in node.output if name not in floats)
-            node.output[:] = [f"{name}.half" if name in floats else name for name in node.output]
+    def half(tensor: gs.Tensor) -> gs.Tensor:
+        name = f"{tensor.name}.half"
+        if name not in halves and isinstance(tensor, gs.Constant):
+            halves[name] = gs.Constant(name, _half_values(tensor, element))
+        elif name not in halves:
+            halves[name] = gs.Variable(name)
+            nodes.append(cast(tensor, halves[name], element))
+        return halves[name]
+
+    for node in graph.nodes:
+        computes = any(_is_float(t) for t in (*node.inputs, *node.outputs))
+        if not computes or node.op in MAKES_ITS_TYPE or plan.float_type(stage, node) == "fp32":
+            nodes.append(node)
+            continue
+        node.inputs = [half(t) if _is_float(t) else t for t in node.inputs]
         nodes.append(node)
-    for output in graph.output:
-        full(output.name)
-    graph.node.extend(nodes)
-    _drop_unused_weights(graph)
-    return result
+        for i, tensor in enumerate(node.outputs):
+            if _is_float(tensor):
+                node.outputs[i] = halves[f"{tensor.name}.half"] = gs.Variable(f"{tensor.name}.half")
+                # Back for who reads it in fp32; where nobody does, the cast goes again.
+                nodes.append(cast(node.outputs[i], tensor, TensorProto.FLOAT))
+    graph.nodes = nodes
 
 
 def histogram(model: onnx.ModelProto) -> dict[str, int]:
@@ -105,22 +87,14 @@ def histogram(model: onnx.ModelProto) -> dict[str, int]:
     return counts
 
 
-def _cast(source: str, target: str, element: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=element)
+def _is_float(tensor: gs.Tensor) -> bool:
+    return bool(tensor.dtype == np.float32)
 
 
-def _half_weight(weight: TensorProto, element: int) -> TensorProto:
-    values = numpy_helper.to_array(weight)
+def _half_values(weight: gs.Constant, element: int) -> npt.NDArray[Any]:
+    values = weight.values
     if weight.name.endswith("_scale") and np.any(values.astype(np.float16) == 0):
         raise ValueError(f"{weight.name} holds scales below fp16's smallest number; keep its node in fp32")
     if element == TensorProto.FLOAT16 and values.size and np.abs(values).max() > np.finfo(np.float16).max:
         raise ValueError(f"weight {weight.name} holds values beyond fp16's 65504; keep its node in fp32")
-    converted = values.astype(helper.tensor_dtype_to_np_dtype(element))
-    return numpy_helper.from_array(converted, f"{weight.name}.half")
-
-
-def _drop_unused_weights(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {v.name for v in graph.output}
-    kept = [i for i in graph.initializer if i.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    return np.asarray(values.astype(helper.tensor_dtype_to_np_dtype(element)))

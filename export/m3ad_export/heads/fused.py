@@ -9,11 +9,9 @@ modules.
 
 import torch
 import torch.nn.functional as F
-from m3ad.stages import TURNED
 from torch import Tensor, nn
 
 from m3ad_export.heads.mentor import Mapping, Mfm, Mgm
-from m3ad_export.heads.voting import cosine_scores
 
 
 def read_basis(first: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -50,8 +48,7 @@ def split_columns(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
     return weight[:, :width], weight[:, width:]
 
 
-TABLES = ("rgb_mfm", "rgb_mgm", TURNED["rgb"], "xyz_mfm", "xyz_mgm", TURNED["xyz"])  # of HeadTokens
-FIRST_LAYERS = tuple(name for name in TABLES if name not in TURNED.values())  # the ones HeadRows takes
+TABLES = ("rgb_mfm", "rgb_mgm", "rgb_turned", "xyz_mfm", "xyz_mgm", "xyz_turned")  # of HeadTokens
 
 
 class HeadTokens(nn.Module):
@@ -130,7 +127,9 @@ class TurnedOutput(nn.Module):
 
 
 class HeadRows(nn.Module):
-    """FIRST_LAYERS' rows of T scored pixels, [T, ...] -> F~_RGB and F~_XYZ as `TurnedOutput`s, mentor, F~_Mtr."""
+    """INPUTS' rows of T scored pixels, [T, ...] -> F~_RGB and F~_XYZ as `TurnedOutput`s, mentor, F~_Mtr."""
+
+    INPUTS = ("rgb_mfm", "rgb_mgm", "xyz_mfm", "xyz_mgm")
 
     def __init__(self, mfm: Mfm, mgm: Mgm) -> None:
         super().__init__()
@@ -143,6 +142,19 @@ class HeadRows(nn.Module):
         self.xyz_output = TurnedOutput(mgm.to_xyz.output, xyz_first)
         self.rgb_again = linear(read_basis(rgb_first)[1], rgb_first.bias)
         self.xyz_again = linear(read_basis(xyz_first)[1], xyz_first.bias)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Names and columns of what comes out."""
+        mentor = self.mfm.config.mentor_width
+        return {
+            "rgb_reconstructed_read": self.rgb_output.read.out_features,
+            "rgb_reconstructed_rest": self.rgb_output.rest.out_features,
+            "xyz_reconstructed_read": self.xyz_output.read.out_features,
+            "xyz_reconstructed_rest": self.xyz_output.rest.out_features,
+            "mentor": mentor,
+            "mentor_reconstructed": mentor,
+        }
 
     def mentor(self, rgb_hidden: Tensor, xyz_hidden: Tensor) -> Tensor:
         """MFM behind its first layers: their outputs, biases included -> mentor."""
@@ -157,29 +169,3 @@ class HeadRows(nn.Module):
         xyz_read, xyz_rest = self.xyz_output(self.to_xyz(mentor, rgb_mgm))
         again = self.mentor(self.rgb_again(rgb_read), self.xyz_again(xyz_read))
         return rgb_read, rgb_rest, xyz_read, xyz_rest, mentor, again
-
-
-class TurnedScores(nn.Module):
-    """Turned features and what HeadRows makes of their first layers, rows [T, ...] -> scores [3, T]."""
-
-    def forward(
-        self,
-        rgb_turned: Tensor,
-        rgb_read: Tensor,
-        rgb_rest: Tensor,
-        xyz_turned: Tensor,
-        xyz_read: Tensor,
-        xyz_rest: Tensor,
-        mentor: Tensor,
-        mentor_reconstructed: Tensor,
-    ) -> Tensor:
-        rgb, xyz = torch.cat([rgb_read, rgb_rest], dim=1), torch.cat([xyz_read, xyz_rest], dim=1)
-        return cosine_scores((rgb_turned, rgb), (xyz_turned, xyz), (mentor, mentor_reconstructed))
-
-
-def tile_scores(rows: HeadRows, tile: dict[str, Tensor]) -> Tensor:
-    """Scores [3, T] of a tile: the rows of TABLES by name, each [T, ...]."""
-    rgb_read, rgb_rest, xyz_read, xyz_rest, mentor, again = rows(*(tile[name] for name in FIRST_LAYERS))
-    rgb, xyz = (tile[TURNED["rgb"]], rgb_read, rgb_rest), (tile[TURNED["xyz"]], xyz_read, xyz_rest)
-    scores: Tensor = TurnedScores()(*rgb, *xyz, mentor, again)
-    return scores

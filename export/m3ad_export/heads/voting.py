@@ -102,6 +102,26 @@ class OneClassSvm(nn.Module):
         return torch.exp(-self.gamma * distance) @ self.coefficients - self.rho
 
 
+class SvmRows(nn.Module):
+    """What a one-class SVM sees of each pixel, divided by `unit` [1 or n]: [3 + n, 224, 224] -> [50176, 1 or n]."""
+
+    unit: Tensor | None
+
+    def __init__(self, config: VotingConfig, unit: Tensor | None = None) -> None:
+        super().__init__()
+        self.svm_input = config.svm_input
+        self.register_buffer("unit", unit)
+
+    def forward(self, score_maps: Tensor) -> Tensor:
+        terms = score_maps[len(SCORES) :].flatten(1)
+        if self.svm_input == "product":
+            rows = terms.pow(1 / len(terms)).prod(dim=0)[:, None]
+        else:
+            # Not the transpose: ONNX Runtime 1.32 fuses that with a product by a vector, and wrongly.
+            rows = torch.stack(terms.unbind(), dim=1)
+        return rows if self.unit is None else rows / self.unit
+
+
 class Vm(nn.Module):
     """Three pairs of rows and scored_pixel [R] -> anomaly_map [224, 224], score [1], score_maps [3 + n, 224, 224].
 
@@ -145,10 +165,8 @@ class Vm(nn.Module):
 
     def svm_rows(self, score_maps: Tensor) -> Tensor:
         """What the one-class SVM sees of each pixel: [3 + n, 224, 224] -> [50176, 1 or n]."""
-        terms = score_maps[len(SCORES) :].flatten(1)
-        if self.config.svm_input == "product":
-            terms = terms.pow(1 / len(terms)).prod(dim=0, keepdim=True)
-        return terms.T
+        rows: Tensor = SvmRows(self.config)(score_maps)
+        return rows
 
     def forward(
         self,

@@ -1,198 +1,94 @@
-"""CMDR-IAD: each modality mapped to the other's features and rebuilt from its own.
+"""CMDR-IAD: four networks, each trained alone on good frames; with one modality, its decoder alone (our reading).
 
 References:
     CMDR-IAD  https://github.com/ECGAI-Research/CMDR-IAD (no licence; its weights are unpublished)
-Parameter names are those of the authors' files. The RGB decoder is made of four parts (first layer, windows,
-convolutions, last layers) and the XYZ one of two, so that they can run on tokens, on a crop and on rows: see
-`cmdr_rewrites`.
+Training is 1 - mean cos over the scored rows. The decoders run by the exact rewrites of `heads.cmdr_rewrites`.
 """
 
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
-from m3ad.contract import IMAGE_SIZE
+from m3ad.frames import Sample
+from m3ad.methods.cmdr_iad import METHODS, MODALITIES, pairs_of
 from torch import Tensor, nn
 
-from m3ad_export.heads.voting import cosine_scores
-from m3ad_export.methods.map_head import (
+from m3ad_export.baselines.encoders import dense_rgb, dense_xyz
+from m3ad_export.baselines.torch_ops import scored_pixels
+from m3ad_export.checkpoints import state_sha256
+from m3ad_export.detector import Detector
+from m3ad_export.heads.cmdr import CmdrConfig, CmdrNetworks, Dec2d, Dec3d
+from m3ad_export.heads.cmdr_rewrites import (
+    RgbDecoder,
+    XyzDecoderRest,
+    folded_rgb,
+    folded_xyz,
+    hidden_of_tokens,
+    rectangle,
+    rgb_rebuilt,
+    whole,
+    xyz_rebuilt,
+)
+from m3ad_export.heads.map_head import (
     GatedReconstruction,
     ImageNorm,
     Modality,
     Smoothing,
     checked_choice,
 )
-from m3ad_export.methods.mappings import DROPOUT, CrossMap, Mappings, two_normed_layers
-from m3ad_export.methods.official_files import load_frozen, official_file
+from m3ad_export.heads.mappings import CrossMap, Mappings, MapRows, MapTokens, folded_map
+from m3ad_export.heads.rgb_rows import RgbRows
+from m3ad_export.heads.tiled import FusedHead
+from m3ad_export.heads.voting import cosine_scores
+from m3ad_export.method import Fitted, Form, Implementation, Job, Networks
+from m3ad_export.official_files import load_frozen, official_file
+from m3ad_export.train.features import FeatureExtractor, FrameFeatures, frame_scores
+from m3ad_export.train.optimise import SeededRun, batch_of, derived_seed, generator_of, one_minus_cosine
+from m3ad_export.train.samples import Track
 from m3ad_export.weights import WeightsInfo
 
 LICENCE = "none: all rights reserved"
-PIXELS = IMAGE_SIZE * IMAGE_SIZE
-SHRINK = 32  # the XYZ decoder's five doublings lead back to the pixels
+
+Recipe = Literal["official", "rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CmdrConfig:
-    """Widths, and whose networks there are; the defaults are the published ones.
+class CmdrSettings:
+    """How the networks are trained, one frame a step, and how their scores are fused.
 
     Args:
-        window: consecutive row-major pixels that see each other; divides 50176.
+        recipe: `official` takes every scored row, and the RGB decoder's BatchNorm sees the whole grid: 750 GMAC forward
+            a step. `rows` takes `rows` of them through the mappings and the RGB decoder's last layers, and that
+            BatchNorm sees the part's bounding box. The XYZ decoder is trained the same in both.
+        steps: of each network; 0 for `epochs` times through the frames.
+        fusion_smoothing: as the authors' code, or as their figure; see `GatedReconstruction`.
+        image_norm: `cfm` divides the image score as CFM's tables do.
     """
 
-    rgb_width: int = 768
-    xyz_width: int = 1152
-    heads: int = 8
-    window: int = 128
-    rgb_convs: tuple[int, int] = (256, 128)
-    xyz_convs: tuple[int, int, int, int] = (768, 512, 256, 128)
-    modality: Modality = "both"
+    recipe: Recipe = "rows"
+    seed: int = 115
+    lr: float = 1e-3
+    epochs: int = 50
+    steps: int = 0
+    rows: int = 2048
+    checkpoint_steps: int = 50
+    fusion_smoothing: Smoothing = "code"
+    image_norm: ImageNorm = "none"
 
     def __post_init__(self) -> None:
-        checked_choice("modality", self.modality, Modality)
-        if PIXELS % self.window or self.rgb_width // 2 % self.heads:
-            raise ValueError(
-                f"expected a window that divides {PIXELS} and heads that divide {self.rgb_width // 2}, got "
-                f"{self.window} and {self.heads}"
-            )
-
-
-class Attention(nn.Module):
-    """Self-attention within each window: [n, W, H] -> [n, W, H]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.scale = heads, (width // heads) ** -0.5
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.attn_drop, self.proj_drop = nn.Dropout(DROPOUT), nn.Dropout(DROPOUT)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, window, width = x.shape
-        q, k, v = self.qkv(x).reshape(n, window, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = self.attn_drop(((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1))
-        out: Tensor = self.proj_drop(self.proj((weights @ v).transpose(1, 2).reshape(n, window, width)))
-        return out
-
-
-class Block(nn.Module):
-    """x += attn(norm1(x)); x += mlp(norm2(x)): [n, W, H] -> [n, W, H]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(width), Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        inner = (nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(DROPOUT))
-        self.mlp = nn.Sequential(*inner, nn.Linear(2 * width, width), nn.Dropout(DROPOUT))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
-
-
-class Dec2d(nn.Module):
-    """RGB features of every pixel, rebuilt: [1, 50176, D] -> [1, 50176, D]."""
-
-    def __init__(self, config: CmdrConfig) -> None:
-        super().__init__()
-        width = config.rgb_width // 2
-        self.window, self.width = config.window, width
-        self.projection = two_normed_layers(config.rgb_width, width)
-        self.attn = Block(width, config.heads)
-        channels = (width, *config.rgb_convs, width)
-        layers: list[nn.Module] = []
-        for a, b in pairwise(channels):
-            layers += [nn.ConvTranspose2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.GELU()]
-        self.conv_decoder = nn.Sequential(*layers)
-        inner = (nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(DROPOUT))
-        last = nn.Linear(4 * width, config.rgb_width)
-        self.reconstruct = nn.Sequential(*inner, last, nn.LayerNorm(config.rgb_width))
-
-    @property
-    def first(self) -> nn.Linear:
-        """What reads the features, linear in them: [P, D] -> [P, H]."""
-        layer = self.projection[0]
-        assert isinstance(layer, nn.Linear)
-        return layer
-
-    def windows(self, hidden: Tensor) -> Tensor:
-        """Some windows behind the first layer, bias included: [n, W, H] -> [n, W, H]."""
-        return self.attn(self.projection[1:](hidden))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.windows(self.first(x[0]).reshape(-1, self.window, self.width))
-        grid = rows.reshape(-1, self.width).T.reshape(1, self.width, IMAGE_SIZE, IMAGE_SIZE)
-        return self.reconstruct(self.conv_decoder(grid).flatten(2).transpose(1, 2))
-
-
-class Dec3d(nn.Module):
-    """XYZ features of every pixel, zero off the part, rebuilt: [1, 50176, D] -> [1, 50176, D].
-
-    Its first layer has a weight for each pixel: it learns where the part lies.
-    """
-
-    def __init__(self, config: CmdrConfig) -> None:
-        super().__init__()
-        width = config.xyz_width
-        self.projection = two_normed_layers(PIXELS, PIXELS // SHRINK)
-        channels = (width, *config.xyz_convs)
-        layers: list[nn.Module] = []
-        for a, b in pairwise(channels):
-            layers += [nn.ConvTranspose1d(a, b, 4, stride=2, padding=1), nn.BatchNorm1d(b), nn.GELU()]
-        last = nn.ConvTranspose1d(channels[-1], width, 4, stride=2, padding=1)
-        self.decoder = nn.Sequential(*layers, last, nn.Tanh())
-        squeeze = (nn.AdaptiveAvgPool1d(1), nn.Conv1d(width, width // 8, 1), nn.ReLU())
-        self.attention = nn.Sequential(*squeeze, nn.Conv1d(width // 8, width, 1), nn.Sigmoid())
-
-    @property
-    def first(self) -> nn.Linear:
-        """What reads the pixels, linear in the features: [D, 50176] -> [D, 1568]."""
-        layer = self.projection[0]
-        assert isinstance(layer, nn.Linear)
-        return layer
-
-    def behind_first(self, hidden: Tensor) -> Tensor:
-        """From the first layer's output on, bias included: [D, 1568] -> [D, 50176].
-
-        The gate needs the mean over all pixels, so no pixel can be left out.
-        """
-        out = self.decoder(self.projection[1:](hidden)[None])
-        gated: Tensor = (out * self.attention(out))[0]
-        return gated
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.behind_first(self.first(x[0].T)).T[None]
-
-
-class CmdrNetworks(nn.Module):
-    """The networks of a modality: `both` has all four, `rgb` or `xyz` that decoder alone."""
-
-    def __init__(self, config: CmdrConfig) -> None:
-        super().__init__()
-        self.config = config
-        rgb, xyz = config.rgb_width, config.xyz_width
-        both = config.modality == "both"
-        self.maps = Mappings(CrossMap(rgb, xyz), CrossMap(xyz, rgb)) if both else None
-        self.rgb_decoder = Dec2d(config) if config.modality != "xyz" else None
-        self.xyz_decoder = Dec3d(config) if config.modality != "rgb" else None
-
-    def parts(self) -> dict[str, nn.Module]:
-        """The networks there are, by the names of the authors' files."""
-        maps = (self.maps.to_xyz, self.maps.to_rgb) if self.maps else (None, None)
-        every = dict(zip(FILES, (*maps, self.rgb_decoder, self.xyz_decoder), strict=True))
-        return {name: network for name, network in every.items() if network is not None}
-
-
-FILES = ("map2Dto3D", "map3Dto2D", "Dec2D", "Dec3D")
+        checked_choice("recipe", self.recipe, Recipe)
+        checked_choice("fusion_smoothing", self.fusion_smoothing, Smoothing)
+        checked_choice("image_norm", self.image_norm, ImageNorm)
 
 
 class CmdrVote(nn.Module):
-    """Pairs of features and what was made of them, then scored_pixel [R] -> anomaly_map, score [1], score_maps.
-
-    The pairs are rgb and rgb_reconstructed, xyz and xyz_reconstructed, rgb and rgb_rebuilt, xyz and xyz_rebuilt; with
-    one modality only its last.
-    """
+    """Rows that `pairs_of` the declaration names, each once, then scored_pixel [R] -> map, score [1], score_maps."""
 
     def __init__(
         self,
@@ -201,11 +97,13 @@ class CmdrVote(nn.Module):
         image_norm: ImageNorm = "none",
     ) -> None:
         super().__init__()
+        self.pairs = pairs_of(modality)
         self.combine = GatedReconstruction(modality, fusion_smoothing, image_norm)
 
-    def forward(self, *pairs_and_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        *rows, scored_pixel = pairs_and_pixel
-        scores = cosine_scores(*zip(rows[::2], rows[1::2], strict=True))
+    def forward(self, *rows_and_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *rows, scored_pixel = rows_and_pixel
+        named = dict(zip(dict.fromkeys(name for pair in self.pairs for name in pair), rows, strict=True))
+        scores = cosine_scores(*((named[a], named[b]) for a, b in self.pairs))
         voted: tuple[Tensor, Tensor, Tensor] = self.combine(scores, scored_pixel)
         return voted
 
@@ -234,3 +132,266 @@ def load_official(
         path = official_file(folder, category, f"{name}_{category}_independent_*.pth")
         infos[name] = load_frozen(network, path, LICENCE)
     return networks.eval().requires_grad_(False), infos
+
+
+def train_cmdr(
+    samples: Sequence[Sample],
+    extract: FeatureExtractor,
+    networks: CmdrNetworks,
+    folder: Path,
+    config: CmdrSettings,
+    track: Track = lambda steps, _description, _total: steps,
+) -> dict[str, list[float]]:
+    """Train the networks in place on good frames; they are frozen afterwards.
+
+    Args:
+        samples: good frames.
+        extract: gives their features.
+        networks: untrained, those of one modality or all four.
+        folder: of the checkpoints; a run that was interrupted goes on from them.
+        config: training settings.
+        track: shows progress.
+
+    Returns:
+        The loss of every step by network, named as in the authors' files.
+
+    Raises:
+        FrameError: a frame cannot be read.
+        M3adError: a loss is not finite.
+    """
+    steps = config.steps or config.epochs * len(samples)
+    keys = [extract.key(s) for s in samples]
+    losses = {}
+    for stage, network in networks.parts().items():
+        settings = [asdict(config), keys, state_sha256(network)]
+        run = SeededRun(
+            folder, settings, seed=config.seed, checkpoint_steps=config.checkpoint_steps, track=track
+        )
+        loss_of = _LOSSES[stage]
+
+        def backward(step: int, network: nn.Module = network, loss_of: _Loss = loss_of) -> float:
+            frame = extract(samples[batch_of(step, len(samples), 1, config.seed)[0]])
+            loss = loss_of(network, frame, config, step)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss.detach())
+
+        losses[stage] = run.optimise(stage, network, steps, config.lr, backward)
+    networks.eval()
+    return losses
+
+
+_Loss = Callable[[nn.Module, FrameFeatures, CmdrSettings, int], Tensor]
+
+
+def _picked(frame: FrameFeatures, config: CmdrSettings, step: int) -> Tensor:
+    """Ascending rows of a step: all of them, or some drawn at random."""
+    count = len(frame.scored_pixel)
+    if config.recipe == "official" or count <= config.rows:
+        return torch.arange(count)
+    order = torch.randperm(count, generator=generator_of(config.seed, derived_seed(step), count))
+    return order[: config.rows].sort().values
+
+
+def _to_xyz(network: nn.Module, frame: FrameFeatures, config: CmdrSettings, step: int) -> Tensor:
+    rgb, xyz = frame.rows(_picked(frame, config, step))
+    return one_minus_cosine(network(rgb), xyz) / len(rgb)
+
+
+def _to_rgb(network: nn.Module, frame: FrameFeatures, config: CmdrSettings, step: int) -> Tensor:
+    rgb, xyz = frame.rows(_picked(frame, config, step))
+    return one_minus_cosine(network(xyz), rgb) / len(rgb)
+
+
+def _rgb_decoder(network: nn.Module, frame: FrameFeatures, config: CmdrSettings, step: int) -> Tensor:
+    assert isinstance(network, Dec2d)
+    picked = _picked(frame, config, step)
+    pixel = torch.from_numpy(frame.scored_pixel)
+    full = config.recipe == "official"
+    region = whole(network.window) if full else rectangle(pixel, network.window)
+    tokens = torch.from_numpy(frame.rgb_tokens)
+    rebuilt = rgb_rebuilt(network, RgbRows(round(len(tokens) ** 0.5)), tokens, pixel[picked], region)
+    return one_minus_cosine(rebuilt, frame.rows(picked)[0]) / len(picked)
+
+
+def _xyz_decoder(network: nn.Module, frame: FrameFeatures, config: CmdrSettings, step: int) -> Tensor:
+    assert isinstance(network, Dec3d)
+    pixel = torch.from_numpy(frame.scored_pixel)
+    hidden = hidden_of_tokens(network, torch.from_numpy(frame.xyz_tokens), frame.xyz_operator)
+    real = frame.rows(torch.arange(len(pixel)))[1]
+    return one_minus_cosine(xyz_rebuilt(network, hidden, pixel), real) / len(pixel)
+
+
+_LOSSES: dict[str, _Loss] = {
+    "map2Dto3D": _to_xyz,
+    "map3Dto2D": _to_rgb,
+    "Dec2D": _rgb_decoder,
+    "Dec3D": _xyz_decoder,
+}
+
+
+def fit(modality: Modality, job: Job) -> Fitted:
+    """Train the networks of a modality on good frames."""
+    config: CmdrSettings = job.settings
+    rgb, xyz = job.extract.rgb, job.extract.xyz
+    widths: dict[str, int] = {}
+    if rgb:
+        widths["rgb_width"] = rgb.config.token_width
+    if xyz:
+        widths["xyz_width"] = xyz.config.token_width
+    sizes = CmdrConfig(modality=modality, **widths)  # type: ignore[arg-type]
+    networks = random_networks(sizes, config.seed)
+    losses = train_cmdr(job.samples, job.extract, networks, job.folder, config, job.track)
+    return Fitted(*saved(networks, config), losses)
+
+
+def saved(networks: CmdrNetworks, config: CmdrSettings) -> tuple[Networks, dict[str, Any]]:
+    """The networks of a detector, and what builds them again."""
+    smoothing, norm = config.fusion_smoothing, config.image_norm
+    vote = CmdrVote(networks.config.modality, smoothing, norm).eval()
+    record = {
+        "heads": asdict(networks.config),
+        "vote": {"fusion_smoothing": smoothing, "image_norm": norm},
+    }
+    return {"cmdr": networks, "vote": vote}, record
+
+
+def build(record: Mapping[str, Any]) -> Networks:
+    """Untrained networks of a record."""
+    networks = CmdrNetworks(msgspec.convert(record["heads"], CmdrConfig))
+    return {"cmdr": networks, "vote": CmdrVote(networks.config.modality, **record["vote"])}
+
+
+def networks_of(detector: Detector) -> tuple[CmdrNetworks, CmdrVote]:
+    """The networks and the vote of a detector."""
+    networks, vote = detector.networks["cmdr"], detector.networks["vote"]
+    assert isinstance(networks, CmdrNetworks)
+    assert isinstance(vote, CmdrVote)
+    return networks, vote
+
+
+def graphs(detector: Detector) -> Networks:
+    """The dense parts of the chain's stages: mappings, decoders by the exact rewrites, vote."""
+    networks, vote = networks_of(detector)
+    found: Networks = {"vote": vote}
+    if networks.maps:
+        found["map"] = folded_maps(networks.maps)
+    if networks.rgb_decoder:
+        assert detector.rgb
+        found["rgb_decoder"] = RgbDecoder(networks.rgb_decoder, detector.rgb.config.side)
+    if networks.xyz_decoder:
+        found["xyz_decoder_rest"] = XyzDecoderRest(networks.xyz_decoder)
+    return found
+
+
+def folded_maps(maps: Mappings) -> Mappings:
+    """Both mappings with their LN affines in the layers behind."""
+    to_xyz, to_rgb = maps.to_xyz, maps.to_rgb
+    assert isinstance(to_xyz, CrossMap)
+    assert isinstance(to_rgb, CrossMap)
+    return Mappings(folded_map(to_xyz), folded_map(to_rgb)).eval()
+
+
+def pixel_weights(detector: Detector) -> npt.NDArray[np.float32]:
+    """The XYZ decoder's first layer, one row for each pixel: [50176, 1568]."""
+    networks, _ = networks_of(detector)
+    assert networks.xyz_decoder
+    weight: npt.NDArray[np.float32] = networks.xyz_decoder.first.weight.detach().T.contiguous().numpy()
+    return weight
+
+
+def fused_head(detector: Detector) -> FusedHead:
+    """The fused head's modules, made of the trained ones; it is given the decoders' rows."""
+    networks, vote = networks_of(detector)
+    assert networks.maps
+    maps = folded_maps(networks.maps)
+    tables = {"rgb_map": maps.to_xyz.input.out_features, "xyz_map": maps.to_rgb.input.out_features}
+    outputs = {
+        "rgb_reconstructed": maps.to_rgb.output.out_features,
+        "xyz_reconstructed": maps.to_xyz.output.out_features,
+    }
+    return FusedHead(MapTokens(maps), tables, MapRows(maps), tuple(tables), outputs, vote.combine)
+
+
+def predictor(detector: Detector) -> Callable[[FrameFeatures], tuple[Tensor, Tensor]]:
+    """Anomaly map and score of a frame by the rewrites."""
+    networks, vote = networks_of(detector)
+    rgb = folded_rgb(networks.rgb_decoder) if networks.rgb_decoder else None
+    xyz = folded_xyz(networks.xyz_decoder) if networks.xyz_decoder else None
+    head = fused_head(detector) if networks.maps else None
+    (method,) = (m for m in METHODS if m.name == detector.record["method"])
+
+    @torch.inference_mode()
+    def predict(frame: FrameFeatures) -> tuple[Tensor, Tensor]:
+        pixel = torch.from_numpy(frame.scored_pixel)
+        rebuilt: dict[str, Tensor] = {}
+        if rgb:
+            tokens = torch.from_numpy(frame.rgb_tokens)
+            spread = RgbRows(round(len(tokens) ** 0.5))
+            rebuilt["rgb_rebuilt"] = rgb_rebuilt(rgb, spread, tokens, pixel)
+        if xyz:
+            hidden = hidden_of_tokens(xyz, torch.from_numpy(frame.xyz_tokens), frame.xyz_operator)
+            rebuilt["xyz_rebuilt"] = xyz_rebuilt(xyz, hidden, pixel)
+        if head:
+            scores, _ = frame_scores(frame, head, method.pairs, rebuilt)
+        else:
+            side = "rgb" if rgb else "xyz"
+            operator, tokens_of = (
+                (frame.rgb_operator, frame.rgb_tokens) if rgb else (frame.xyz_operator, frame.xyz_tokens)
+            )
+            features = torch.from_numpy(operator.apply(tokens_of))
+            scores = cosine_scores((features, rebuilt[f"{side}_rebuilt"]))
+        voted: tuple[Tensor, Tensor, Tensor] = vote.combine(scores, pixel)
+        return voted[:2]
+
+    return predict
+
+
+def dense(detector: Detector) -> Form:
+    """CMDR-IAD on every pixel of the grid, the modules as published."""
+    networks, vote = networks_of(detector)
+
+    def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
+        rgb = dense_rgb(detector, image) if networks.rgb_decoder else None
+        xyz = dense_xyz(detector, points, point_pixel) if networks.xyz_decoder else None
+        pixel = scored_pixels(point_pixel)
+        pairs: list[tuple[Tensor, Tensor]] = []
+        if networks.maps and rgb is not None and xyz is not None:
+            rgb_again, xyz_again = networks.maps(rgb, xyz)
+            pairs += [(rgb, rgb_again), (xyz, xyz_again)]
+        if networks.rgb_decoder and rgb is not None:
+            pairs.append((rgb, networks.rgb_decoder(rgb[None])[0]))
+        if networks.xyz_decoder and xyz is not None:
+            pairs.append((xyz, networks.xyz_decoder(xyz[None])[0]))
+        scores = cosine_scores(*((a[pixel], b[pixel]) for a, b in pairs))
+        anomaly_map: Tensor = vote.combine(scores, pixel)[0]
+        return anomaly_map
+
+    return run
+
+
+def official(
+    modality: Modality, folder: Path, category: str, settings: CmdrSettings
+) -> tuple[Fitted, dict[str, WeightsInfo]]:
+    """The authors' files of a category as what training would leave."""
+    networks, infos = load_official(folder, category, CmdrConfig(modality=modality))
+    return Fitted(*saved(networks, settings), {}), infos
+
+
+def _implementation(modality: Modality) -> Implementation:
+    return Implementation(
+        settings=CmdrSettings,
+        fit=partial(fit, modality),
+        build=build,
+        graphs=graphs,
+        predictor=predictor,
+        score_maps=lambda _record: GatedReconstruction(modality).maps,
+        dense=dense,
+        fused=fused_head if modality == "both" else None,
+        pixel_weights=pixel_weights if modality != "rgb" else None,
+        load_official=partial(official, modality),
+    )
+
+
+IMPLEMENTATIONS = {
+    method.name: _implementation(modality) for method, modality in zip(METHODS, MODALITIES, strict=True)
+}

@@ -6,47 +6,14 @@ References:
 Parameter names are those of pretrain.pth below `MAE_encoder.`.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3ad_export.nets.configs import BnMode, XyzEncoderConfig
 from m3ad_export.nets.vit import Block
-
-BnMode = Literal["sample", "running"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class XyzEncoderConfig:
-    """Sizes of the encoder, how it groups, and whose statistics its two batch norms use.
-
-    `bn_mode` "sample" standardises with the frame's own G x S points, as the published detectors do (they never leave
-    train mode); "running" takes the checkpoint's statistics, which belong to clouds of unit size, not metres.
-    """
-
-    name: str = "point_mae"
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    blocks: tuple[int, ...] = (3, 7, 11)
-    groups: int = 1024
-    group_size: int = 32
-    min_norm_sq: float = 0.0
-    bn_mode: BnMode = "sample"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON brings a list
-        if not self.blocks or not all(0 <= b < self.depth for b in self.blocks):
-            raise ValueError(f"blocks must lie in 0..{self.depth - 1}, got {self.blocks}")
-        if self.bn_mode not in ("sample", "running"):
-            raise ValueError(f"bn_mode must be sample or running, got {self.bn_mode!r}")
-
-    @property
-    def token_width(self) -> int:
-        """D of the tokens that come out."""
-        return self.width * len(self.blocks)
 
 
 class BatchNorm(nn.Module):

@@ -6,41 +6,11 @@ References:
 Parameter names are those of the published checkpoints.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from m3ad.contract import IMAGE_SIZE
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RgbEncoderConfig:
-    """Sizes of a ViT and which of its block outputs are the features."""
-
-    name: str
-    patch_size: int
-    width: int
-    depth: int = 12
-    heads: int
-    layer_scale: bool = False
-    blocks: tuple[int, ...]  # 0-based; their outputs are concatenated
-    final_norm: bool  # the network's last LayerNorm on each of them
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON brings a list
-        if not self.blocks or not all(0 <= b < self.depth for b in self.blocks):
-            raise ValueError(f"blocks must lie in 0..{self.depth - 1}, got {self.blocks}")
-
-    @property
-    def side(self) -> int:
-        """Patches along one side of the image."""
-        return IMAGE_SIZE // self.patch_size
-
-    @property
-    def token_width(self) -> int:
-        """D of the tokens that come out."""
-        return self.width * len(self.blocks)
+from m3ad_export.nets.configs import RgbEncoderConfig
 
 
 class PatchEmbed(nn.Module):
@@ -157,22 +127,3 @@ def fold_position_grid(pos_embed: Tensor, side: int) -> Tensor:
     grid = pos_embed[:, 1:].reshape(1, n, n, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
-
-
-# DINO as CFM and Mentor3AD use it; of the DINOv2 file at hand the middle blocks are the good ones.
-RGB_ENCODERS: dict[str, RgbEncoderConfig] = {
-    c.name: c
-    for c in (
-        RgbEncoderConfig(name="dino_vitb8", patch_size=8, width=768, heads=12, blocks=(11,), final_norm=True),
-        RgbEncoderConfig(name="dino_vits8", patch_size=8, width=384, heads=6, blocks=(11,), final_norm=True),
-        RgbEncoderConfig(
-            name="dinov2_vits14",
-            patch_size=14,
-            width=384,
-            heads=6,
-            layer_scale=True,
-            blocks=(4, 6),
-            final_norm=False,
-        ),
-    )
-}

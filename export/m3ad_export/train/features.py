@@ -17,13 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from m3ad.bundle import sha256_of
+from m3ad.contract import Pair
 from m3ad.frames import Sample, read_sample
 from m3ad.preprocess import Preprocessing, prepare
-from m3ad.stages import FloatArray, IntArray, Operator, Ops, bilinear_operator
+from m3ad_plugins import ops
+from m3ad_plugins.ops import SparseRows
+from m3ad_runtime.stages import FloatArray, IntArray, bilinear_operator, modality_of
 from torch import Tensor
 
 from m3ad_export.checkpoints import state_sha256
 from m3ad_export.detector import call
+from m3ad_export.heads.tiled import FusedHead, spread_names, tile_scores
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 
@@ -35,17 +39,20 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class FrameFeatures:
-    """The tokens of one frame and the two linear maps from tokens to feature rows."""
+    """The tokens of one frame and the two linear maps from tokens to feature rows.
+
+    A modality without an encoder has one token of no columns, which no row reads.
+    """
 
     rgb_tokens: FloatArray
     xyz_tokens: FloatArray
-    rgb_operator: Operator
-    xyz_operator: Operator
+    rgb_operator: SparseRows
+    xyz_operator: SparseRows
 
     @property
     def scored_pixel(self) -> IntArray:
         """[R] row-major pixels of the rows."""
-        return self.xyz_operator.scored_pixel
+        return self.rgb_operator.scored_pixel
 
     def chunks(
         self,
@@ -79,24 +86,23 @@ class FeatureExtractor:
     """Samples -> FrameFeatures, through the cache.
 
     Args:
-        rgb: in eval mode.
-        xyz: in eval mode.
+        rgb: in eval mode, or None to leave the modality out.
+        xyz: likewise.
         preprocessing: the bundle's.
-        ops: the custom ops.
         cache: folder of the entries; made when missing.
     """
 
     def __init__(
         self,
-        rgb: VisionTransformer,
-        xyz: PointMaeEncoder,
+        rgb: VisionTransformer | None,
+        xyz: PointMaeEncoder | None,
         preprocessing: Preprocessing,
-        ops: Ops,
         cache: Path,
     ) -> None:
-        self.rgb, self.xyz, self.preprocessing, self.ops, self.cache = rgb, xyz, preprocessing, ops, cache
-        settings = [FORMAT, asdict(rgb.config), asdict(xyz.config), preprocessing.to_json()]
-        self.identity = hashlib.sha256(json.dumps([*settings, state_sha256(rgb, xyz)]).encode()).hexdigest()
+        self.rgb, self.xyz, self.preprocessing, self.cache = rgb, xyz, preprocessing, cache
+        encoders = [encoder for encoder in (rgb, xyz) if encoder]
+        settings = [FORMAT, *(asdict(encoder.config) for encoder in encoders), preprocessing.to_json()]
+        self.identity = hashlib.sha256(json.dumps([*settings, state_sha256(*encoders)]).encode()).hexdigest()
         cache.mkdir(parents=True, exist_ok=True)
 
     def key(self, sample: Sample) -> str:
@@ -117,23 +123,68 @@ class FeatureExtractor:
             temporary = path.with_name(f".{os.getpid()}.{path.name}")
             np.savez(temporary, **arrays)  # type: ignore[arg-type]
             os.replace(temporary, path)
-        indptr, indices, weights, scored_pixel = (arrays[n] for n in OPERATOR)
-        xyz = self.ops.SparseRows(indptr, indices, weights, scored_pixel, self.xyz.config.groups)
-        rgb = bilinear_operator(self.rgb.config.side, xyz.scored_pixel, self.ops)
+        indptr, indices, weights, pixel = (arrays[n] for n in OPERATOR)
+        xyz = SparseRows(indptr, indices, weights, pixel, len(arrays["xyz_tokens"]))
+        rgb = bilinear_operator(self.rgb.config.side, pixel) if self.rgb else _no_rows(pixel)
         return FrameFeatures(arrays["rgb_tokens"], arrays["xyz_tokens"], rgb, xyz)
 
     def _encode(self, sample: Sample) -> Arrays:
         prepared = prepare(read_sample(sample), self.preprocessing)
-        config, points = self.xyz.config, prepared.points
-        idx = self.ops.farthest_point_sample(points, config.groups, config.min_norm_sq)
-        neighborhood, _ = self.ops.knn_group(points, idx, config.group_size)
-        (rgb_tokens,) = call(self.rgb, prepared.image)
-        (xyz_tokens,) = call(self.xyz, neighborhood, points[idx])
-        operator = self.ops.interpolation_operator(
-            points, prepared.point_pixel, points[idx], prepared.scored_pixel
-        )
-        parts = {n: getattr(operator, n) for n in OPERATOR}
-        return {"rgb_tokens": rgb_tokens, "xyz_tokens": xyz_tokens, **parts}
+        nothing = np.zeros((1, 0), np.float32)
+        entry: Arrays = {"rgb_tokens": nothing, "xyz_tokens": nothing}
+        operator = _no_rows(prepared.scored_pixel)
+        if self.rgb:
+            (entry["rgb_tokens"],) = call(self.rgb, prepared.image)
+        if self.xyz:
+            config, points = self.xyz.config, prepared.points
+            idx, neighborhood, _ = ops.point_group(
+                points, config.groups, config.group_size, config.min_norm_sq, prepared.point_pixel
+            )
+            (entry["xyz_tokens"],) = call(self.xyz, neighborhood, points[idx])
+            operator = ops.interpolation_operator(
+                points, prepared.point_pixel, points[idx], prepared.scored_pixel
+            )
+        return {**entry, **{n: getattr(operator, n) for n in OPERATOR}}
+
+
+def _no_rows(scored_pixel: IntArray) -> SparseRows:
+    """The operator of a modality that is left out: one token, which no row takes."""
+    nothing = np.zeros(0, np.int32)
+    indptr = np.zeros(len(scored_pixel) + 1, np.int32)
+    return SparseRows(indptr, nothing, nothing.astype(np.float32), scored_pixel, 1)
+
+
+@torch.inference_mode()
+def frame_scores(
+    frame: FrameFeatures,
+    head: FusedHead,
+    pairs: tuple[Pair, ...],
+    given: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One frame through a fused head, a few thousand rows at a time.
+
+    Args:
+        frame: its features.
+        head: the modules.
+        pairs: what is compared.
+        given: rows [R, D] that the stage takes besides the tokens.
+
+    Returns:
+        scores [pairs, R] and scored_pixel [R].
+    """
+    own = {"rgb_tokens": frame.rgb_tokens, "xyz_tokens": frame.xyz_tokens}
+    made = head.tokens(*map(torch.from_numpy, own.values()))
+    tables = {**own, **{n: t.numpy() for n, t in zip(head.tables, made, strict=True)}}
+    wanted = spread_names(head, pairs)
+    rgb, xyz = ({n: tables[n] for n in wanted if modality_of(n) == side} for side in ("rgb", "xyz"))
+    scores: list[Tensor] = []
+    start = 0
+    for tile in frame.chunks(rgb, xyz):
+        stop = start + len(next(iter(tile.values())))
+        rows = {name: each[start:stop] for name, each in (given or {}).items()}
+        scores.append(tile_scores(head, pairs, {**tile, **rows}))
+        start = stop
+    return torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel)
 
 
 def _read(path: Path) -> Arrays | None:

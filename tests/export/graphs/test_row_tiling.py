@@ -8,15 +8,18 @@ import onnx
 import pytest
 from conftest import TINY_XYZ, randomise
 from m3ad.bundle import Bundle
-from m3ad.contract import Dims
-from m3ad.onnx_graph import OnnxGraph
+from m3ad.contract import Contract, Dims
+from m3ad.methods import contract_of
 from m3ad_calibrate import qdq
-from m3ad_export.graphs.export import dense_model, write_xyz_extractor, xyz_encoder_stage
+from m3ad_export.graphs.compose import write_xyz_extractor, xyz_encoder_stage
 from m3ad_export.graphs.plan import default_plan
 from m3ad_export.graphs.precision import half_model
 from m3ad_export.graphs.row_tiling import in_parts
+from m3ad_export.graphs.trace import dense_model
+from m3ad_export.nets.configs import BnMode
 from m3ad_export.nets.folded_pointnet import folded_encoder
-from m3ad_export.nets.point_mae import BnMode, PointMaeEncoder
+from m3ad_export.nets.point_mae import PointMaeEncoder
+from m3ad_runtime.onnx_graph import OnnxGraph
 from onnx import helper, numpy_helper
 
 
@@ -35,11 +38,15 @@ def some_groups(groups: int, size: int) -> dict[str, np.ndarray]:
     }
 
 
+def contract_with(groups: int) -> Contract:
+    dims = Dims(groups=groups, group_size=TINY_XYZ.group_size, xyz_width=TINY_XYZ.token_width)
+    return contract_of("mentor3ad", dims)
+
+
 def encoder(mode: BnMode, groups: int) -> onnx.ModelProto:
     net = PointMaeEncoder(replace(TINY_XYZ, bn_mode=mode, groups=groups))
     randomise(net, 3)
-    dims = Dims(groups=groups, group_size=TINY_XYZ.group_size, xyz_width=TINY_XYZ.token_width)
-    return dense_model(folded_encoder(net.eval()), xyz_encoder_stage(dims))
+    return dense_model(folded_encoder(net.eval()), xyz_encoder_stage(contract_with(groups)))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +106,6 @@ def test_all_forms_share_one_weights_file_that_anyone_may_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also from a working directory that has a file of that name, which onnx.save refuses."""
-    dims = Dims(groups=64, group_size=TINY_XYZ.group_size, xyz_width=TINY_XYZ.token_width)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "xyz_encoder.weights").write_bytes(b"another bundle's")
@@ -109,7 +115,7 @@ def test_all_forms_share_one_weights_file_that_anyone_may_read(
     expected = tokens(whole, inputs)
     before = os.umask(0o022)
     try:
-        write_xyz_extractor(whole, dims, tmp_path)
+        write_xyz_extractor(whole, contract_with(64), tmp_path)
     finally:
         os.umask(before)
     weights = tmp_path / "xyz_encoder.weights"

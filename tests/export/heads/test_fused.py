@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_input, randomise
-from m3ad.stages import bilinear_operator
+from m3ad.methods.mentor3ad import METHOD
 from m3ad_export.heads.fused import (
     TABLES,
     HeadRows,
@@ -11,11 +11,12 @@ from m3ad_export.heads.fused import (
     linear,
     read_basis,
     split_columns,
-    tile_scores,
 )
 from m3ad_export.heads.mentor import HeadConfig, Mfm, Mgm, heads_from_config
+from m3ad_export.heads.tiled import FusedHead, tile_scores
 from m3ad_export.heads.voting import score
 from m3ad_plugins import ops
+from m3ad_runtime.stages import bilinear_operator
 from torch import Tensor
 
 MENTOR, RGB, XYZ = 16, 24, 36
@@ -92,16 +93,19 @@ def test_first_layers_on_tokens_commute_with_interpolation_and_pooling(
     )
     assert operator.apply(np.ones((64, 1), np.float32)).min() < 0.5
 
-    operators = {"xyz": operator, "rgb": bilinear_operator(8, operator.scored_pixel, ops)}
+    operators = {"xyz": operator, "rgb": bilinear_operator(8, operator.scored_pixel)}
 
     def project(name: str, tokens: Tensor) -> Tensor:
         return torch.from_numpy(operators[name[:3]].apply(tokens.detach().numpy()))
 
     tokens = {"rgb_features": torch.randn(64, RGB), "xyz_features": torch.randn(64, XYZ)}
     with torch.no_grad():
-        tables = dict(zip(TABLES, HeadTokens(mfm, mgm)(*tokens.values()), strict=True))
+        first, rest = HeadTokens(mfm, mgm), HeadRows(mfm, mgm)
+        head = FusedHead(first, first.widths, rest, rest.INPUTS, rest.widths, torch.nn.Identity())
+        tables = dict(zip(TABLES, first(*tokens.values()), strict=True))
+        assert first.widths == {name: table.shape[1] for name, table in tables.items()}
         rows = {name: project(name, table) for name, table in (tokens | tables).items()}
-        found = tile_scores(HeadRows(mfm, mgm), rows)
+        found = tile_scores(head, METHOD.pairs, rows)
         expected = plain_scores(mfm, mgm, rows["rgb_features"], rows["xyz_features"])
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 

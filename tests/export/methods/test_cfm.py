@@ -6,15 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
-from frames import Cache, all_rows, disc, frame_of
-from golden import assert_golden, fill, given
 from m3ad.errors import ArtifactError, M3adError
+from m3ad_export.heads.map_head import ChordProduct, chords
+from m3ad_export.heads.mappings import BigMapping, Mappings, MapRows, MapTokens
 from m3ad_export.heads.mentor import Mapping
 from m3ad_export.heads.voting import score
-from m3ad_export.methods.cfm import CfmVote, load_official, random_networks
-from m3ad_export.methods.cfm_training import CfmTrainConfig, backward_both, train_cfm
-from m3ad_export.methods.map_head import ChordProduct, chords
-from m3ad_export.methods.mappings import BigMapping, Mappings, MapRows, MapTokens
+from m3ad_export.methods.cfm import (
+    CfmSettings,
+    CfmVote,
+    backward_both,
+    load_official,
+    random_networks,
+    train_cfm,
+)
+from named_weights import assert_golden, fill, given
+from token_frames import Cache, all_rows, disc, frame_of
 from torch import Tensor, nn
 
 RGB, XYZ = 24, 36
@@ -202,13 +208,13 @@ def test_the_step_is_the_published_loss_over_all_rows_of_the_batch_together() ->
         torch.testing.assert_close(grad, parameter.grad, atol=1e-6, rtol=1e-4)
 
 
-OFFICIAL = CfmTrainConfig(epochs=3, batch=2, checkpoint_steps=1)
-ROWS = CfmTrainConfig(recipe="rows", pool_rows=300, rows=64, steps=8, checkpoint_steps=1)
+OFFICIAL = CfmSettings(recipe="official", epochs=3, batch=2, checkpoint_steps=1)
+ROWS = CfmSettings(recipe="rows", pool_rows=300, rows=64, steps=8, checkpoint_steps=1)
 
 
 @pytest.mark.parametrize(("config", "steps"), [(OFFICIAL, 9), (ROWS, 8)], ids=["official", "rows"])
 def test_training_lowers_the_loss_and_resumes_to_the_same_weights(
-    tmp_path: Path, config: CfmTrainConfig, steps: int
+    tmp_path: Path, config: CfmSettings, steps: int
 ) -> None:
     cache = cache_of(5)
     whole, again = random_networks(RGB, XYZ), random_networks(RGB, XYZ)
@@ -243,4 +249,4 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
     with pytest.raises(M3adError, match=r"the loss of cfm is nan at step 1, expected a finite one"):
         train_cfm(range(1), cache, networks, tmp_path, ROWS)
     with pytest.raises(ValueError, match="recipe must be official or rows, got 'fast'"):
-        CfmTrainConfig(recipe="fast")
+        CfmSettings(recipe="fast")

@@ -3,17 +3,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from frames import Cache, all_rows, disc, frame_of
 from m3ad_export.baselines.torch_ops import upsampled
-from m3ad_export.detector import RgbRows
-from m3ad_export.methods.cmdr_iad import CmdrConfig, Dec2d, random_networks
-from m3ad_export.methods.cmdr_rewrites import rgb_rebuilt, whole
-from m3ad_export.methods.cmdr_training import CmdrTrainConfig, train_cmdr
-from m3ad_export.methods.optimise import batch_of, one_minus_cosine
+from m3ad_export.heads.cmdr import CmdrConfig, Dec2d
+from m3ad_export.heads.cmdr_rewrites import rgb_rebuilt, whole
+from m3ad_export.heads.rgb_rows import RgbRows
+from m3ad_export.methods.cmdr_iad import CmdrSettings, random_networks, train_cmdr
+from m3ad_export.train.optimise import batch_of, one_minus_cosine
+from token_frames import Cache, all_rows, disc, frame_of
 from torch import nn
 
 SMALL = CmdrConfig(rgb_width=32, xyz_width=24, heads=2, rgb_convs=(12, 8), xyz_convs=(16, 12, 10, 8))
-ROWS = CmdrTrainConfig(recipe="rows", rows=200, steps=6, checkpoint_steps=1)
+ROWS = CmdrSettings(recipe="rows", rows=200, steps=6, checkpoint_steps=1)
 
 
 def cache_of(count: int) -> Cache:
@@ -54,7 +54,7 @@ def test_all_four_networks_train_each_on_its_own(tmp_path: Path) -> None:
 
 
 def test_steps_default_to_the_epochs_and_every_epoch_takes_each_frame(tmp_path: Path) -> None:
-    config = CmdrTrainConfig(recipe="rows", rows=50, epochs=3)
+    config = CmdrSettings(recipe="rows", rows=50, epochs=3)
     losses = train_cmdr(
         range(2), cache_of(2), random_networks(replace(SMALL, modality="rgb")), tmp_path, config
     )
@@ -93,4 +93,4 @@ def test_the_official_step_of_the_rgb_decoder_is_the_dense_one() -> None:
 
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(ValueError, match="recipe must be official or rows, got 'fast'"):
-        CmdrTrainConfig(recipe="fast")
+        CmdrSettings(recipe="fast")

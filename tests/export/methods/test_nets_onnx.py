@@ -1,4 +1,4 @@
-"""The stages that the house will export, through the exporter and ONNX Runtime; rows are a dynamic axis."""
+"""The stages of CFM and CMDR-IAD through torch's exporter and ONNX Runtime; rows are a dynamic axis."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from frames import all_rows, disc, frame_of
-from golden import fill
+from m3ad_export.heads.cmdr import CmdrConfig, Dec2d, Dec3d
+from m3ad_export.heads.cmdr_rewrites import RgbDecoder, XyzDecoderRest, adjoint
+from m3ad_export.heads.mappings import CrossMap, Mappings, folded_map
 from m3ad_export.methods.cfm import CfmVote
-from m3ad_export.methods.cmdr_iad import CmdrConfig, CmdrVote, Dec2d, Dec3d
-from m3ad_export.methods.cmdr_rewrites import RgbDecoder, XyzDecoder
-from m3ad_export.methods.mappings import CrossMap, Mappings, folded_map
+from m3ad_export.methods.cmdr_iad import CmdrVote
+from named_weights import fill
+from token_frames import all_rows, disc, frame_of
 from torch import Tensor, nn
 
 SMALL = CmdrConfig(rgb_width=32, xyz_width=24, heads=2, rgb_convs=(12, 8), xyz_convs=(16, 12, 10, 8))
@@ -23,11 +24,11 @@ def inputs_of(radius: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.from_numpy(frame.rgb_tokens), *all_rows(frame), torch.from_numpy(frame.scored_pixel)
 
 
-def assert_runs_alike(module: nn.Module, path: Path, rows: list[bool], *cases: tuple[Tensor, ...]) -> None:
-    """Export with the first case, run all of them; `rows` tells which inputs have R rows."""
+def assert_runs_alike(module: nn.Module, path: Path, rows: str, *cases: tuple[Tensor, ...]) -> None:
+    """Export with the first case, run all of them; `rows` has each input's axis, or - where it has none."""
     module = module.eval().requires_grad_(False)
-    axis = torch.export.Dim("R", min=2, max=50176)
-    shapes = tuple({0: axis} if dynamic else None for dynamic in rows)
+    axes = {letter: torch.export.Dim(letter, min=2, max=50176) for letter in rows if letter != "-"}
+    shapes = tuple({0: axes[letter]} if letter in axes else None for letter in rows)
     if isinstance(module, CmdrVote):
         shapes = (shapes,)
     names = [f"in{i}" for i in range(len(rows))]
@@ -51,7 +52,7 @@ def test_cfms_vote(tmp_path: Path) -> None:
     for radius in (30, 21):
         _, rgb, xyz, pixel = inputs_of(radius)
         cases.append((rgb, made(rgb, 1), xyz, made(xyz, 2), pixel))
-    assert_runs_alike(CfmVote("cfm"), tmp_path / "vote.onnx", [True] * 5, *cases)
+    assert_runs_alike(CfmVote("cfm"), tmp_path / "vote.onnx", "RRRRR", *cases)
 
 
 @pytest.mark.parametrize("modality", ["both", "rgb", "xyz"])
@@ -60,25 +61,33 @@ def test_cmdrs_vote(tmp_path: Path, modality: str) -> None:
     for radius in (30, 21):
         _, rgb, xyz, pixel = inputs_of(radius)
         pairs = {"rgb": (rgb, made(rgb, 1)), "xyz": (xyz, made(xyz, 2))}
-        both = (*pairs["rgb"], *pairs["xyz"], rgb, made(rgb, 3), xyz, made(xyz, 4))
+        both = (*pairs["rgb"], *pairs["xyz"], made(rgb, 3), made(xyz, 4))
         cases.append((*(both if modality == "both" else pairs[modality]), pixel))
     vote = CmdrVote(modality, image_norm="cfm")
-    assert_runs_alike(vote, tmp_path / "vote.onnx", [True] * len(cases[0]), *cases)
+    assert_runs_alike(vote, tmp_path / "vote.onnx", "R" * len(cases[0]), *cases)
 
 
 def test_cmdrs_maps(tmp_path: Path) -> None:
     maps = Mappings(folded_map(fill(CrossMap(32, 24))), folded_map(fill(CrossMap(24, 32))))
     cases = [inputs_of(radius)[1:3] for radius in (30, 21)]
-    assert_runs_alike(maps, tmp_path / "map.onnx", [True, True], *cases)
+    assert_runs_alike(maps, tmp_path / "map.onnx", "RR", *cases)
 
 
 def test_cmdrs_rgb_decoder_on_the_whole_grid(tmp_path: Path) -> None:
     cases = [(tokens, pixel) for tokens, _, _, pixel in map(inputs_of, (30, 21))]
-    stage = RgbDecoder(fill(Dec2d(SMALL)), 8, crop=False)
-    assert_runs_alike(stage, tmp_path / "rgb_decoder.onnx", [False, True], *cases)
+    stage = RgbDecoder(fill(Dec2d(SMALL)), 8)
+    assert_runs_alike(stage, tmp_path / "rgb_decoder.onnx", "-R", *cases)
 
 
 @pytest.mark.slow
-def test_cmdrs_xyz_decoder(tmp_path: Path) -> None:
-    cases = [(xyz, pixel) for _, _, xyz, pixel in map(inputs_of, (30, 21))]
-    assert_runs_alike(XyzDecoder(fill(Dec3d(SMALL))), tmp_path / "xyz_decoder.onnx", [True, True], *cases)
+def test_cmdrs_xyz_decoder_behind_its_first_layer(tmp_path: Path) -> None:
+    """The same graph behind the rows of the scored pixels and behind the groups."""
+    decoder, cases = fill(Dec3d(SMALL)), []
+    for radius in (30, 21):
+        frame = frame_of(disc(radius), groups=16, rgb_width=32, xyz_width=24)
+        pixel = torch.from_numpy(frame.scored_pixel)
+        weights = decoder.first.weight.T[pixel.long()].contiguous()
+        by_groups = torch.sparse.mm(adjoint(frame.xyz_operator), weights)
+        cases.append((weights, all_rows(frame)[1], pixel))
+        cases.append((by_groups, torch.from_numpy(frame.xyz_tokens), pixel))
+    assert_runs_alike(XyzDecoderRest(decoder), tmp_path / "xyz_decoder.onnx", "KKR", *cases)

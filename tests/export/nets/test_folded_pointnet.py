@@ -1,8 +1,9 @@
 import pytest
 import torch
 from conftest import randomise
+from m3ad_export.nets.configs import BnMode, XyzEncoderConfig
 from m3ad_export.nets.folded_pointnet import FoldedPointNet, Moments, folded_encoder
-from m3ad_export.nets.point_mae import BnMode, MiniPointNet, PointMaeEncoder, XyzEncoderConfig
+from m3ad_export.nets.point_mae import MiniPointNet, PointMaeEncoder
 
 
 def make_net(mode: BnMode) -> MiniPointNet:

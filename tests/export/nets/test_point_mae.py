@@ -1,7 +1,8 @@
 import pytest
 import torch
 from conftest import TINY_XYZ, randomise
-from m3ad_export.nets.point_mae import BnMode, MiniPointNet, PointMaeEncoder, XyzEncoderConfig
+from m3ad_export.nets.configs import BnMode, XyzEncoderConfig
+from m3ad_export.nets.point_mae import MiniPointNet, PointMaeEncoder
 from test_vit import torch_layer
 from torch import Tensor, nn
 

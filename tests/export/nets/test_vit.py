@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_RGB, randomise
-from m3ad_export.nets.vit import RGB_ENCODERS, Block, RgbEncoderConfig, VisionTransformer, fold_position_grid
+from m3ad_export.nets.configs import RGB_ENCODERS, RgbEncoderConfig
+from m3ad_export.nets.vit import Block, VisionTransformer, fold_position_grid
 from m3ad_export.weights import SOURCES, fetch, load_rgb_encoder
 from torch import nn
 

@@ -1,0 +1,29 @@
+"""Every detector there is, by name; each is declared in a file of its own and knows no torch."""
+
+from m3ad.contract import Contract, Dims, Method
+from m3ad.errors import M3adError
+from m3ad.methods import cfm, cmdr_iad, mentor3ad
+
+METHODS: dict[str, Method] = {
+    method.name: method for method in (mentor3ad.METHOD, cfm.METHOD, *cmdr_iad.METHODS)
+}
+
+
+def method_named(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        M3adError: there is none.
+    """
+    if name not in METHODS:
+        raise M3adError(f"unknown method {name!r}, expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def contract_of(name: str, dims: Dims) -> Contract:
+    """The contract of a method's detector with these sizes.
+
+    Raises:
+        M3adError: there is no such method.
+    """
+    return Contract(method_named(name), dims)

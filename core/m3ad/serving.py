@@ -1,0 +1,76 @@
+"""What a deployment tells its clients: the record of the served bundle, JSON in the ensemble's parameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from m3ad.bundle import Bundle
+from m3ad.contract import Contract, Dims, Layout
+from m3ad.manifest import Encoder
+from m3ad.methods import METHODS, contract_of
+from m3ad.typed_json import parse_json, require_whole, typed
+
+# Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
+RECORD_PARAMETER, SERVING_PARAMETER = "m3ad", "m3ad_serving"
+
+
+@dataclass(frozen=True, slots=True)
+class ServingRecord:
+    """What a client must know of a bundle to prepare frames and give verdicts; it travels with every deployment."""
+
+    contract_version: int
+    method: str
+    category: str
+    layout: Layout
+    dims: Dims
+    preprocessing: dict[str, Any]
+    threshold: float
+    weights: str
+    score_maps: list[str]
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}, expected one of {', '.join(METHODS)}")
+        if self.layout not in METHODS[self.method].layouts:
+            raise ValueError(f"{self.method} has no layout {self.layout!r}")
+
+    @classmethod
+    def of(cls, bundle: Bundle, layout: Layout) -> "ServingRecord":
+        """The record of a bundle served in this layout."""
+        manifest = bundle.manifest
+        return cls(
+            contract_version=manifest.contract_version,
+            method=manifest.method,
+            category=manifest.category,
+            layout=layout,
+            dims=manifest.dims,
+            preprocessing=manifest.preprocessing,
+            threshold=manifest.threshold.value,
+            weights=weights_line(manifest.encoders),
+            score_maps=manifest.score_maps,
+        )
+
+    @property
+    def contract(self) -> Contract:
+        """What crosses the stage boundaries of the served detector."""
+        return contract_of(self.method, self.dims)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str, advice: str) -> "ServingRecord":
+        """Read a record back from an ensemble's parameter, every field checked.
+
+        Raises:
+            ArtifactError: it is not JSON, or a field is missing, of another type or out of range.
+        """
+        document = parse_json(text, source, advice)
+        record = typed(document, cls, source, advice)
+        require_whole(document["dims"], record.dims.to_json(), "$.dims", source, advice)
+        return record
+
+
+def weights_line(encoders: Mapping[str, Encoder]) -> str:
+    """Which weights a result comes from, in one line, shown wherever a result is shown."""
+    return "; ".join(
+        f"{modality} {encoder.name} ({encoder.weights.kind} weights)"
+        for modality, encoder in encoders.items()
+    )

@@ -1,0 +1,141 @@
+"""The pipeline in one process: frame -> preprocessing -> stages of a layout -> score, verdict and anomaly map.
+
+The wiring is the contract's; the stages are whatever runtime hands in. Nothing here knows a server.
+"""
+
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from m3ad.bundle import Bundle
+from m3ad.contract import PIPELINE_OUTPUTS, Layout, Step, mismatch
+from m3ad.errors import FrameError
+from m3ad.frames import Frame
+from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.serving import ServingRecord
+from m3ad_runtime.onnx_graph import Arrays
+from m3ad_runtime.stages import StageFunction, cpu_stage
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What an inspected part comes back as; `score_maps` [maps, 224, 224] only where they were asked for."""
+
+    score: float
+    is_anomalous: bool
+    anomaly_map: npt.NDArray[np.float32]
+    stage_ms: dict[str, float] = field(default_factory=dict)
+    score_maps: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def judged(
+        cls,
+        score: npt.NDArray[np.float32],
+        threshold: float,
+        anomaly_map: npt.NDArray[np.float32],
+        stage_ms: dict[str, float],
+        score_maps: npt.NDArray[np.float32] | None,
+    ) -> "Inspection":
+        """The inspection that a score [1] and the threshold make: above it a part is anomalous.
+
+        Raises:
+            FrameError: the score is not a number, so that there is no verdict.
+        """
+        value = float(score[0])
+        if not (math.isfinite(value) and math.isfinite(threshold)):
+            raise FrameError(
+                f"there is no verdict: the score is {value} and the threshold {threshold}, expected finite numbers; "
+                "check the networks with m3ad-export parity, or export the bundle again"
+            )
+        return cls(value, value > threshold, anomaly_map, stage_ms, score_maps)
+
+
+class Pipeline:
+    """The steps of a layout run one after the other; a value is dropped after its last use."""
+
+    def __init__(self, wiring: tuple[Step, ...], functions: dict[str, StageFunction]) -> None:
+        self.wiring, self.functions = wiring, functions
+        last_use = {name: i for i, step in enumerate(wiring) for name in step.inputs.values()}
+        self.dropped_after = [
+            [n for n, last in last_use.items() if last == i and n not in PIPELINE_OUTPUTS]
+            for i in range(len(wiring))
+        ]
+
+    def run(
+        self, inputs: Arrays, *, keep_all: bool = False
+    ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float]]:
+        """Run every step; return the pipeline's outputs (or every value) and the milliseconds of each step."""
+        values = dict(inputs)
+        step_ms: dict[str, float] = {}
+        for step, dropped in zip(self.wiring, self.dropped_after, strict=True):
+            started = time.perf_counter()
+            results = self.functions[step.stage]({name: values[v] for name, v in step.inputs.items()})
+            values.update({value: results[name] for name, value in step.outputs.items()})
+            label = step.stage if step.stage not in step_ms else f"{step.stage} again"
+            step_ms[label] = (time.perf_counter() - started) * 1e3
+            if not keep_all:
+                for name in dropped:
+                    del values[name]
+        return values if keep_all else {name: values[name] for name in PIPELINE_OUTPUTS}, step_ms
+
+
+class Inspector:
+    """An opened bundle that inspects frames in this process."""
+
+    def __init__(self, bundle: Bundle, layout: Layout | None = None, threads: int | None = None) -> None:
+        """Load every stage of the layout on the CPU.
+
+        Args:
+            bundle: verified.
+            layout: the bundle's last if left out, which is the one to ship.
+            threads: the cores this process may use if left out.
+
+        Raises:
+            ArtifactError: the bundle has no such layout.
+        """
+        layout = bundle.layout(layout)
+        self.record = ServingRecord.of(bundle, layout)
+        self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.precision = bundle.precision
+        contract = bundle.contract
+        wiring = contract.steps(layout)
+        names = dict.fromkeys(step.stage for step in wiring)
+        self.folder = bundle.path / "onnx"
+        functions = {n: cpu_stage(n, self.folder, contract, self.threads) for n in names}
+        self.pipeline = Pipeline(wiring, functions)
+        self.tensors = contract.inputs
+
+    @classmethod
+    def open(cls, path: Path, layout: Layout | None = None, threads: int | None = None) -> "Inspector":
+        """Open and verify the bundle at `path` and load its stages."""
+        return cls(Bundle.open(path), layout, threads)
+
+    def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
+        """Preprocess one frame and inspect it.
+
+        Raises:
+            FrameError: the frame cannot be inspected (no foreground, too few points).
+        """
+        return self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=with_maps)
+
+    def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
+        """Inspect tensors that are preprocessed already (region A of the bench)."""
+        arrays = model_arrays(prepared)
+        if problem := mismatch(self.tensors, arrays):
+            raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")
+        values, stage_ms = self.pipeline.run(arrays)
+        maps = values["score_maps"] if with_maps else None
+        return Inspection.judged(
+            values["score"], self.record.threshold, values["anomaly_map"], stage_ms, maps
+        )
+
+
+def model_arrays(prepared: ModelInput) -> dict[str, npt.NDArray[Any]]:
+    """What a frame was prepared to, by the contract's names; a method takes the ones it declares."""
+    return prepared._asdict()

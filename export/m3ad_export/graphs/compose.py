@@ -1,0 +1,261 @@
+"""ONNX graphs put together from parts, without torch: where the engines are built there is none.
+
+The custom ops stand in a graph as nodes of domain `m3ad` with their function bodies beside them: any ONNX runtime can
+run the file, TensorRT puts its plugins there. The ops are never traced, so no sampled index can be frozen into a
+constant; `verify_not_frozen` proves it on the result.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from m3ad.contract import (
+    IMAGE_SIZE,
+    MAX_POINTS,
+    OP_DOMAIN,
+    OP_VERSION,
+    OPS,
+    Contract,
+    CpuForm,
+    Dims,
+    Stage,
+    Tensor,
+)
+from m3ad.methods.common import XYZ_CPU
+from m3ad_plugins.onnx_functions import function_protos
+from m3ad_runtime.stages import bilinear_taps
+from onnx import compose, helper, numpy_helper, parser
+from onnx.external_data_helper import set_external_data
+
+from m3ad_export.graphs.row_tiling import in_parts
+
+OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
+SMALLEST_EXTERNAL = (
+    1024  # bytes of a weight that lies outside its graph; smaller ones are read while a graph is loaded
+)
+ENCODER_GRAPH = "xyz_encoder.onnx"  # the plain one, which is quantized and composed; a CPU runs it in parts
+ENCODER_IN_PARTS, ENCODER_WEIGHTS = XYZ_CPU.files
+
+
+def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    """A contract tensor as ONNX writes it; N and R become named dimensions."""
+    dtype = {"float32": onnx.TensorProto.FLOAT, "int32": onnx.TensorProto.INT32}[tensor.dtype]
+    return helper.make_tensor_value_info(tensor.name, dtype, list(tensor.dims))
+
+
+def op_node(name: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
+    """A node of domain `m3ad` with every attribute the contract's op table lists.
+
+    Raises:
+        ValueError: attributes or tensors differ from the op table.
+    """
+    op = OPS[name]
+    if (
+        set(attributes) != set(op.attributes)
+        or len(inputs) != len(op.inputs)
+        or len(outputs) != len(op.outputs)
+    ):
+        raise ValueError(f"{name} takes {op.inputs} -> {op.outputs} with attributes {sorted(op.attributes)}")
+    # Up to TensorRT 10.9 the parser looks a plugin up by these two and not by the node's domain.
+    lookup = {"plugin_version": str(op.version), "plugin_namespace": OP_DOMAIN}
+    return helper.make_node(
+        name, list(inputs), list(outputs), name=name, domain=OP_DOMAIN, **attributes, **lookup
+    )
+
+
+def model_with_ops(
+    stage: Stage,
+    nodes: Sequence[onnx.NodeProto],
+    initializers: Sequence[onnx.TensorProto],
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """A stage's graph, with the function bodies of the custom ops it uses, all of one opset."""
+    graph = helper.make_graph(
+        nodes,
+        stage.name,
+        [value_info(t) for t in stage.inputs],
+        [value_info(t) for t in stage.outputs],
+        list(initializers),
+    )
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(OP_DOMAIN, OP_VERSION)],
+        functions=op_bodies(nodes, opset),
+        ir_version=9,
+    )
+
+
+def op_bodies(nodes: Iterable[onnx.NodeProto], opset: int) -> list[onnx.FunctionProto]:
+    """The function bodies of the custom ops among these nodes, in one version of the standard ops."""
+    used = {node.op_type: node for node in nodes if node.domain == OP_DOMAIN}
+    svm = used.get("OneClassSvm")
+    kernel = helper.get_node_attr_value(svm, "kernel").decode() if svm else "linear"
+    bodies = [f for f in function_protos(kernel) if f.name in used]
+    for imported in (i for f in bodies for i in f.opset_import if not i.domain):
+        imported.version = opset
+    return bodies
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initializers that no output of the graph needs."""
+    needed = {v.name for v in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    kept = [i for i in graph.initializer if i.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard ops that a model is written in."""
+    return next(int(entry.version) for entry in model.opset_import if not entry.domain)
+
+
+def xyz_encoder_stage(contract: Contract) -> Stage:
+    """The dense part of xyz_extractor, described like a stage; only this room and the CPU stage see it."""
+    dims = contract.dims
+    neighborhood = Tensor("neighborhood", (dims.groups, dims.group_size, 3), unit="m")
+    centers, xyz_tokens = contract.stages["xyz_extractor"].outputs
+    return Stage("xyz_encoder", (neighborhood, centers), (xyz_tokens,))
+
+
+def xyz_extractor_model(encoder: onnx.ModelProto, contract: Contract) -> onnx.ModelProto:
+    """points, point_pixel -> FarthestPointSample -> KnnGroup -> the encoder's graph -> centers, xyz_tokens."""
+    stage, dims = contract.stages["xyz_extractor"], contract.dims
+    nodes = [
+        op_node(
+            "FarthestPointSample",
+            ["points", "point_pixel"],
+            ["idx"],
+            num_samples=dims.groups,
+            min_norm_sq=dims.min_norm_sq,
+        ),
+        op_node("KnnGroup", ["points", "idx"], ["neighborhood", "knn_idx"], group_size=dims.group_size),
+        helper.make_node("Gather", ["points", "idx"], ["centers"], name="centers"),
+        *encoder.graph.node,
+    ]
+    return model_with_ops(stage, nodes, encoder.graph.initializer, opset_of(encoder))
+
+
+def write_xyz_extractor(encoder: onnx.ModelProto, contract: Contract, folder: Path) -> None:
+    """Write the encoder, plain, in parts for a CPU and as `xyz_extractor.onnx`; all three refer to one weights file."""
+    others = {
+        ENCODER_IN_PARTS: in_parts(encoder),
+        "xyz_extractor.onnx": xyz_extractor_model(encoder, contract),
+    }
+    # Not by onnx.save's own option: that refuses a file of this name in the working directory (onnx 1.23).
+    for initializer in encoder.graph.initializer:
+        if len(initializer.raw_data) >= SMALLEST_EXTERNAL:
+            set_external_data(initializer, ENCODER_WEIGHTS)
+    onnx.save(encoder, folder / ENCODER_GRAPH)
+    external = {i.name: i for i in encoder.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL}
+    for name, model in others.items():
+        for initializer in model.graph.initializer:
+            if initializer.name in external:
+                initializer.CopyFrom(external[initializer.name])
+        onnx.save(model, folder / name)
+    # onnx writes weights for their owner alone; a server that runs as someone else must read them too.
+    (folder / ENCODER_WEIGHTS).chmod((folder / ENCODER_GRAPH).stat().st_mode)
+
+
+def interpolate_node(tokens: str, rows: str) -> onnx.NodeProto:
+    """TokenInterpolate from values of these names, the cloud's by the contract's."""
+    inputs = ["points", "point_pixel", "centers", tokens, "scored_pixel"]
+    return op_node("TokenInterpolate", inputs, [rows], image_size=IMAGE_SIZE)
+
+
+def project_model(stage: Stage, dims: Dims) -> onnx.ModelProto:
+    """Rows of the modalities that the stage has: TokenInterpolate for 3D tokens, bilinear taps for RGB tokens."""
+    outputs = {t.name for t in stage.outputs}
+    nodes: list[onnx.NodeProto] = []
+    initializers: list[onnx.TensorProto] = []
+    if "xyz_features" in outputs:
+        nodes.append(interpolate_node("xyz_tokens", "xyz_features"))
+    if "rgb_features" in outputs:
+        rgb = rgb_rows(dims.rgb_side, "rgb_tokens", "scored_pixel", "rgb_features")
+        nodes += rgb.node
+        initializers += rgb.initializer
+    return model_with_ops(stage, nodes, initializers)
+
+
+PIXEL_WEIGHTS = "pixel_weights"
+
+
+def pixel_layer_model(stage: Stage, form: CpuForm, rest: onnx.ModelProto, hidden: int) -> onnx.ModelProto:
+    """A layer with a weight for each pixel: its rows of the scored pixels, their features, then the graph behind it.
+
+    The weights lie in a file of their own, `form.files[1]`, whose bytes are the matrix [50176, hidden].
+    """
+    features = "xyz_features"
+    nodes: list[onnx.NodeProto] = []
+    if features not in {t.name for t in stage.inputs}:
+        nodes.append(interpolate_node("xyz_tokens", features))
+    nodes.append(helper.make_node("Gather", [PIXEL_WEIGHTS, "scored_pixel"], ["weights"], name="weights"))
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(rest)
+    for node in renamed.graph.node:
+        node.input[:] = [features if name == "features" else name for name in node.input]
+    weights = onnx.TensorProto(
+        name=PIXEL_WEIGHTS, data_type=onnx.TensorProto.FLOAT, dims=[MAX_POINTS, hidden]
+    )
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    length = 4 * MAX_POINTS * hidden
+    for key, value in (("location", form.files[1]), ("offset", "0"), ("length", str(length))):
+        weights.external_data.add(key=key, value=value)
+    initializers = [*renamed.graph.initializer, weights]
+    return model_with_ops(stage, [*nodes, *renamed.graph.node], initializers, opset_of(rest))
+
+
+def rgb_rows(side: int, tokens: str, pixel: str, rows: str) -> onnx.GraphProto:
+    """`detector.RgbRows` in ONNX, term by term: tokens [side * side, D], pixel [R] int32 -> rows [R, D].
+
+    Its own values and weights are named `<rows>.*`, so that it can stand in any graph.
+    """
+    taps, weights = bilinear_taps(side)
+    tables = {f"{axis}{i}": taps[:, i] * step for axis, step in (("y", side), ("x", 1)) for i in range(2)}
+    corners = [(i, j) for i in range(2) for j in range(2)]
+    graph = parser.parse_graph(
+        f"""
+    rgb_rows (float[P, D] {tokens}, int32[R] {pixel}) => (float[R, D] {rows}) {{
+        wide = Cast <to = 7> ({pixel})
+        size = Constant <value_int = {IMAGE_SIZE}> ()
+        y = Div (wide, size)
+        x = Mod (wide, size)
+    """
+        + "".join(
+            f"""
+        tap_{axis}{i} = Gather <axis = 0> (taps_{axis}{i}, {axis})
+        weight_{axis}{i} = Gather <axis = 0> (weights_{i}, {axis})
+    """
+            for axis in ("y", "x")
+            for i in range(2)
+        )
+        + "".join(
+            f"""
+        index_{i}{j} = Add (tap_y{i}, tap_x{j})
+        token_{i}{j} = Gather <axis = 0> ({tokens}, index_{i}{j})
+        weight_{i}{j} = Mul (weight_y{i}, weight_x{j})
+        corner_{i}{j} = Mul (weight_{i}{j}, token_{i}{j})
+    """
+            for i, j in corners
+        )
+        + f"""
+        top = Add (corner_00, corner_01)
+        bottom = Add (corner_10, corner_11)
+        {rows} = Add (top, bottom)
+    }}"""
+    )
+    for node in graph.node:
+        node.name = f"{node.output[0].removeprefix(rows) or 'sum'}/{node.op_type}"
+    graph.initializer.extend(
+        numpy_helper.from_array(table.astype(np.int64), f"taps_{name}") for name, table in tables.items()
+    )
+    graph.initializer.extend(numpy_helper.from_array(weights[:, i : i + 1], f"weights_{i}") for i in range(2))
+    return compose.add_prefix_graph(graph, f"{rows}.", rename_inputs=False, rename_outputs=False)

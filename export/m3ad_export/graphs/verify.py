@@ -1,0 +1,62 @@
+"""Checks of the ONNX files that hold custom ops: the contract's tensors, and nothing sampled once and for all."""
+
+from pathlib import Path
+
+import onnx
+from m3ad.contract import OP_DOMAIN, OPS, Stage
+from m3ad.errors import ArtifactError
+
+from m3ad_export.graphs.compose import value_info
+
+
+def verify_interface(path: Path, stage: Stage) -> None:
+    """Check that a file's inputs and outputs are the contract's and that the ONNX checker accepts it.
+
+    Raises:
+        ArtifactError: it differs.
+    """
+    onnx.checker.check_model(str(path), full_check=False)
+    model = onnx.load(path, load_external_data=False)
+    found = [v.SerializeToString() for v in (*model.graph.input, *model.graph.output)]
+    wanted = [value_info(t).SerializeToString() for t in (*stage.inputs, *stage.outputs)]
+    if found != wanted:
+        names = [v.name for v in (*model.graph.input, *model.graph.output)]
+        raise ArtifactError(f"{path} has the tensors {names}, the contract's stage {stage.name} has others")
+
+
+def values_read(node: onnx.NodeProto) -> set[str]:
+    """The values a node reads, those that the body of a loop takes from the graph around it included."""
+    inner = (n for attribute in node.attribute for n in attribute.g.node)
+    return set(node.input).union(*(values_read(n) for n in inner))
+
+
+def verify_not_frozen(path: Path) -> None:
+    """Check that every graph input reaches an output and that nothing a custom op reads is a constant.
+
+    A tracer that samples once writes the indices as constants; the graph then no longer depends on `points`.
+
+    Raises:
+        ArtifactError: an input is unused, or a custom op reads indices or points that are constants.
+    """
+    model = onnx.load(path, load_external_data=False)
+    needed = {v.name for v in model.graph.output}
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            needed |= values_read(node)
+    ignored = [v.name for v in model.graph.input if v.name not in needed]
+    live = {v.name for v in model.graph.input}
+    for node in model.graph.node:
+        if node.domain == OP_DOMAIN:
+            data = (
+                OPS[node.op_type].inputs if node.op_type != "OneClassSvm" else ("x",)
+            )  # the rest are its weights
+            ignored += [
+                f"{node.op_type}'s {n}" for n, v in zip(data, node.input, strict=False) if v not in live
+            ]
+        if live & set(node.input):
+            live |= set(node.output)
+    if ignored or not any(node.domain == OP_DOMAIN for node in model.graph.node):
+        raise ArtifactError(
+            f"{path}: sampling was frozen into the graph ({', '.join(ignored) or 'no m3ad node'} does not depend on "
+            f"the points); keep the m3ad ops out of the traced module"
+        )

@@ -1,0 +1,50 @@
+"""The one-class SVM of a voting graph as the op `OneClassSvm`: a plugin in TensorRT, its function body elsewhere."""
+
+import numpy as np
+import onnx
+from m3ad.contract import IMAGE_SIZE, MAX_POINTS, OP_DOMAIN, OP_VERSION, Stage, Tensor
+from onnx import helper, numpy_helper
+
+from m3ad_export.graphs.compose import drop_unused, op_bodies, op_node, opset_of
+from m3ad_export.graphs.head import prefixed
+from m3ad_export.graphs.trace import dense_model
+from m3ad_export.heads.voting import OneClassSvm, SvmRows
+
+WEIGHTS = ("support_vectors", "coefficients", "rho")
+
+
+def with_svm(model: onnx.ModelProto, rows: SvmRows, svm: OneClassSvm) -> onnx.ModelProto:
+    """A copy of a voting graph in which this SVM makes anomaly_map and score of its score_maps.
+
+    What made them before is dropped; how the score_maps are made stays.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    outputs = list(model.graph.output)
+    (score_maps,) = (v for v in outputs if v.name == "score_maps")
+    del graph.output[:], graph.value_info[:]
+    graph.output.append(score_maps)
+    drop_unused(graph)
+    del graph.output[:]
+    graph.output.extend(outputs)
+    count = score_maps.type.tensor_type.shape.dim[0].dim_value
+    stage = Stage(
+        "svm",
+        (Tensor("score_maps", (count, IMAGE_SIZE, IMAGE_SIZE)),),
+        (Tensor("svm_rows", (MAX_POINTS, svm.support_vectors.shape[1])),),
+    )
+    seen = prefixed(dense_model(rows, stage), "svm").graph
+    weights = {f"svm.{name}": getattr(svm, name).numpy() for name in WEIGHTS}
+    op = op_node("OneClassSvm", ["svm_rows", *weights], ["svm.decision"], kernel=svm.kernel, gamma=svm.gamma)
+    shape = numpy_helper.from_array(np.array([IMAGE_SIZE, IMAGE_SIZE]), "svm.grid")
+    reshape = helper.make_node("Reshape", ["svm.decision", shape.name], ["anomaly_map"], name="svm/Reshape")
+    largest = helper.make_node("ReduceMax", ["svm.decision"], ["score"], name="svm/ReduceMax", keepdims=1)
+    graph.node.extend([*seen.node, op, reshape, largest])
+    graph.initializer.extend([*seen.initializer, shape])
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    del result.functions[:]
+    result.functions.extend(op_bodies(graph.node, opset_of(result)))
+    if all(entry.domain != OP_DOMAIN for entry in result.opset_import):
+        result.opset_import.append(helper.make_opsetid(OP_DOMAIN, OP_VERSION))
+    return result

@@ -1,0 +1,87 @@
+"""Sizes of the encoders and the known ones by name; the command line offers them where there is no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from m3ad.contract import IMAGE_SIZE
+
+BnMode = Literal["sample", "running"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RgbEncoderConfig:
+    """Sizes of a ViT and which of its block outputs are the features."""
+
+    name: str
+    patch_size: int
+    width: int
+    depth: int = 12
+    heads: int
+    layer_scale: bool = False
+    blocks: tuple[int, ...]  # 0-based; their outputs are concatenated
+    final_norm: bool  # the network's last LayerNorm on each of them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON brings a list
+        if not self.blocks or not all(0 <= b < self.depth for b in self.blocks):
+            raise ValueError(f"blocks must lie in 0..{self.depth - 1}, got {self.blocks}")
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of the image."""
+        return IMAGE_SIZE // self.patch_size
+
+    @property
+    def token_width(self) -> int:
+        """D of the tokens that come out."""
+        return self.width * len(self.blocks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XyzEncoderConfig:
+    """Sizes of the encoder, how it groups, and whose statistics its two batch norms use.
+
+    `bn_mode` "sample" standardises with the frame's own G x S points, as the published detectors do (they never leave
+    train mode); "running" takes the checkpoint's statistics, which belong to clouds of unit size, not metres.
+    """
+
+    name: str = "point_mae"
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    blocks: tuple[int, ...] = (3, 7, 11)
+    groups: int = 1024
+    group_size: int = 32
+    min_norm_sq: float = 0.0
+    bn_mode: BnMode = "sample"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON brings a list
+        if not self.blocks or not all(0 <= b < self.depth for b in self.blocks):
+            raise ValueError(f"blocks must lie in 0..{self.depth - 1}, got {self.blocks}")
+        if self.bn_mode not in ("sample", "running"):
+            raise ValueError(f"bn_mode must be sample or running, got {self.bn_mode!r}")
+
+    @property
+    def token_width(self) -> int:
+        """D of the tokens that come out."""
+        return self.width * len(self.blocks)
+
+
+# DINO as CFM and Mentor3AD use it; of the DINOv2 file at hand the middle blocks are the good ones.
+RGB_ENCODERS: dict[str, RgbEncoderConfig] = {
+    c.name: c
+    for c in (
+        RgbEncoderConfig(name="dino_vitb8", patch_size=8, width=768, heads=12, blocks=(11,), final_norm=True),
+        RgbEncoderConfig(name="dino_vits8", patch_size=8, width=384, heads=6, blocks=(11,), final_norm=True),
+        RgbEncoderConfig(
+            name="dinov2_vits14",
+            patch_size=14,
+            width=384,
+            heads=6,
+            layer_scale=True,
+            blocks=(4, 6),
+            final_norm=False,
+        ),
+    )
+}

@@ -1,0 +1,54 @@
+"""Every method small enough for fast tests, with random weights; the encoders are those of `conftest`."""
+
+from dataclasses import asdict
+from typing import Any
+
+from conftest import TINY_RGB, TINY_XYZ, make_tiny_detector, randomise
+from m3ad.methods import METHODS
+from m3ad_export.detector import Detector
+from m3ad_export.methods import IMPLEMENTATIONS
+
+WIDTHS = {"rgb_width": TINY_RGB.token_width, "xyz_width": TINY_XYZ.token_width}
+OTHERS = ("cfm", "cmdr_iad", "cmdr_iad_rgb", "cmdr_iad_xyz")
+
+
+def record_of(method: str) -> dict[str, Any]:
+    """What builds the method's networks."""
+    if method == "cfm":
+        return {"heads": {**WIDTHS, "big": False}, "vote": {"image_norm": "none"}}
+    modality = method.removeprefix("cmdr_iad").lstrip("_") or "both"
+    sizes = {"heads": 2, "window": 128, "rgb_convs": [12, 8], "xyz_convs": [16, 12, 10, 8]}
+    return {
+        "heads": {**WIDTHS, **sizes, "modality": modality},
+        "vote": {"fusion_smoothing": "code", "image_norm": "none"},
+    }
+
+
+def make_detector(method: str) -> Detector:
+    """A detector of a method, its modality's encoders alone."""
+    base = make_tiny_detector(method)
+    inputs = METHODS[method].inputs
+    encoders = {"rgb": "image", "xyz": "points"}
+    record = {
+        **{key: value for key, value in base.record.items() if key not in ("heads", "voting")},
+        **record_of(method),
+        "method": method,
+        "encoders": {
+            side: {**asdict(config), **base.record["encoders"][side]}
+            for side, config in (("rgb", TINY_RGB), ("xyz", TINY_XYZ))
+            if encoders[side] in inputs
+        },
+    }
+    implementation = IMPLEMENTATIONS[method]
+    networks = implementation.build(record)
+    for seed, network in enumerate(networks.values()):
+        randomise(network, seed + 5)
+        network.requires_grad_(False).eval()
+    rgb, xyz = base.encoders
+    return Detector(
+        rgb if "image" in inputs else None,
+        xyz if "points" in inputs else None,
+        networks,
+        record,
+        len(implementation.score_maps(record)),
+    )

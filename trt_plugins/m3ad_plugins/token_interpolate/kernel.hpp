@@ -1,0 +1,18 @@
+//! The linear map of TokenInterpolate on plain pointers; reference.py is the specification.
+//! Inputs are already checked (__init__.py).
+#pragma once
+
+#include <cstdint>
+
+namespace m3ad {
+
+constexpr int32_t kROW_CAPACITY = 48; //!< 4 x 4 pooling taps with 3 centres each
+
+//! The interpolation operator as sparse rows, one for each of scoredPixel [rows]. indptr [rows + 1]; indices
+//! and weights have room for kROW_CAPACITY entries a row.
+void interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
+                           float const* centers, int32_t groups, int32_t const* scoredPixel, int32_t rows,
+                           int32_t imageSize, int32_t* indptr, int32_t* indices, float* weights,
+                           int32_t threads);
+
+} // namespace m3ad
