@@ -22,7 +22,7 @@ if [ $# -lt 2 ]; then
     step "a procedural category"
     m3ad-export sample-data "$data"
     # Its parts vary more than a road does (the loss still falls at the default's end), and they lie alike.
-    [ "$method" != mentor3ad ] || train+=(--set guide_steps=1000 --set expected_frames=12)
+    [ "$method" != mentor3ad ] || train+=(--set guide_steps=1000 --set baseline_frames=12)
 fi
 
 step "train $method on good parts"

@@ -46,7 +46,7 @@ def make_tiny_detector(category: str = "tiny") -> Detector:
     for seed, module in enumerate((rgb, xyz, mfm, mgm)):
         randomise(module, seed)
         module.eval()
-    vm.expected = torch.rand(vm.expected.shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    vm.baseline = torch.rand(vm.baseline.shape, generator=torch.Generator().manual_seed(0)) + 0.5
     random = {"kind": "random", "sha256": "0" * 64, "licence": "none", "note": "tests"}
     record = {
         "method": "mentor3ad",

@@ -182,8 +182,8 @@ def sensitivity(
         print_json(report(search))
         return
     for f in search.findings:
-        print_text(f"{f.damage.loss:6.2f} of the budget  {f.group.share:5.1%} of the work  {f.group.name}")
-    share, loss = search.quantized_share, search.damage.loss
+        print_text(f"{f.quality.loss:6.2f} of the budget  {f.group.share:5.1%} of the work  {f.group.name}")
+    share, loss = search.quantized_share, search.quality.loss
     print_text(f"{out}: {share:.0%} of the multiply-adds in {precision}, {loss:.2f} of the budget")
 
 

@@ -1,7 +1,7 @@
 """Synthetic defects on good frames, with known masks: a precision plan may be tuned on them, never on test labels.
 
 A blotch of another colour, or a bump or dent along the line of sight. They are no model of real defects; they only have
-to be seen by the detector, so that a plan's damage shows.
+to be seen by the detector, so that a plan's quality shows.
 """
 
 import numpy as np

@@ -141,7 +141,7 @@ def gate(
         found = _metrics(after[layout], all_masks, labels)
         figures[layout] = {
             **{
-                n: {"source": wanted[n], "quantized": found[n], "fall": wanted[n] - found[n]} for n in METRICS
+                n: {"source": wanted[n], "quantized": found[n], "drop": wanted[n] - found[n]} for n in METRICS
             },
             "rank_correlation": {"lowest": min(ranks[layout]), "mean": float(np.mean(ranks[layout]))},
         }
@@ -165,9 +165,9 @@ def failures(figures: dict[Layout, Any], budget: float) -> list[str]:
     for layout, values in figures.items():
         # A NaN is no pass: every comparison is written so that it fails.
         found += [
-            f"{layout} {name} falls by {values[name]['fall']:.4f}, {budget:g} is allowed"
+            f"{layout} {name} falls by {values[name]['drop']:.4f}, {budget:g} is allowed"
             for name in METRICS
-            if not values[name]["fall"] <= budget
+            if not values[name]["drop"] <= budget
         ]
         lowest = values["rank_correlation"]["lowest"]
         if not lowest >= LOWEST_RANK_CORRELATION:

@@ -48,10 +48,10 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class QualityLoss:
     """What a change cost: falls of the metrics, the lowest rank correlation, and the share of the budget it uses."""
 
-    falls: dict[str, float]
+    metric_drop: dict[str, float]
     rank_correlation: float
     loss: float  # the larger of AUPRO@30's fall / budget and (1 - rank correlation) / 0.01; 1 is all of it
 
@@ -108,23 +108,23 @@ class Probe:
         """A graph in ONNX Runtime."""
         return OnnxGraph(model.SerializeToString(), self.threads)
 
-    def damage(self, changed: dict[str, OnnxGraph], budget: float) -> Damage:
+    def loss_of(self, changed: dict[str, OnnxGraph], budget: float) -> QualityLoss:
         """Run the frames with these graphs in place of the bundle's in every layout that has them; the worst counts."""
         # Without a changed graph of a layout's own, one layout tells it.
         layouts = [n for n in self.layouts if self.own[n] & changed.keys()] or self.layouts[-1:]
-        worst: Damage | None = None
+        worst: QualityLoss | None = None
         for layout in layouts if changed else ():
             maps = self._maps(changed, layout)
             found, wanted = self._metrics(maps), self.metrics[layout]
-            falls = {name: wanted[name] - found[name] for name in METRICS}
+            drop = {name: wanted[name] - found[name] for name in METRICS}
             rank = min(
                 rank_correlation(a.ravel()[f.scored_pixel], b.ravel()[f.scored_pixel])
                 for a, b, f in zip(self.reference[layout], maps, self.frames, strict=True)
             )
-            loss = max(falls[STEADY] / budget, (1 - rank) / (1 - LOWEST_RANK_CORRELATION))
+            loss = max(drop[STEADY] / budget, (1 - rank) / (1 - LOWEST_RANK_CORRELATION))
             if worst is None or loss > worst.loss:
-                worst = Damage(falls, rank, loss)
-        return worst or Damage(dict.fromkeys(METRICS, 0.0), 1.0, 0.0)
+                worst = QualityLoss(drop, rank, loss)
+        return worst or QualityLoss(dict.fromkeys(METRICS, 0.0), 1.0, 0.0)
 
     def _probed(self, prepared: ModelInput, mask: npt.NDArray[np.bool_]) -> Probed:
         y, x = np.divmod(prepared.scored_pixel, IMAGE_SIZE)

@@ -40,7 +40,7 @@ class Settings:
 
 
 class Graph:
-    """One plugin-free graph with what was observed of it, ready to be written by any plan that keeps at least `base`.
+    """One dense subgraph with what was observed of it, ready to be written by any plan that keeps at least `base`.
 
     Args:
         model: fp32, weights inside.

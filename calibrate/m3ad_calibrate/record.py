@@ -1,4 +1,4 @@
-"""Recorded inputs of the plugin-free graphs, from real frames through the real stages: what quantization is fitted to.
+"""Recorded inputs of the dense subgraphs, from real frames through the real stages: what quantization is fitted to.
 
 On disk, in a bundle's calibration/recorded/: `<graph>/<input>.npy`, first axis the runs of that graph, and a manifest
 with the frames in order and their hashes. Rows of features come from all frames in equal parts.
@@ -92,7 +92,7 @@ def record(
     split: str = "train",
     say: Say = lambda _: None,
 ) -> Path:
-    """Run good frames through the stages of a bundle and keep what goes into each plugin-free graph.
+    """Run good frames through the stages of a bundle and keep what goes into each dense subgraph.
 
     Args:
         bundle: not quantized.

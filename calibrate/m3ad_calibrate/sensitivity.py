@@ -17,7 +17,7 @@ from m3ad_export.graphs.plan import QUANTIZED, Keep, NodePrecision, Plan
 
 from m3ad_calibrate import qdq
 from m3ad_calibrate.emulate import emulated
-from m3ad_calibrate.probe import Damage, Probe
+from m3ad_calibrate.probe import Probe, QualityLoss
 from m3ad_calibrate.quantize import Graph, Settings
 from m3ad_calibrate.record import Feeds
 
@@ -45,7 +45,7 @@ class Finding:
     """What quantizing one group alone costs."""
 
     group: Group
-    damage: Damage
+    quality: QualityLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Search:
 
     findings: list[Finding]
     plan: Plan
-    damage: Damage
+    quality: QualityLoss
     quantized_share: float  # of the multiply-adds
     trail: list[dict[str, Any]]
 
@@ -128,61 +128,63 @@ class Searcher:
             {n: probe.models[n] for n in names}, probe.bundle.contract.method, rows, base
         )
 
-    def damage(self, plan: Plan) -> Damage:
+    def loss_of(self, plan: Plan) -> QualityLoss:
         """What a plan costs on the probe; graphs in which it quantizes nothing are not run."""
         changed = {
             name: self.probe.session(emulated(graph.written(plan)) if plan.half else graph.written(plan))
             for name, graph in self.graphs.items()
             if qdq.products(graph.model, name, plan)
         }
-        return self.probe.damage(changed, self.budget)
+        return self.probe.loss_of(changed, self.budget)
 
     def alone(self, group: Group) -> Plan:
         """The plan in which one group is quantized and nothing else is."""
-        lifted = tuple(Keep(g.pattern, "another group", "rest") for g in self.groups if g != group)
-        return replace(self.base, keep=(*self.base.keep, *lifted))
+        promoted = tuple(Keep(g.pattern, "another group", "rest") for g in self.groups if g != group)
+        return replace(self.base, keep=(*self.base.keep, *promoted))
 
     def search(self, say: Say = lambda _: None) -> Search:
-        """Rank the groups, then lift the worst for their work until the loss fits TARGET of the budget.
+        """Rank the groups, then promote the worst for their work until the loss fits TARGET of the budget.
 
-        A group is lifted to INT8 weights first, to the plan's rest when every group it pays for is there. The order is
-        loss per multiply-add, so that what is given up is as little work as can be.
+        A group is promoted to INT8 weights first, to the plan's rest when every group it pays for is there. The order
+        is loss per multiply-add, so that what is given up is as little work as can be.
         """
         findings = []
         for i, group in enumerate(self.groups):
-            damage = self.damage(self.alone(group))
-            findings.append(Finding(group, damage))
-            say(f"{i + 1} of {len(self.groups)}: {group.name} alone uses {damage.loss:.2f} of the budget")
-        findings.sort(key=lambda finding: finding.damage.loss, reverse=True)
-        order = sorted(findings, key=lambda f: f.damage.loss / (f.group.share + 0.01), reverse=True)
+            quality = self.loss_of(self.alone(group))
+            findings.append(Finding(group, quality))
+            say(f"{i + 1} of {len(self.groups)}: {group.name} alone uses {quality.loss:.2f} of the budget")
+        findings.sort(key=lambda finding: finding.quality.loss, reverse=True)
+        order = sorted(findings, key=lambda f: f.quality.loss / (f.group.share + 0.01), reverse=True)
         moves = [(f.group, step) for step in STEPS for f in order]
         trail: list[dict[str, Any]] = []
 
-        def tried(count: int) -> Damage:
-            damage = self.damage(self.with_moves(moves[:count]))
-            trail.append({"lifted": count, "loss": damage.loss, "rank_correlation": damage.rank_correlation})
-            say(f"{count} lifted: {damage.loss:.2f} of the budget")
-            return damage
+        def tried(count: int) -> QualityLoss:
+            quality = self.loss_of(self.with_moves(moves[:count]))
+            trail.append(
+                {"promoted": count, "loss": quality.loss, "rank_correlation": quality.rank_correlation}
+            )
+            say(f"{count} promoted: {quality.loss:.2f} of the budget")
+            return quality
 
-        # The loss falls as groups are lifted, so the smallest number that fits is found by halving.
+        # The loss falls as groups are promoted, so the smallest number that fits is found by halving.
         low, high, best = 0, len(moves), tried(0)
         if best.loss > TARGET:
             while high - low > 1:
                 middle = (low + high) // 2
-                damage = tried(middle)
-                low, high, best = (low, middle, damage) if damage.loss <= TARGET else (middle, high, best)
+                quality = tried(middle)
+                low, high, best = (low, middle, quality) if quality.loss <= TARGET else (middle, high, best)
             low = high
-            best = self.damage(self.with_moves(moves[:low]))
+            best = self.loss_of(self.with_moves(moves[:low]))
         plan = self.with_moves(moves[:low], findings)
-        lifted = {group.name for group, _ in moves[:low]}
-        share = sum(group.share for group in self.groups if group.name not in lifted)
+        promoted = {group.name for group, _ in moves[:low]}
+        share = sum(group.share for group in self.groups if group.name not in promoted)
         return Search(findings, plan, best, share, trail)
 
     def with_moves(
         self, moves: Sequence[tuple[Group, NodePrecision]], findings: Sequence[Finding] = ()
     ) -> Plan:
-        """The base plan with groups lifted; the last move of a group counts."""
-        loss = {f.group: f.damage.loss for f in findings}
+        """The base plan with groups promoted; the last move of a group counts."""
+        loss = {f.group: f.quality.loss for f in findings}
         final = dict(moves)
         kept = tuple(
             Keep(g.pattern, f"{g.name}: alone it uses {loss.get(g, 0):.2f} of the loss budget", precision)
@@ -200,22 +202,22 @@ def report(search: Search) -> dict[str, Any]:
                 "name": f.group.name,
                 "pattern": f.group.pattern,
                 "share": round(f.group.share, 4),
-                "loss": f.damage.loss,
-                "rank_correlation": f.damage.rank_correlation,
-                "falls": f.damage.falls,
+                "loss": f.quality.loss,
+                "rank_correlation": f.quality.rank_correlation,
+                "metric_drop": f.quality.metric_drop,
             }
             for f in search.findings
         ],
         "trail": search.trail,
-        "loss": search.damage.loss,
-        "rank_correlation": search.damage.rank_correlation,
-        "falls": search.damage.falls,
+        "loss": search.quality.loss,
+        "rank_correlation": search.quality.rank_correlation,
+        "metric_drop": search.quality.metric_drop,
         "quantized_share": search.quantized_share,
     }
 
 
 def save_plot(search: Search, path: Path) -> None:
-    """Bars of every group's loss alone, worst first, and the budget; lifted groups are hatched."""
+    """Bars of every group's loss alone, worst first, and the budget; promoted groups are hatched."""
     from matplotlib.figure import Figure
 
     findings = search.findings[::-1]
@@ -223,18 +225,20 @@ def save_plot(search: Search, path: Path) -> None:
     axes = figure.subplots()
     kept = {k.pattern for k in search.plan.keep if k.precision in (*QUANTIZED, "rest")}
     for row, finding in enumerate(findings):
-        is_lifted = finding.group.pattern in kept
+        is_promoted = finding.group.pattern in kept
         axes.barh(
-            row, finding.damage.loss, color="#888888" if is_lifted else "#3070b0", hatch="//" * is_lifted
+            row, finding.quality.loss, color="#888888" if is_promoted else "#3070b0", hatch="//" * is_promoted
         )
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(
         range(len(findings)), [f"{f.group.name} ({f.group.share:.0%})" for f in findings], fontsize=7
     )
-    axes.set_xlabel("share of the loss budget used alone; hatched: lifted; in brackets: of the multiply-adds")
+    axes.set_xlabel(
+        "share of the loss budget used alone; hatched: promoted; in brackets: of the multiply-adds"
+    )
     axes.set_title(
         f"{search.plan.precision}: {search.quantized_share:.0%} of the multiply-adds quantized, "
-        f"{search.damage.loss:.2f} of the budget used",
+        f"{search.quality.loss:.2f} of the budget used",
         fontsize=9,
     )
     figure.savefig(path, dpi=120)

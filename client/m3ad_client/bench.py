@@ -1,6 +1,6 @@
 """What a benchmark computes, without a clock, server or file of its own: percentiles, ratios, time per stage.
 
-Region A: tensors ready -> anomaly map, as CFM timed it. Region B: files -> verdict. One frame at a time.
+Inference only: tensors ready -> anomaly map, as CFM timed it. End to end: files -> verdict. One frame at a time.
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
 from m3ad_client import report
-from m3ad_client.contenders import Contenders
+from m3ad_client.candidates import Candidates
 from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
 from m3ad_client.measure import artefacts, run_bench
@@ -167,9 +167,9 @@ def bench(
 ) -> None:
     """Speed and memory, one frame at a time, all forms on the same frames in turn; the paper's table beside.
 
-    The first form (bundle, then server, then baseline) is the reference of the ratios. Region A is what CFM timed:
-    tensors ready -> map. Region B is what a line feels: files -> verdict. Forms of one name are told apart in the
-    tables: `fused (in process)`, `fused (PyTorch)`, two servers by their URLs, two bundles by their folders.
+    The first form (bundle, then server, then baseline) is the reference of the ratios. Inference only is what CFM
+    timed: tensors ready -> map. End to end is what a line feels: files -> verdict. Forms of one name are told apart
+    in the tables: `fused (in process)`, `fused (PyTorch)`, two servers by their URLs, two bundles by their folders.
     """
     if layout and not bundle:
         raise typer.BadParameter("--layout is for --bundle; a server has its own layout")
@@ -181,18 +181,18 @@ def bench(
     samples = find_inputs(paths, split)
     opened = [_opened(path) for path in bundle or ()]
     count = threads or len(os.sched_getaffinity(0))
-    with Contenders() as contenders:
+    with Candidates() as candidates:
         for each in opened:
             for one in layout or [each.layout()]:
-                contenders.add_bundle(each.path, one, count)
+                candidates.add_bundle(each.path, one, count)
         for address in url or (() if bundle or baseline else (DEFAULT_URL,)):
-            contenders.add_server(
+            candidates.add_server(
                 TritonInspector(address, model, tls=_tls(tls, ca, key, cert), timeout_s=timeout_s)
             )
         for form in baseline or ():
             assert detector is not None
-            contenders.add_baseline(form, detector, count, device)
-        result = run_bench(contenders.all, samples, frames, warmup, say=shared.talk.print)
+            candidates.add_baseline(form, detector, count, device)
+        result = run_bench(candidates.all, samples, frames, warmup, say=shared.talk.print)
     if opened:
         result["artefacts"] = artefacts(opened[0])
     _print(result, report.bench_tables([result]), as_json, markdown)

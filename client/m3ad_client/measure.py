@@ -1,4 +1,4 @@
-"""Run a benchmark: contenders interleaved frame by frame, then memory, beside the paper's table."""
+"""Run a benchmark: candidates interleaved frame by frame, then memory, beside the paper's table."""
 
 import json
 import os
@@ -13,42 +13,43 @@ import numpy as np
 from m3ad.bundle import Bundle
 from m3ad.engines import Engines, engine_folders
 from m3ad.frames import Sample
+from m3ad_runtime.worker import END_TO_END, INFERENCE_ONLY
 
 from m3ad_client.bench import OWN_ENCODER, latency, ratio
-from m3ad_client.contenders import Contender, distinct_names
+from m3ad_client.candidates import Candidate, distinct_names
 from m3ad_client.memory import PeakMemory, tree_rss
 
 GROWTH_FROM = 20  # arenas have settled by then
-REGIONS = {"A": "tensors ready -> map", "B": "files -> verdict"}
+REGIONS = {INFERENCE_ONLY: "tensors ready -> map", END_TO_END: "files -> verdict"}
 
 
 def run_bench(
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     samples: Sequence[Sample],
     frames: int,
     warmup: int,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure contenders on the same frames in turn, one frame at a time.
+    """Measure candidates on the same frames in turn, one frame at a time.
 
-    Frame 0 through every contender, then frame 1 and so on: what else happens on the machine meets all alike, and a
+    Frame 0 through every candidate, then frame 1 and so on: what else happens on the machine meets all alike, and a
     ratio is taken frame by frame. Memory is read in a pass of its own, because reading it takes time.
 
     Args:
-        contenders: the first is the reference of the ratios.
+        candidates: the first is the reference of the ratios.
         samples: where the frames lie; they are repeated as often as needed.
         frames: how many are measured in each region.
         warmup: how many go before, unmeasured; the first of them makes the cold start.
         say: is told what is being done.
 
     Returns:
-        `rows` (one a contender and region, each with its conditions), `ratios` and `ratio_spread` of region A,
-        `stages`, `memory`, `paper`; every contender under a name of its own.
+        `rows` (one a candidate and region, each with its conditions), `ratios` and `ratio_spread` of inference only,
+        `stages`, `memory`, `paper`; every candidate under a name of its own.
     """
     load = os.getloadavg()[0]
-    reference = contenders[0]
-    names = distinct_names(contenders)
-    named = dict(zip(names, contenders, strict=True))
+    reference = candidates[0]
+    names = distinct_names(candidates)
+    named = dict(zip(names, candidates, strict=True))
     times: dict[tuple[str, str], list[float]] = {}
     rgb_share: list[float] = []
     points: list[int] = []
@@ -56,23 +57,27 @@ def run_bench(
     stages = []
     for region in REGIONS:
         taking_part = {name: c for name, c in named.items() if region in c.regions}
-        say(f"region {region}: {REGIONS[region]}, {', '.join(taking_part)} ...")
-        for number in range(max(warmup, 1)) if region == "A" else ():
-            for contender in taking_part.values():
-                contender.measure(samples[number % len(samples)], region)
-        for contender in taking_part.values():
-            contender.start_stages()
+        say(f"{region}: {REGIONS[region]}, {', '.join(taking_part)} ...")
+        for number in range(max(warmup, 1)) if region == INFERENCE_ONLY else ():
+            for candidate in taking_part.values():
+                candidate.measure(samples[number % len(samples)], region)
+        for candidate in taking_part.values():
+            candidate.start_stages()
         for number in range(frames):
             sample = samples[number % len(samples)]
-            for name, contender in taking_part.items():
-                measured = contender.measure(sample, region)
+            for name, candidate in taking_part.items():
+                measured = candidate.measure(sample, region)
                 times.setdefault((name, region), []).append(measured.ms)
                 points.append(measured.points)
-                if contender is reference and region == "A" and "rgb_extractor" in measured.stage_ms:
+                if (
+                    candidate is reference
+                    and region == INFERENCE_ONLY
+                    and "rgb_extractor" in measured.stage_ms
+                ):
                     rgb_share.append(measured.ms / measured.stage_ms["rgb_extractor"])
-                if contender.pid is not None:
-                    resident[name].append(tree_rss(contender.pid))
-        if region == "A":
+                if candidate.pid is not None:
+                    resident[name].append(tree_rss(candidate.pid))
+        if region == INFERENCE_ONLY:
             stages = [
                 {"run": name, **s.to_json()} for name, c in taking_part.items() for s in c.stages(frames)
             ]
@@ -82,7 +87,7 @@ def run_bench(
     ratios, spread = {}, {}
     for other in names[1:]:
         name = f"{other}/{names[0]}"
-        ratios[name], spread[name] = ratio(times[other, "A"], times[names[0], "A"])
+        ratios[name], spread[name] = ratio(times[other, INFERENCE_ONLY], times[names[0], INFERENCE_ONLY])
     if rgb_share:
         name = f"{names[0]}{OWN_ENCODER}"
         ratios[name], spread[name] = ratio(rgb_share, [1.0] * len(rgb_share))
@@ -111,14 +116,14 @@ def run_bench(
     }
 
 
-def map_errors(contenders: Mapping[str, Contender], sample: Sample) -> dict[str, float | None]:
+def map_errors(candidates: Mapping[str, Candidate], sample: Sample) -> dict[str, float | None]:
     """How far each one's anomaly map of a frame is from the reference's; None for another method's map (CFM)."""
     with tempfile.TemporaryDirectory() as folder:
-        maps = {name: c.anomaly_map(sample, Path(folder)) for name, c in contenders.items()}
+        maps = {name: c.anomaly_map(sample, Path(folder)) for name, c in candidates.items()}
     expected = next(iter(maps.values()))
     return {
         name: None if c.conditions["layout"] == "cfm" else float(np.abs(maps[name] - expected).max())
-        for name, c in contenders.items()
+        for name, c in candidates.items()
     }
 
 
@@ -147,17 +152,19 @@ def efficiency_table() -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def _memory(contender: Contender, samples: Sequence[Sample], resident: Sequence[int]) -> dict[str, Any]:
+def _memory(candidate: Candidate, samples: Sequence[Sample], resident: Sequence[int]) -> dict[str, Any]:
     """Parameters, peak of the process or server tree, growth after the first frames, peak of the device."""
     found: dict[str, Any] = {
-        "parameter_bytes": contender.conditions["parameter_bytes"],
-        "device_bytes": contender.device_bytes,
+        "parameter_bytes": candidate.conditions["parameter_bytes"],
+        "device_bytes": candidate.device_bytes,
         "peak": None,
     }
-    if contender.pid is not None:
-        with PeakMemory([contender.pid]) as peak:
-            contender.measure(samples[0], "A")  # after the first frames the peak is the same in every one
-        found["peak"] = asdict(peak.peaks[contender.pid])
+    if candidate.pid is not None:
+        with PeakMemory([candidate.pid]) as peak:
+            candidate.measure(
+                samples[0], INFERENCE_ONLY
+            )  # after the first frames the peak is the same in every one
+        found["peak"] = asdict(peak.peaks[candidate.pid])
     if len(resident) > GROWTH_FROM:
         found["growth"] = {"frames": len(resident), "bytes": resident[-1] - resident[GROWTH_FROM - 1]}
     return found

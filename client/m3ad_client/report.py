@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from m3ad_runtime.worker import INFERENCE_ONLY
 from rich.table import Table as RichTable
 
 from m3ad_client.bench import OWN_ENCODER
@@ -60,7 +61,7 @@ def bench_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         [*dict.fromkeys(conditions(row) for _, row in rows), *(n for r in results for n in _own_encoder(r))],
     )
     stages = Table(
-        "Time per stage and frame (region A)",
+        "Time per stage and frame (inference only)",
         ["form", "stage", "uses", "infer ms", "queue ms", "copy ms"],
         [
             [
@@ -86,7 +87,7 @@ def bench_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
 def _ratio_cell(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     reference = result["rows"][0]["name"]
     name = f"{row['name']}/{reference}"
-    if not row["region"].startswith("A") or name not in result["ratios"]:
+    if not row["region"].startswith(INFERENCE_ONLY) or name not in result["ratios"]:
         return ""
     spread = result["ratio_spread"][name]
     return f"{result['ratios'][name]:.2f} ({spread['low']:.2f} .. {spread['high']:.2f})"

@@ -81,7 +81,7 @@ class TritonInspector:
         return self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=with_maps)
 
     def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
-        """Let the server inspect tensors that are preprocessed already (region A of the bench)."""
+        """Let the server inspect tensors that are preprocessed already (what the bench calls inference only)."""
         inputs = []
         arrays = model_arrays(prepared)
         for tensor in self.tensors:

@@ -40,7 +40,7 @@ class Bundle:
         """Open a bundle and check its format, its contract version and the hash of every listed file.
 
         Raises:
-            ArtifactError: the folder is no bundle, is of another contract version, or a file was changed.
+            ArtifactError: the folder is not a bundle, is of another contract version, or a file was changed.
         """
         document = read_manifest(path, FORMAT, "Write one with: m3ad-export bundle")
         version = document.get("contract_version")

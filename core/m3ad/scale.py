@@ -23,8 +23,8 @@ def unit_mistake(found_m: float, expected_m: float) -> str | None:
     if times <= OTHER_UNIT:
         return None
     factor = min(UNIT_FACTORS, key=lambda f: abs(math.log(min(times, 1e9) / f)))
-    mend = f"divide it by {factor:g}" if ratio > 1 else f"multiply it by {factor:g}"
+    fix = f"divide it by {factor:g}" if ratio > 1 else f"multiply it by {factor:g}"
     return (
         f"is {ratio:.3g} times as large as the training frames' ({found_m:.3g} m across, {expected_m:.3g} m is usual); "
-        f"if xyz is in another unit, {mend}"
+        f"if xyz is in another unit, {fix}"
     )

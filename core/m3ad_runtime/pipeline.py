@@ -125,7 +125,7 @@ class Inspector:
         return self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=with_maps)
 
     def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
-        """Inspect tensors that are preprocessed already (region A of the bench)."""
+        """Inspect tensors that are preprocessed already (what the bench calls inference only)."""
         arrays = model_arrays(prepared)
         if problem := mismatch(self.tensors, arrays):
             raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")

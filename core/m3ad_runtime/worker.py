@@ -19,6 +19,8 @@ from m3ad.errors import M3adError
 from m3ad.frames import Sample, read_sample
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 
+# What the clock runs around: tensors ready -> map, as CFM timed, or files -> verdict, what a line feels.
+INFERENCE_ONLY, END_TO_END = "inference only", "end to end"
 MapAndTimes = tuple[npt.NDArray[np.float32], dict[str, float]]
 
 
@@ -27,7 +29,7 @@ class Runner:
     """What a worker runs.
 
     Attributes:
-        run: tensors ready -> anomaly map [224, 224] and milliseconds per stage; region A is this call and no more.
+        run: tensors ready -> anomaly map [224, 224] and milliseconds per stage; inference only is this call.
         preprocessing: of the frames it is given as files.
         conditions: JSON-able; what a figure measured on it stands on.
         device_bytes: the peak of device memory so far, where there is a device.
@@ -43,9 +45,8 @@ def serve(load: Callable[[], Runner]) -> None:
     """Answer requests until stdin ends.
 
     The first line told is `{"ready": conditions}` or `{"error": text}`. Requests name a frame by its two files:
-    `{"region": "A" | "B", "rgb": path, "xyz": path, "map": path or null}` -> `{"ms", "stage_ms", "points",
-    "device_bytes"}`.
-    Region A: tensors ready -> anomaly map. Region B: files -> anomaly map. The map is saved after the clock stopped.
+    `{"region": INFERENCE_ONLY | END_TO_END, "rgb": path, "xyz": path, "map": path or null}` -> `{"ms", "stage_ms",
+    "points", "device_bytes"}`. The map is saved after the clock stopped.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is no answer
@@ -66,7 +67,7 @@ def serve(load: Callable[[], Runner]) -> None:
 def _answer(runner: Runner, request: dict[str, Any]) -> dict[str, Any]:
     rgb, xyz = Path(request["rgb"]), Path(request["xyz"])
     sample = Sample(rgb, xyz, None, "", "", rgb.stem)
-    prepared = None if request["region"] == "B" else prepare(read_sample(sample), runner.preprocessing)
+    prepared = None if request["region"] == END_TO_END else prepare(read_sample(sample), runner.preprocessing)
     started = time.perf_counter_ns()
     if prepared is None:
         prepared = prepare(read_sample(sample), runner.preprocessing)

@@ -35,7 +35,7 @@ def write_bundle(
 
     Args:
         detector: trained, in eval mode.
-        golden: one good frame; its values at every stage wall, for its central points, become golden files.
+        golden: one good frame; its values at every stage boundary, for its central points, become golden files.
         path: the bundle's folder; an older bundle there is replaced.
         layouts: which to write; all that the method has if left out.
         parity_points: numbers of foreground points to check.

@@ -9,7 +9,7 @@ from m3ad_plugins.library import Finding, checks
 
 
 def findings() -> list[Finding]:
-    """Every finding, in the order in which to mend what is wrong."""
+    """Every finding, in the order in which to fix what is wrong."""
     return [
         _package("ONNX Runtime", "onnxruntime", "pip install 'm3ad[cpu]'"),
         _native_ops(),

@@ -1,4 +1,4 @@
-"""The gate on a small trained detector: what passes, and three poisoned bundles that must not."""
+"""The gate on a small trained detector: what passes, and three negative controls that must not."""
 
 import json
 from collections.abc import Iterator
@@ -241,12 +241,12 @@ def fp16_cosine(model: onnx.ModelProto, vote: onnx.ModelProto) -> onnx.ModelProt
         helper.make_node("Transpose", ["rows"], ["scores"]),
     ]
     added = [numpy_helper.from_array(np.array([1]), "axis"), numpy_helper.from_array(np.float16(1), "one")]
-    poisoned = onnx.ModelProto()
-    poisoned.CopyFrom(model)
-    del poisoned.graph.node[:], poisoned.graph.initializer[:]
-    poisoned.graph.node.extend([*nodes, *vote.graph.node])
-    poisoned.graph.initializer.extend([*added, *vote.graph.initializer])
-    return poisoned
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    del broken.graph.node[:], broken.graph.initializer[:]
+    broken.graph.node.extend([*nodes, *vote.graph.node])
+    broken.graph.initializer.extend([*added, *vote.graph.initializer])
+    return broken
 
 
 def test_an_all_fp16_cosine_is_caught(confident: Trained, tmp_path: Path) -> None:

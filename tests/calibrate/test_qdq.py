@@ -190,7 +190,7 @@ def test_every_graph_of_a_bundle_takes_the_default_plan(
     found = qdq.quantized(prepared, stage, plan, limits)
     onnx.checker.check_model(found, full_check=True)
     dequantized = {o for n in found.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    kept = re.compile(r"attn/matmul|patch_embed|pos_embed|first_conv|second_conv\.0|_turn/")
+    kept = re.compile(r"attn/matmul|patch_embed|pos_embed|first_conv|second_conv\.0|_rotation/")
     for node in found.graph.node:
         wanted = node.op_type in ("MatMul", "Gemm", "Conv") and not kept.search(node.name)
         assert dequantized.issuperset(node.input) == wanted, node.name

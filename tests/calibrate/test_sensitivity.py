@@ -11,7 +11,7 @@ from m3ad.frames import Frame, find_samples, read_sample
 from m3ad.preprocess import prepare, with_holes
 from m3ad_calibrate.cli import app
 from m3ad_calibrate.defects import with_defect
-from m3ad_calibrate.probe import Damage, Probe
+from m3ad_calibrate.probe import Probe, QualityLoss
 from m3ad_calibrate.quantize import Settings
 from m3ad_calibrate.record import read_record, record
 from m3ad_calibrate.sensitivity import TARGET, Searcher, find_groups
@@ -79,12 +79,12 @@ def test_a_frame_without_a_part_has_no_defect() -> None:
 
 
 def test_both_layouts_of_an_unchanged_bundle_agree(probe: Probe) -> None:
-    """The probe's own chain and vote against the exported head, and no change is no damage."""
+    """The probe's own chain and vote against the exported head, and no change is no quality."""
     for chain, fused in zip(probe.reference["chain"], probe.reference["fused"], strict=True):
         np.testing.assert_allclose(chain, fused, atol=1e-3 * np.abs(fused).max())
-    assert probe.damage({}, 0.005) == Damage({"image_auroc": 0, "aupro_30": 0, "aupro_1": 0}, 1.0, 0.0)
+    assert probe.loss_of({}, 0.005) == QualityLoss({"image_auroc": 0, "aupro_30": 0, "aupro_1": 0}, 1.0, 0.0)
     same = {"mfm": probe.session(probe.models["mfm"])}
-    assert probe.damage(same, 0.005).rank_correlation == 1
+    assert probe.loss_of(same, 0.005).rank_correlation == 1
 
 
 def test_groups_cover_every_product_of_the_plan_once(probe: Probe) -> None:
@@ -108,8 +108,8 @@ def test_groups_cover_every_product_of_the_plan_once(probe: Probe) -> None:
                     assert len(found) == 1, (stage, node.name, found)
 
 
-def test_a_poisoned_group_is_found_and_lifted(probe: Probe, bundle: Bundle) -> None:
-    """One layer's recorded inputs are noise: its group must rank first, and the plan must lift it."""
+def test_a_broken_group_is_found_and_promoted(probe: Probe, bundle: Bundle) -> None:
+    """One layer's recorded inputs are noise: its group must rank first, and the plan must promote it."""
     feeds = read_record(bundle)
     base = default_plan("int8")
     searcher = Searcher(probe, feeds, base, Settings(), budget=0.5)
@@ -120,13 +120,13 @@ def test_a_poisoned_group_is_found_and_lifted(probe: Probe, bundle: Bundle) -> N
     said: list[str] = []
     search = searcher.search(said.append)
     assert search.findings[0].group.name == "projection"
-    assert search.findings[0].damage.loss > TARGET
-    assert search.damage.loss <= TARGET
-    lifted = {k.pattern: k.precision for k in search.plan.keep if k not in base.keep}
-    assert lifted[search.findings[0].group.pattern] in ("int8_weights", "rest")
+    assert search.findings[0].quality.loss > TARGET
+    assert search.quality.loss <= TARGET
+    promoted = {k.pattern: k.precision for k in search.plan.keep if k not in base.keep}
+    assert promoted[search.findings[0].group.pattern] in ("int8_weights", "rest")
     assert f"{len(searcher.groups)} of {len(searcher.groups)}" in "\n".join(said)
     # A plan the search wrote is a plan that `quantize` reads: the same products, the same loss.
-    assert searcher.damage(search.plan).loss == pytest.approx(search.damage.loss)
+    assert searcher.loss_of(search.plan).loss == pytest.approx(search.quality.loss)
 
 
 def test_command_writes_plan_plot_and_figures(bundle: Bundle, data: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from m3ad.preprocess import prepare_mask
 from m3ad_export.detector import Detector
 from m3ad_export.saved import save_detector
 from m3ad_runtime.pipeline import Inspector
+from m3ad_runtime.worker import END_TO_END, INFERENCE_ONLY
 from m3ad_triton.server import LocalServer
 from PIL import Image
 from serving import make_frame, write_frame
@@ -116,9 +117,9 @@ def test_bench_holds_forms_side_by_side(tiny_bundle: Bundle, tiny_detector: Dete
     told = document(
         "bench", folder, "--bundle", tiny_bundle.path, *layouts, *baselines, "--frames", 2, "--warmup", 1
     )
-    measured = [(row["name"], row["region"][0]) for row in told["rows"]]
+    measured = [(row["name"], row["region"].partition(":")[0]) for row in told["rows"]]
     names = ["fused", "chain", "dense", "cfm"]
-    assert measured == [*((n, "A") for n in names), ("fused", "B"), ("chain", "B")]
+    assert measured == [*((n, INFERENCE_ONLY) for n in names), ("fused", END_TO_END), ("chain", END_TO_END)]
     for row in told["rows"]:
         assert row["frames"] == 2
         assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
@@ -185,7 +186,7 @@ def test_a_baseline_without_its_detector_is_one_sentence(category: Path, tmp_pat
 def test_tables_are_printed_for_people_and_documents(tiny_bundle: Bundle, category: Path) -> None:
     done = client("bench", category, "--bundle", tiny_bundle.path, "--frames", 2, "--warmup", 1, "--markdown")
     assert done.returncode == 0, done.stderr
-    assert "| fused | A: tensors ready -> map | " in done.stdout
+    assert "| fused | inference only: tensors ready -> map | " in done.stdout
     assert "| CFM | 21.755 | 437.9 |" in done.stdout
     assert "- fused: in process, " in done.stdout
     assert "- Not one machine: " in done.stdout
@@ -202,11 +203,11 @@ def test_saved_results_are_shown_side_by_side(tiny_bundle: Bundle, category: Pat
         files[-1].write_text(json.dumps(document(*arguments, "--warmup", 1)))
     done = client("report", *files, "--markdown")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| A: tensors ready -> map | ") == 2
+    assert done.stdout.count("| inference only: tensors ready -> map | ") == 2
     assert "| chain | mgm | 1 | " in done.stdout
     assert "| fused | head | 1 | " in done.stdout
     assert done.stdout.count("| CFM | 21.755 |") == 1
-    for wrong in ("[]", '{"rows": []}', '{"rows": [{"region": "A"}]}'):
+    for wrong in ("[]", '{"rows": []}', '{"rows": [{"region": "inference only"}]}'):
         files[0].write_text(wrong)
         assert "is not a result of `m3ad-client eval --json`" in refusal("report", files[0])
 
@@ -231,7 +232,7 @@ def test_two_bundles_are_two_forms(tiny_bundle: Bundle, category: Path, tmp_path
     shutil.copytree(tiny_bundle.path, tmp_path / "second[v2]")
     bundles = ("--bundle", tiny_bundle.path, "--bundle", tmp_path / "second[v2]")
     told = document("bench", category, *bundles, "--frames", 2, "--warmup", 1)
-    assert [row["name"] for row in told["rows"] if row["region"].startswith("A")] == [
+    assert [row["name"] for row in told["rows"] if row["region"].startswith(INFERENCE_ONLY)] == [
         "fused (tiny)",
         "fused (second[v2])",
     ]

@@ -14,7 +14,8 @@ from m3ad.errors import ArtifactError
 from m3ad_client import report
 from m3ad_client.measure import run_bench
 from m3ad_client.saved import read_result
-from test_contenders import SAMPLE, Form
+from m3ad_runtime.worker import INFERENCE_ONLY
+from test_candidates import SAMPLE, Form
 
 METRICS = {"image_auroc": 1.0, "pixel_auroc": 0.5}
 EVALUATION = {
@@ -31,7 +32,7 @@ EVALUATION = {
 
 
 def bench() -> dict[str, Any]:
-    found = run_bench([Form("a"), Form("b", regions=("A",))], [SAMPLE], frames=2, warmup=1)
+    found = run_bench([Form("a"), Form("b", regions=(INFERENCE_ONLY,))], [SAMPLE], frames=2, warmup=1)
     found["artefacts"] = {
         "export_s": 1.0,
         "onnx_bytes": 2,
@@ -54,7 +55,7 @@ def show(document: Any, path: Path) -> str:
 
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
-    assert "| b | A: tensors ready -> map |" in show(BENCH, tmp_path / "bench.json")
+    assert "| b | inference only: tensors ready -> map |" in show(BENCH, tmp_path / "bench.json")
     told = show(EVALUATION, tmp_path / "eval.json")
     assert "**tiny [v2], split test (w)**" in told
     assert "| image auroc | 1.0000 | 1.0000 |" in told

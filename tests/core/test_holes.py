@@ -122,8 +122,8 @@ def test_flat_and_quantised_parts_are_no_holes(step_m, height_m, share, standoff
 def test_a_wall_at_one_depth_behind_the_part_is_measured():
     xyz = plate(0.4)
     v, u = (np.indices((SIDE, SIDE)) - SIDE / 2 + 0.25) / SIDE
-    wall = np.abs(u) > 0.3
-    xyz[wall] = np.stack([0.5 * u, 0.5 * v, np.ones_like(u)], axis=-1)[wall]  # the same rays at 1 m
+    boundary = np.abs(u) > 0.3
+    xyz[boundary] = np.stack([0.5 * u, 0.5 * v, np.ones_like(u)], axis=-1)[boundary]  # the same rays at 1 m
     assert len(prepare(frame_of(xyz), Preprocessing()).points) == 224 * 224
 
 

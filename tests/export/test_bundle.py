@@ -117,7 +117,7 @@ def test_extractor_reads_its_pixels_also_once_its_ops_are_inlined(tiny_bundle: B
 
 def test_maps_of_large_values_may_differ_by_as_much_of_them(tiny_detector: Detector, tmp_path: Path) -> None:
     detector = copy.deepcopy(tiny_detector)
-    detector.networks["vm"].expected = torch.full_like(detector.networks["vm"].expected, 1e-4)
+    detector.networks["vm"].baseline = torch.full_like(detector.networks["vm"].baseline, 1e-4)
     write_graphs(detector, ("chain",), tmp_path)
     image = make_input(1024).image
     deviations = check_parity(detector, tmp_path, image, ("chain",), (1025,))

@@ -33,7 +33,7 @@ CONFIG = MentorSettings(
     guide_steps=12,
     guide_rows=32,
     svm_frames=1,
-    expected_frames=2,
+    baseline_frames=2,
     checkpoint_steps=4,
 )
 HEADS = HeadConfig(
@@ -156,9 +156,9 @@ def test_the_vote_alone_can_be_fitted_anew(
     same = refit(trained[1], *splits, tmp_path / "same")
     assert same.record["threshold"] == trained[1].record["threshold"]
     loaded = load_detector(tmp_path / "same")
-    assert torch.equal(loaded.networks["vm"].expected, trained[1].networks["vm"].expected)
-    blind = refit(trained[1], *splits, tmp_path / "blind", without="rgb", settings={"expected_frames": "1"})
-    assert not torch.equal(blind.networks["vm"].expected, trained[1].networks["vm"].expected)
+    assert torch.equal(loaded.networks["vm"].baseline, trained[1].networks["vm"].baseline)
+    blind = refit(trained[1], *splits, tmp_path / "blind", without="rgb", settings={"baseline_frames": "1"})
+    assert not torch.equal(blind.networks["vm"].baseline, trained[1].networks["vm"].baseline)
     settings = Preprocessing.from_json(blind.record["preprocessing"])
     assert settings.without == "rgb"
     pipeline = Pipeline(blind.contract.steps("chain"), stage_functions(blind))
@@ -190,7 +190,7 @@ def test_command_fits_the_vote_of_a_masked_line(
     assert done.exit_code == 0, done.output
     record = load_detector(tmp_path / "out").record
     assert record["preprocessing"]["without"] == "xyz"
-    assert record["training"]["expected_frames"] == CONFIG.expected_frames
+    assert record["training"]["baseline_frames"] == CONFIG.baseline_frames
     assert f"threshold {record['threshold']['value']:.6g}, xyz masked out" in done.stdout
     again = CliRunner().invoke(app, arguments)
     assert isinstance(again.exception, M3adError)

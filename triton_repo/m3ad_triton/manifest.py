@@ -106,7 +106,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Read `folder`/manifest.json; no other file is looked at.
 
         Raises:
-            ArtifactError: the folder is no repository, is of another contract version, or an entry is wrong.
+            ArtifactError: the folder is not a repository, is of another contract version, or an entry is wrong.
         """
         document = read_manifest(folder, FORMAT, ADVICE)
         version = document.get("contract_version")

@@ -48,7 +48,7 @@ class Repository:
         """Open a repository and check every entry of its manifest and every file: all listed ones and no other.
 
         Raises:
-            ArtifactError: the folder is no repository, is of another contract version, its manifest is wrong, a file
+            ArtifactError: the folder is not a repository, is of another contract version, its manifest is wrong, a file
                 was changed, or one is not listed.
         """
         manifest = RepositoryManifest.read(path)

@@ -29,7 +29,7 @@ def find_problems(path: Path, *, with_files: bool = True) -> list[str]:
         with_files: hash every file too; not needed where they were hashed a moment ago, or are about to be.
 
     Raises:
-        ArtifactError: the folder is no repository of this contract version at all, or its manifest is wrong.
+        ArtifactError: the folder is not a repository of this contract version at all, or its manifest is wrong.
     """
     manifest = RepositoryManifest.read(path)
     problems = file_problems(path, manifest) if with_files else []

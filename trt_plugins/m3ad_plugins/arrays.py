@@ -1,4 +1,4 @@
-"""The arrays that cross the ops' walls: their types, and the check of what a caller hands in."""
+"""The arrays that cross the ops' boundaries: their types, and the check of what a caller hands in."""
 
 from typing import Any
 

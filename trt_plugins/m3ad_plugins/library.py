@@ -121,7 +121,7 @@ def check_compute_capability() -> Finding:
     """The first GPU's compute capability against those the kernels are compiled for."""
     subject, driver, device, count = "GPU", _driver(), ctypes.c_int(), ctypes.c_int()
     if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return Finding(subject, False, "none can be reached", "mend the driver first")
+        return Finding(subject, False, "none can be reached", "fix the driver first")
     if count.value == 0:
         return Finding(subject, False, "none is visible", "look at CUDA_VISIBLE_DEVICES")
     name = ctypes.create_string_buffer(100)
@@ -218,5 +218,5 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
 
 
 def checks() -> list[Finding]:
-    """Every check, in the order in which to mend what is wrong."""
+    """Every check, in the order in which to fix what is wrong."""
     return [check() for check in CHECKS]

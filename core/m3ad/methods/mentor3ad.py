@@ -66,8 +66,8 @@ METHOD = Method(
     ),
     # The reconstructions come in the basis of MFM's first layer: the columns it reads, and the rest.
     pairs=(
-        Pair("rgb_turned", ("rgb_reconstructed_read", "rgb_reconstructed_rest")),
-        Pair("xyz_turned", ("xyz_reconstructed_read", "xyz_reconstructed_rest")),
+        Pair("rgb_rotated", ("rgb_reconstructed_row_space", "rgb_reconstructed_null_space")),
+        Pair("xyz_rotated", ("xyz_reconstructed_row_space", "xyz_reconstructed_null_space")),
         Pair("mentor", ("mentor_reconstructed",)),
     ),
     # The same layers in both layouts; the fused head runs MFM's first layers and the feature half of MGM's on tokens.

@@ -29,14 +29,14 @@ from m3ad_runtime.stages import bilinear_taps
 from onnx import compose, helper, numpy_helper, parser
 from onnx.external_data_helper import set_external_data
 
-from m3ad_export.graphs.row_tiling import in_parts
+from m3ad_export.graphs.row_tiling import row_tiled
 
 OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
 SMALLEST_EXTERNAL = (
     1024  # bytes of a weight that lies outside its graph; smaller ones are read while a graph is loaded
 )
 ENCODER_GRAPH = "xyz_encoder.onnx"  # the plain one, which is quantized and composed; a CPU runs it in parts
-ENCODER_IN_PARTS, ENCODER_WEIGHTS = XYZ_CPU.files
+ENCODER_ROW_TILED, ENCODER_WEIGHTS = XYZ_CPU.files
 
 
 def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
@@ -147,7 +147,7 @@ def xyz_extractor_model(encoder: onnx.ModelProto, contract: Contract) -> onnx.Mo
 def write_xyz_extractor(encoder: onnx.ModelProto, contract: Contract, folder: Path) -> None:
     """Write the encoder, plain, in parts for a CPU and as `xyz_extractor.onnx`; all three refer to one weights file."""
     others = {
-        ENCODER_IN_PARTS: in_parts(encoder),
+        ENCODER_ROW_TILED: row_tiled(encoder),
         "xyz_extractor.onnx": xyz_extractor_model(encoder, contract),
     }
     # Not by onnx.save's own option: that refuses a file of this name in the working directory (onnx 1.23).

@@ -1,7 +1,7 @@
-"""The same inputs through PyTorch and ONNX Runtime, compared at every stage wall, for several sizes of cloud.
+"""The same inputs through PyTorch and ONNX Runtime, compared at every stage boundary, for several sizes of cloud.
 
 Two ONNX forms are held against PyTorch: the graphs with the custom ops' function bodies, which any ONNX runtime can
-run, and the CPU stages, in which the ops are called between plugin-free graphs.
+run, and the CPU stages, in which the ops are called between dense subgraphs.
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ def check_parity(
     points: tuple[int, ...] = PARITY_POINTS,
     threads: int = 2,
 ) -> list[Deviation]:
-    """Compare the value at every stage wall, for every number of points.
+    """Compare the value at every stage boundary, for every number of points.
 
     Returns:
         One entry per form, size and value; see `verify_parity`.

@@ -1,4 +1,4 @@
-"""The precision plan: which type every node of the plugin-free graphs computes in, and why. One notion for all types.
+"""The precision plan: which type every node of the dense subgraphs computes in, and why. One notion for all types.
 
 A plan is a JSON file that people read and edit. Its entries are searched from the top, the first that matches a node
 decides; what no entry matches gets the plan's precision. INT8 and FP8 are for matrix products with weights: every other
@@ -40,7 +40,9 @@ KEEP_FP32: tuple[Keep, ...] = (
         r"^(vm|vote|head_scores|head_vote):",
         "scores lie near 1 - cos = 0, where fp16 steps are as large as the signal; voting multiplies them",
     ),
-    Keep(r"^head_tokens:\w+_turn/", "the features that are compared: what they lose is taken for a defect"),
+    Keep(
+        r"^head_tokens:\w+_rotation/", "the features that are compared: what they lose is taken for a defect"
+    ),
     Keep(r"^project:", "distances to centres decide the weights; 3-NN in fp16 loses its true neighbours"),
     Keep(r"/LayerNormalization", "sums of squares over wide rows overflow fp16"),
     Keep(r"/Softmax", "exponentials overflow; TensorRT fuses an fp32 softmax into attention"),

@@ -1,7 +1,7 @@
 """Half precision written into the ONNX file, the only place TensorRT 11 and strongly typed networks read it from.
 
 The plan says which nodes stay in fp32 and why; everything else that computes on floats runs in half precision. Tensors
-at the stage's walls stay fp32, as the contract has them.
+at the stage's boundary stay fp32, as the contract has them.
 """
 
 from typing import Any, Literal

@@ -29,8 +29,8 @@ BETWEEN = (
 LAST = "ReduceMax"
 
 
-def in_parts(encoder: onnx.ModelProto, parts: int = CPU_PARTS) -> onnx.ModelProto:
-    """A copy of the plugin-free encoder that takes the rows from the first ReLU to each maximum of a group in parts.
+def row_tiled(encoder: onnx.ModelProto, parts: int = CPU_PARTS) -> onnx.ModelProto:
+    """A copy of the dense encoder that takes the rows from the first ReLU to each maximum of a group in parts.
 
     There are as many parts as divide both the groups and `parts`; with one, nothing changes.
     """
@@ -63,12 +63,12 @@ class _Tiling:
                 self.rows.update(t.name for t in node.outputs if node.op != LAST)
                 continue
             if any(maker in chain for t in node.inputs for maker in t.inputs):
-                nodes += self._in_parts(chain)
+                nodes += self._in_tiles(chain)
                 chain = []
             nodes.append(node)
         self.graph.nodes = nodes
 
-    def _in_parts(self, chain: list[gs.Node]) -> list[gs.Node]:
+    def _in_tiles(self, chain: list[gs.Node]) -> list[gs.Node]:
         copies = [self._part_of(node, part) for part in range(self.parts) for node in chain]
         split = [
             gs.Node("Split", f"{n}/Split", {"axis": 0, "num_outputs": self.parts}, [self.tensors[n]], pieces)

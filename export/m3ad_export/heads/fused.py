@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from m3ad_export.heads.mentor import Mapping, Mfm, Mgm
 
 
-def read_basis(first: nn.Linear) -> tuple[Tensor, Tensor]:
+def row_space_basis(first: nn.Linear) -> tuple[Tensor, Tensor]:
     """An orthonormal basis Q [D, D] whose first H axes are all that `first` reads: W Q = [M 0], M [H, H], in float64.
 
     A cosine is the same in every orthonormal basis. So F~ may be made as Q^T F~, MGM's last layer with other weights,
     and `first` becomes M on its first H columns: H^2 products a row for H D (or, merged with MGM's last, H times that
-    layer's width). The features are turned too, which costs D^2 for each token instead of each pixel.
+    layer's width). The features are rotated too, which costs D^2 for each token instead of each pixel.
 
     Any H axes that span the same do. The factorization's own make M a triangle, some weights far larger than the rest,
     which costs digits in eight bits; mixed at random they are all alike (QuaRot, Ashkboos et al. 2024).
@@ -48,7 +48,7 @@ def split_columns(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
     return weight[:, :width], weight[:, width:]
 
 
-TABLES = ("rgb_mfm", "rgb_mgm", "rgb_turned", "xyz_mfm", "xyz_mgm", "xyz_turned")  # of HeadTokens
+TABLES = ("rgb_mfm", "rgb_mgm", "rgb_rotated", "xyz_mfm", "xyz_mgm", "xyz_rotated")  # of HeadTokens
 
 
 class HeadTokens(nn.Module):
@@ -65,15 +65,18 @@ class HeadTokens(nn.Module):
         rgb_first, xyz_first = mfm.rgb_branch.first, mfm.xyz_branch.first
         self.rgb_mfm = linear(rgb_first.weight, rgb_first.bias)
         self.rgb_mgm = linear(split_columns(mgm.to_xyz.input, width)[1], mgm.to_xyz.input.bias)
-        self.rgb_turn = linear(read_basis(rgb_first)[0].T)
+        self.rgb_rotation = linear(row_space_basis(rgb_first)[0].T)
         self.xyz_mfm = linear(xyz_first.weight)
         self.xyz_mgm = linear(split_columns(mgm.to_rgb.input, width)[1])
-        self.xyz_turn = linear(read_basis(xyz_first)[0].T)
+        self.xyz_rotation = linear(row_space_basis(xyz_first)[0].T)
 
     @property
     def widths(self) -> dict[str, int]:
         """Columns of TABLES."""
-        rgb, xyz = (self.rgb_mfm, self.rgb_mgm, self.rgb_turn), (self.xyz_mfm, self.xyz_mgm, self.xyz_turn)
+        rgb, xyz = (
+            (self.rgb_mfm, self.rgb_mgm, self.rgb_rotation),
+            (self.xyz_mfm, self.xyz_mgm, self.xyz_rotation),
+        )
         return dict(zip(TABLES, (layer.out_features for layer in (*rgb, *xyz)), strict=True))
 
     def forward(
@@ -82,10 +85,10 @@ class HeadTokens(nn.Module):
         return (
             self.rgb_mfm(rgb_tokens),
             self.rgb_mgm(rgb_tokens),
-            self.rgb_turn(rgb_tokens),
+            self.rgb_rotation(rgb_tokens),
             self.xyz_mfm(xyz_tokens),
             self.xyz_mgm(xyz_tokens),
-            self.xyz_turn(xyz_tokens),
+            self.xyz_rotation(xyz_tokens),
         )
 
 
@@ -112,12 +115,12 @@ class GuidedMapping(nn.Module):
         return F.gelu(self.projection(F.gelu(hidden if self.bias is None else hidden + self.bias)))
 
 
-class TurnedOutput(nn.Module):
+class RotatedOutput(nn.Module):
     """MGM's last layer in the basis of MFM's first: last hidden rows -> the H columns that it reads and the rest."""
 
     def __init__(self, last: nn.Linear, first: nn.Linear) -> None:
         super().__init__()
-        basis = read_basis(first)[0].T
+        basis = row_space_basis(first)[0].T
         weight, bias = basis @ last.weight.double(), basis @ last.bias.double()
         self.read = linear(weight[: first.out_features], bias[: first.out_features])
         self.rest = linear(weight[first.out_features :], bias[first.out_features :])
@@ -127,7 +130,7 @@ class TurnedOutput(nn.Module):
 
 
 class HeadRows(nn.Module):
-    """INPUTS' rows of T scored pixels, [T, ...] -> F~_RGB and F~_XYZ as `TurnedOutput`s, mentor, F~_Mtr."""
+    """INPUTS' rows of T scored pixels, [T, ...] -> F~_RGB and F~_XYZ as `RotatedOutput`s, mentor, F~_Mtr."""
 
     INPUTS = ("rgb_mfm", "rgb_mgm", "xyz_mfm", "xyz_mgm")
 
@@ -138,20 +141,20 @@ class HeadRows(nn.Module):
         self.to_rgb = GuidedMapping(mgm.mentor_to_rgb, mgm.to_rgb, width, mgm.to_rgb.input.bias.detach())
         self.to_xyz = GuidedMapping(mgm.mentor_to_xyz, mgm.to_xyz, width)
         rgb_first, xyz_first = mfm.rgb_branch.first, mfm.xyz_branch.first
-        self.rgb_output = TurnedOutput(mgm.to_rgb.output, rgb_first)
-        self.xyz_output = TurnedOutput(mgm.to_xyz.output, xyz_first)
-        self.rgb_again = linear(read_basis(rgb_first)[1], rgb_first.bias)
-        self.xyz_again = linear(read_basis(xyz_first)[1], xyz_first.bias)
+        self.rgb_output = RotatedOutput(mgm.to_rgb.output, rgb_first)
+        self.xyz_output = RotatedOutput(mgm.to_xyz.output, xyz_first)
+        self.rgb_again = linear(row_space_basis(rgb_first)[1], rgb_first.bias)
+        self.xyz_again = linear(row_space_basis(xyz_first)[1], xyz_first.bias)
 
     @property
     def widths(self) -> dict[str, int]:
         """Names and columns of what comes out."""
         mentor = self.mfm.config.mentor_width
         return {
-            "rgb_reconstructed_read": self.rgb_output.read.out_features,
-            "rgb_reconstructed_rest": self.rgb_output.rest.out_features,
-            "xyz_reconstructed_read": self.xyz_output.read.out_features,
-            "xyz_reconstructed_rest": self.xyz_output.rest.out_features,
+            "rgb_reconstructed_row_space": self.rgb_output.read.out_features,
+            "rgb_reconstructed_null_space": self.rgb_output.rest.out_features,
+            "xyz_reconstructed_row_space": self.xyz_output.read.out_features,
+            "xyz_reconstructed_null_space": self.xyz_output.rest.out_features,
             "mentor": mentor,
             "mentor_reconstructed": mentor,
         }

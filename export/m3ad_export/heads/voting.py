@@ -3,7 +3,7 @@
 References:
     Mentor3AD Eq. 5 (scores), Eq. 6 (voting), Alg. 1 (one-class SVM)
     CFM, from which the smoothing comes  https://github.com/CVLAB-Unibo/crossmodal-feature-mapping
-    CRD, which standardises each modality's map by good frames; `expected` does so pixel by pixel
+    CRD, which standardises each modality's map by good frames; `baseline` does so pixel by pixel
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from m3ad_export.heads.mentor import unit
 
 SCORES = ("rgb", "xyz", "mentor")
 SVM_ROWS = 4096  # the exact solver is quadratic in the rows
-EXPECTED_FLOOR = 0.25  # of the median: keeps pixels where good parts show nothing from magnifying noise
+BASELINE_FLOOR = 0.25  # of the median: keeps pixels where good parts show nothing from magnifying noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,17 +127,17 @@ class Vm(nn.Module):
 
     S_All = prod_n f(S_RGB^alpha_n S_XYZ^beta_n S_Mtr^gamma_n);  O_s = w S_All^(1/N) - rho;  score = max O_s
 
-    The root is ours: it changes no rank, and it keeps a product of six small numbers inside fp32. So is `expected`:
-    each score enters as a multiple of what good frames show at its pixel (`fit_expected`; ones leave it as it is).
+    The root is ours: it changes no rank, and it keeps a product of six small numbers inside fp32. So is `baseline`:
+    each score enters as a multiple of what good frames show at its pixel (`fit_baseline`; ones leave it as it is).
     """
 
-    expected: Tensor  # [3, 50176]
+    baseline: Tensor  # [3, 50176]
 
     def __init__(self, config: VotingConfig) -> None:
         super().__init__()
         self.config = config
         self.svm = OneClassSvm(config.svm_width)
-        self.register_buffer("expected", torch.ones(len(SCORES), IMAGE_SIZE * IMAGE_SIZE))
+        self.register_buffer("baseline", torch.ones(len(SCORES), IMAGE_SIZE * IMAGE_SIZE))
 
     def score_maps(self, scores: Tensor, scored_pixel: Tensor) -> Tensor:
         """Smoothed scores and voting terms on the grid, zero outside the scored pixels before smoothing.
@@ -149,7 +149,7 @@ class Vm(nn.Module):
         Returns:
             [3 + n, 224, 224], in the order of `map_names`.
         """
-        scores = scores / self.expected.index_select(1, scored_pixel.long())
+        scores = scores / self.baseline.index_select(1, scored_pixel.long())
         products = [self._product(scores, row) for row in self.config.exponents]  # n of [R]
         return smooth(on_grid(torch.cat([scores, torch.stack(products)]), scored_pixel))
 
@@ -211,14 +211,14 @@ def on_grid(rows: Tensor, scored_pixel: Tensor) -> Tensor:
     return grid.scatter(1, index, rows).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
 
 
-def fit_expected(vm: Vm, frames: Iterable[tuple[Tensor, Tensor]]) -> None:
+def fit_baseline(vm: Vm, frames: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Set what good frames score at each pixel: expected = mu + median(mu) / 4, mu = sum_i f(s_i) / sum_i f(1_i)
 
     A part always scores high where the encoders see it badly, at its edges above all: the same score says more in a
     calm place.
 
     Args:
-        vm: its `expected` is replaced.
+        vm: its `baseline` is replaced.
         frames: scores [3, R] and scored_pixel [R] of each good frame.
     """
     total = torch.zeros(len(SCORES) + 1, IMAGE_SIZE, IMAGE_SIZE)
@@ -229,7 +229,7 @@ def fit_expected(vm: Vm, frames: Iterable[tuple[Tensor, Tensor]]) -> None:
     covered = total[-1] > count / 2
     mean = total[:-1] / total[-1].clamp(min=1e-3)
     median = mean[:, covered].median(dim=1).values if covered.any() else mean.flatten(1).amax(dim=1)
-    vm.expected = (mean.flatten(1) + EXPECTED_FLOOR * median[:, None]).clamp(min=torch.finfo().tiny)
+    vm.baseline = (mean.flatten(1) + BASELINE_FLOOR * median[:, None]).clamp(min=torch.finfo().tiny)
 
 
 def fit_one_class_svm(svm: OneClassSvm, x: Tensor, nu: float = 0.5) -> None:

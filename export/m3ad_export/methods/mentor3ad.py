@@ -32,7 +32,7 @@ from m3ad_export.heads.voting import (
     SvmRows,
     Vm,
     VotingConfig,
-    fit_expected,
+    fit_baseline,
     fit_one_class_svm,
     map_names,
     score,
@@ -54,7 +54,7 @@ class MentorSettings:
         fusion: what becomes of MFM's outer MLP, which Eq. 2 does not reach. `frozen` keeps its seeded random weights;
             `aligned` adds InfoNCE of the mentor with both branches. An aligned mentor is the same whichever branch it
             comes from, and MGM rebuilds each modality from the other: it is blind where the two disagree.
-        expected_frames: training frames whose scores say what to expect at each pixel, for parts that lie alike as in a
+        baseline_frames: training frames whose scores say what to expect at each pixel, for parts that lie alike as in a
             fixture; 0 leaves the scores as the paper has them.
         svm_frames: training frames whose whole maps fit the one-class SVM.
         svm_nu: share of their pixels below its boundary.
@@ -71,7 +71,7 @@ class MentorSettings:
     guide_steps: int = 250
     guide_rows: int = 512
     guide_lr: float = 1e-3
-    expected_frames: int = 0
+    baseline_frames: int = 0
     svm_frames: int = 4
     svm_nu: float = 0.5
     checkpoint_steps: int = 50
@@ -79,8 +79,8 @@ class MentorSettings:
     def __post_init__(self) -> None:
         if self.fusion not in get_args(Fusion):
             raise ValueError(f"fusion must be frozen or aligned, got {self.fusion!r}")
-        if min(self.align_steps, self.guide_steps) < 1 or self.expected_frames < 0:
-            raise ValueError("align_steps and guide_steps must be at least 1, expected_frames at least 0")
+        if min(self.align_steps, self.guide_steps) < 1 or self.baseline_frames < 0:
+            raise ValueError("align_steps and guide_steps must be at least 1, baseline_frames at least 0")
 
 
 def fit(job: Job) -> Fitted:
@@ -119,10 +119,10 @@ def fit_vote(networks: Networks, job: Job) -> None:
     config: MentorSettings = job.settings
     vm = vm_of(networks)
     head = fused_head(networks)
-    good = sample_evenly(job.samples, max(config.expected_frames, config.svm_frames))
+    good = sample_evenly(job.samples, max(config.baseline_frames, config.svm_frames))
     scored = [frame_scores(job.extract(s), head, METHOD.pairs) for s in job.track(good, "voting", len(good))]
-    if config.expected_frames:
-        fit_expected(vm, sample_evenly(scored, config.expected_frames))
+    if config.baseline_frames:
+        fit_baseline(vm, sample_evenly(scored, config.baseline_frames))
     x = torch.cat([vm.svm_rows(vm.score_maps(*s)) for s in sample_evenly(scored, config.svm_frames)])
     fit_one_class_svm(vm.svm, x, config.svm_nu)
 

@@ -14,7 +14,7 @@ from m3ad_calibrate import qdq
 from m3ad_export.graphs.compose import write_xyz_extractor, xyz_encoder_stage
 from m3ad_export.graphs.plan import default_plan
 from m3ad_export.graphs.precision import half_model
-from m3ad_export.graphs.row_tiling import in_parts
+from m3ad_export.graphs.row_tiling import row_tiled
 from m3ad_export.graphs.trace import dense_model
 from m3ad_export.nets.configs import BnMode
 from m3ad_export.nets.folded_pointnet import folded_encoder
@@ -54,7 +54,7 @@ def encoder(mode: BnMode, groups: int) -> onnx.ModelProto:
 )
 def test_parts_compute_what_the_whole_computes(mode: BnMode, groups: int, asked: int, found: int) -> None:
     whole = encoder(mode, groups)
-    parts = in_parts(whole, asked)
+    parts = row_tiled(whole, asked)
     onnx.checker.check_model(parts, full_check=True)
     counts = [Counter(node.op_type for node in model.graph.node) for model in (whole, parts)]
     assert (counts[0]["ReduceMax"], counts[1]["ReduceMax"]) == (2, 2 * found)
@@ -66,7 +66,7 @@ def test_parts_compute_what_the_whole_computes(mode: BnMode, groups: int, asked:
 
 def test_groups_that_cannot_be_divided_stay_whole() -> None:
     whole = encoder("sample", 37)
-    assert in_parts(whole) is whole
+    assert row_tiled(whole) is whole
 
 
 def test_a_value_in_parts_is_joined_for_each_node_that_reads_all_of_it() -> None:
@@ -79,7 +79,7 @@ def test_a_value_in_parts_is_joined_for_each_node_that_reads_all_of_it() -> None
         node.input[:] = ["again" if name == start else name for name in node.input]
     nodes.insert(relu + 1, helper.make_node("Mul", [start, "two"], ["again"], name="again"))
     whole.graph.initializer.append(numpy_helper.from_array(np.full(1, 2, np.float32), "two"))
-    parts = in_parts(whole)
+    parts = row_tiled(whole)
     onnx.checker.check_model(parts, full_check=True)
     inputs = some_groups(64, TINY_XYZ.group_size)
     np.testing.assert_allclose(tokens(parts, inputs), tokens(whole, inputs), rtol=0, atol=1e-5)
@@ -95,9 +95,9 @@ def test_a_plan_s_precision_is_kept(tiny_bundle: Bundle, precision: str) -> None
         limits = dict.fromkeys(qdq.activations(model, "xyz_encoder", plan), 4.0)
         model = qdq.quantized(model, "xyz_encoder", plan, limits)
     whole = half_model(model, "xyz_encoder", plan)
-    assert Counter(node.op_type for node in in_parts(whole).graph.node)["ReduceMax"] == 2 * 16
+    assert Counter(node.op_type for node in row_tiled(whole).graph.node)["ReduceMax"] == 2 * 16
     inputs = some_groups(TINY_XYZ.groups, TINY_XYZ.group_size)
-    expected, found = tokens(whole, inputs), tokens(in_parts(whole), inputs)
+    expected, found = tokens(whole, inputs), tokens(row_tiled(whole), inputs)
     assert np.abs(expected).max() > 0.1
     assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
 

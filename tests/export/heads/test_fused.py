@@ -7,9 +7,9 @@ from m3ad_export.heads.fused import (
     TABLES,
     HeadRows,
     HeadTokens,
-    TurnedOutput,
+    RotatedOutput,
     linear,
-    read_basis,
+    row_space_basis,
     split_columns,
 )
 from m3ad_export.heads.mentor import HeadConfig, Mfm, Mgm, heads_from_config
@@ -42,9 +42,11 @@ def plain_scores(mfm: Mfm, mgm: Mgm, rgb: Tensor, xyz: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("width", "outputs"), [(11, 5), (1152, 704), (6, 6)])
-def test_read_basis_is_orthonormal_and_the_layer_reads_its_first_axes_only(width: int, outputs: int) -> None:
+def test_row_space_basis_is_orthonormal_and_the_layer_reads_its_first_axes_only(
+    width: int, outputs: int
+) -> None:
     first = torch.nn.Linear(width, outputs)
-    basis, read = read_basis(first)
+    basis, read = row_space_basis(first)
     torch.testing.assert_close(basis.T @ basis, torch.eye(width).double(), atol=1e-12, rtol=0)
     x = torch.randn(13, width).double()
     turned = x @ basis
@@ -53,17 +55,17 @@ def test_read_basis_is_orthonormal_and_the_layer_reads_its_first_axes_only(width
 
 def test_the_axes_that_a_layer_reads_are_alike_for_eight_bits() -> None:
     """A basis straight from the factorization has a largest weight of 27 standard deviations here, in a triangle."""
-    basis, read = read_basis(torch.nn.Linear(1152, 704))
+    basis, read = row_space_basis(torch.nn.Linear(1152, 704))
     for each in (read, basis[:, :704]):
         assert each.abs().max() < 7 * each.std()
 
 
-def test_turned_output_is_the_layer_in_the_basis_its_reader_wants() -> None:
+def test_rotated_output_is_the_layer_in_the_basis_its_reader_wants() -> None:
     last, first = torch.nn.Linear(7, 11), torch.nn.Linear(11, 5)
     x = torch.randn(13, 7)
-    columns = TurnedOutput(last, first)(x)
+    columns = RotatedOutput(last, first)(x)
     assert [block.shape for block in columns] == [(13, 5), (13, 6)]
-    basis, read = read_basis(first)
+    basis, read = row_space_basis(first)
     torch.testing.assert_close(torch.cat(columns, dim=1) @ basis.float().T, last(x), atol=1e-6, rtol=1e-5)
     again = linear(read, first.bias)(columns[0])
     torch.testing.assert_close(again, first(last(x)), atol=1e-6, rtol=1e-5)

@@ -7,7 +7,7 @@ from m3ad_export.heads.voting import (
     OneClassSvm,
     Vm,
     VotingConfig,
-    fit_expected,
+    fit_baseline,
     fit_one_class_svm,
     map_names,
     on_grid,
@@ -84,7 +84,7 @@ def test_expected_is_the_mean_of_good_frames_over_their_cover_plus_a_quarter_of_
     pixels = torch.arange(9000, 29000, dtype=torch.int32)
     frames = [(scores, pixels), (2 * scores[:, 5000:], pixels[5000:])]
     vm = Vm(VotingConfig())
-    fit_expected(vm, frames)
+    fit_baseline(vm, frames)
     total, cover = np.zeros((3, 224, 224)), np.zeros((224, 224))
     for s, p in frames:
         grid = on_grid(torch.cat([s, torch.ones_like(s[:1])]), p).numpy().astype(np.float64)
@@ -93,15 +93,15 @@ def test_expected_is_the_mean_of_good_frames_over_their_cover_plus_a_quarter_of_
     assert (cover > 1).any()
     mean = total / np.maximum(cover, 1e-3)
     expected = mean + 0.25 * np.median(mean[:, cover > 1], axis=1)[:, None, None]
-    np.testing.assert_allclose(vm.expected.reshape(3, 224, 224), expected, rtol=1e-3)
+    np.testing.assert_allclose(vm.baseline.reshape(3, 224, 224), expected, rtol=1e-3)
 
 
 def test_scores_enter_the_vote_as_multiples_of_the_expected() -> None:
     scores, pixels = scores_and_pixels()
     plain, vm = Vm(VotingConfig()), Vm(VotingConfig())
-    vm.expected = torch.rand(3, 224 * 224) + 0.5
+    vm.baseline = torch.rand(3, 224 * 224) + 0.5
     found = vm.score_maps(scores, pixels)
-    torch.testing.assert_close(found, plain.score_maps(scores / vm.expected[:, pixels.long()], pixels))
+    torch.testing.assert_close(found, plain.score_maps(scores / vm.baseline[:, pixels.long()], pixels))
     assert not torch.allclose(found, plain.score_maps(scores, pixels), rtol=0.1)
 
 

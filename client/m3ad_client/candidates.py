@@ -16,6 +16,7 @@ import numpy.typing as npt
 from m3ad.errors import MissingDependencyError, ServerError
 from m3ad.frames import Sample, read_sample
 from m3ad.preprocess import prepare
+from m3ad_runtime.worker import END_TO_END, INFERENCE_ONLY
 
 from m3ad_client.bench import StageTime, mean_stage_times, stage_times
 from m3ad_client.memory import hardware, server_pid
@@ -33,7 +34,7 @@ class Measured:
     stage_ms: dict[str, float] = field(default_factory=dict)
 
 
-class Contender(Protocol):
+class Candidate(Protocol):
     """One form of the pipeline under measurement.
 
     Attributes:
@@ -50,7 +51,7 @@ class Contender(Protocol):
     device_bytes: int | None
 
     def measure(self, sample: Sample, region: str) -> Measured:
-        """Run one frame, the clock around region A or B only."""
+        """Run one frame, the clock around inference only or end to end."""
 
     def anomaly_map(self, sample: Sample, folder: Path) -> Map:
         """The map of one frame [224, 224]; `folder` is there to pass it through."""
@@ -62,7 +63,7 @@ class Contender(Protocol):
         """Time per stage and frame since `start_stages`."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
 
 
 class WorkerProcess:
@@ -124,7 +125,7 @@ class WorkerProcess:
     def anomaly_map(self, sample: Sample, folder: Path) -> Map:
         """The map of one frame [224, 224], saved by the worker."""
         path = folder / f"{self._process.pid}.npy"
-        self._ask(sample, "A", path)
+        self._ask(sample, INFERENCE_ONLY, path)
         return np.asarray(np.load(path, allow_pickle=False), np.float32)
 
     def start_stages(self) -> None:
@@ -180,7 +181,7 @@ class WorkerProcess:
 class Served:
     """A pipeline on a Triton server, asked over gRPC from this process."""
 
-    regions: tuple[str, ...] = ("A", "B")
+    regions: tuple[str, ...] = (INFERENCE_ONLY, END_TO_END)
     cold_start_ms: float | None = None  # the server was started by somebody else
     device_bytes: int | None = None
 
@@ -204,9 +205,9 @@ class Served:
         self._before = inspector.counters()
 
     def measure(self, sample: Sample, region: str) -> Measured:
-        """Run one frame, the clock around region A or B only."""
+        """Run one frame, the clock around inference only or end to end."""
         preprocessing = self.inspector.preprocessing
-        prepared = None if region == "B" else prepare(read_sample(sample), preprocessing)
+        prepared = None if region == END_TO_END else prepare(read_sample(sample), preprocessing)
         started = time.perf_counter_ns()
         if prepared is None:
             prepared = prepare(read_sample(sample), preprocessing)
@@ -230,26 +231,30 @@ class Served:
         self.inspector.close()
 
 
-class Contenders:
+class Candidates:
     """All of them, closed together; the first is the reference of every ratio."""
 
     def __init__(self) -> None:
-        self.all: list[Contender] = []
+        self.all: list[Candidate] = []
 
-    def __enter__(self) -> "Contenders":
+    def __enter__(self) -> "Candidates":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for contender in self.all:
-            contender.close()
+        for candidate in self.all:
+            candidate.close()
 
     def add_bundle(self, bundle: Path, layout: str, threads: int) -> None:
         """The in-process runner of a bundle."""
         arguments = (str(bundle), layout, str(threads))
         traits = ("in process", bundle.absolute().name, str(bundle.absolute()))
-        self.all.append(WorkerProcess(layout, traits, "m3ad_client.runner", arguments, ("A", "B"), threads))
+        self.all.append(
+            WorkerProcess(
+                layout, traits, "m3ad_client.runner", arguments, (INFERENCE_ONLY, END_TO_END), threads
+            )
+        )
 
     def add_server(self, inspector: TritonInspector) -> None:
         """A pipeline on a server."""
@@ -270,31 +275,33 @@ class Contenders:
         arguments = (form, str(detector), "--threads", str(threads), "--device", device)
         name = f"{form} on {device}" if device != "cpu" else form
         traits = ("PyTorch", detector.absolute().name, str(detector.absolute()))
-        self.all.append(WorkerProcess(name, traits, "m3ad_export.baselines", arguments, ("A",), threads))
+        self.all.append(
+            WorkerProcess(name, traits, "m3ad_export.baselines", arguments, (INFERENCE_ONLY,), threads)
+        )
 
 
-def distinct_names(contenders: Sequence[Contender]) -> list[str]:
+def distinct_names(candidates: Sequence[Candidate]) -> list[str]:
     """A name of its own for each one, in their order: its name, with the traits that tell it from its namesakes.
 
     Two that nothing tells apart are numbered: a form beside itself shows how far two measurements of one thing differ.
     """
-    chosen: list[list[str]] = [[] for _ in contenders]
+    chosen: list[list[str]] = [[] for _ in candidates]
 
     def told(index: int) -> str:
-        name = contenders[index].name
+        name = candidates[index].name
         return f"{name} ({', '.join(chosen[index])})" if chosen[index] else name
 
-    for level in range(max((len(contender.traits) for contender in contenders), default=0)):
+    for level in range(max((len(candidate.traits) for candidate in candidates), default=0)):
         namesakes: dict[str, list[int]] = {}
-        for index, contender in enumerate(contenders):
-            if level < len(contender.traits):
+        for index, candidate in enumerate(candidates):
+            if level < len(candidate.traits):
                 namesakes.setdefault(told(index), []).append(index)
         for members in namesakes.values():
-            traits = {index: contenders[index].traits[level] for index in members}
+            traits = {index: candidates[index].traits[level] for index in members}
             if len({*traits.values()}) > 1:
                 for index, trait in traits.items():
                     chosen[index].append(trait)
-    names = [told(index) for index in range(len(contenders))]
+    names = [told(index) for index in range(len(candidates))]
     counts: dict[str, int] = {}
     numbered = []
     for name in names:

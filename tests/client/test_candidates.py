@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from m3ad.frames import Sample
 from m3ad_client import report
 from m3ad_client.bench import StageTime
-from m3ad_client.contenders import Measured, distinct_names
+from m3ad_client.candidates import Measured, distinct_names
 from m3ad_client.measure import run_bench
+from m3ad_runtime.worker import END_TO_END, INFERENCE_ONLY
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Form:
     traits: tuple[str, ...] = ()
     ms: Sequence[float] = (1.0,)
     level: float = 0.0
-    regions: tuple[str, ...] = ("A", "B")
+    regions: tuple[str, ...] = (INFERENCE_ONLY, END_TO_END)
     pid: int | None = None
     cold_start_ms: float | None = None
     device_bytes: int | None = None
@@ -59,21 +60,21 @@ SAMPLE = Sample(Path("rgb"), Path("xyz"), None, "", "", "0")
 
 def test_two_forms_of_one_name_have_rows_ratios_and_maps_of_their_own() -> None:
     here = Form("fused", ("in process", "bundle"), [2.0, 4.0, 8.0])
-    torch = Form("fused", ("PyTorch", "detector"), [6.0, 8.0, 8.0], level=0.25, regions=("A",))
+    torch = Form("fused", ("PyTorch", "detector"), [6.0, 8.0, 8.0], level=0.25, regions=(INFERENCE_ONLY,))
     found = run_bench([here, torch], [SAMPLE], frames=3, warmup=1)
-    rows = {(row["name"], row["region"][0]): row for row in found["rows"]}
+    rows = {(row["name"], row["region"].partition(":")[0]): row for row in found["rows"]}
     assert rows.keys() == {
-        ("fused (in process)", "A"),
-        ("fused (PyTorch)", "A"),
-        ("fused (in process)", "B"),
+        ("fused (in process)", INFERENCE_ONLY),
+        ("fused (PyTorch)", INFERENCE_ONLY),
+        ("fused (in process)", END_TO_END),
     }
-    assert rows["fused (in process)", "A"]["p50_ms"] == 4.0
-    assert rows["fused (PyTorch)", "A"]["p50_ms"] == 8.0
+    assert rows["fused (in process)", INFERENCE_ONLY]["p50_ms"] == 4.0
+    assert rows["fused (PyTorch)", INFERENCE_ONLY]["p50_ms"] == 8.0
     assert all(row["frames"] == 3 for row in found["rows"])
     assert found["ratios"]["fused (PyTorch)/fused (in process)"] == 2.0  # of 3, 2 and 1
     assert found["ratio_spread"]["fused (PyTorch)/fused (in process)"]["high"] == 3.0
-    assert rows["fused (PyTorch)", "A"]["map_max_error"] == 0.25
-    assert rows["fused (in process)", "A"]["map_max_error"] == 0.0
+    assert rows["fused (PyTorch)", INFERENCE_ONLY]["map_max_error"] == 0.25
+    assert rows["fused (in process)", INFERENCE_ONLY]["map_max_error"] == 0.0
     assert found["memory"].keys() == {"fused (in process)", "fused (PyTorch)"}
     assert [(s["run"], s["infer_ms"]) for s in found["stages"]] == [
         ("fused (in process)", 2.0),
