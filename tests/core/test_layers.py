@@ -129,3 +129,10 @@ def assert_importable(names: Iterable[str], absent: Iterable[str]) -> None:
 
 def test_tritonclient_is_known_to_one_file_of_the_client() -> None:
     assert [p.name for p in modules("m3ad_client") if "tritonclient" in imported(p)] == ["triton.py"]
+
+
+def test_every_folder_of_a_room_is_a_package() -> None:
+    """A folder without `__init__.py` is left out of what is installed, which a path of the checkout would hide."""
+    folders = {path.parent for room in set(ROOMS.values()) for path in (ROOT / room).rglob("*.py")}
+    inside = [f for f in folders if any(part.startswith("m3ad") for part in f.relative_to(ROOT).parts)]
+    assert [f for f in inside if not (f / "__init__.py").exists()] == []
