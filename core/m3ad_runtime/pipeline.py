@@ -18,6 +18,7 @@ from m3ad.errors import FrameError
 from m3ad.frames import Frame
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.serving import ServingRecord
+
 from m3ad_runtime.onnx_graph import Arrays
 from m3ad_runtime.stages import StageFunction, cpu_stage
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from m3ad.contract import IMAGE_SIZE, MAX_POINTS, Contract, Dims, Pair, Stage, mismatch
 from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows
+
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
 
 StageFunction = Callable[[Arrays], dict[str, npt.NDArray[Any]]]
