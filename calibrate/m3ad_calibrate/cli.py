@@ -242,13 +242,14 @@ def _refit(opened: Bundle, data: Path, kernel: Kernel, svm_input: SvmInput | Non
     """Another SVM from training frames; the validation frames stay unseen for the threshold."""
     from m3ad_calibrate.svm import RBF_NU, config_of, fit_svm, write_svm
 
+    config = config_of(opened, svm_input)
     good = [s for s in find_samples(data, "train") if s.is_good]
     chosen = [good[i] for i in sorted({round(i) for i in np.linspace(0, len(good) - 1, SVM_FRAMES)})]
     inspector = Inspector(opened, opened.manifest.layouts[-1])
     frames = track(chosen, "fitting the SVM", console=talk, transient=True)
     maps = [inspector.inspect(read_sample(s), with_maps=True).score_maps for s in frames]
     nu = 0.5 if kernel == "linear" else RBF_NU
-    vote = fit_svm([m for m in maps if m is not None], config_of(opened, svm_input), kernel, nu)
+    vote = fit_svm([m for m in maps if m is not None], config, kernel, nu)
     return write_svm(opened, vote, kernel, nu)
 
 

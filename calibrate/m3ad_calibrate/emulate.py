@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from m3ad.method import Method
 from m3ad_export.graphs.surgery import cast, edited, element_type
 from onnx import TensorProto
 
-BODIES_ON_CPU = {"OneClassSvm"}
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -48,16 +48,18 @@ def _round_halves(graph: gs.Graph) -> None:
 
 
 @contextmanager
-def runnable(folder: Path, is_half: bool) -> Iterator[Path]:
-    """The folder of a bundle's graphs, or one with emulated copies of those that the CPU runs."""
+def runnable(folder: Path, method: Method, is_half: bool) -> Iterator[Path]:
+    """The folder of a bundle's graphs, or one with emulated copies of those that the CPU runs, weights beside them."""
     if not is_half:
         yield folder
         return
     with tempfile.TemporaryDirectory() as copies:
-        for path in folder.glob("*.onnx"):
-            model = onnx.load(path)
-            if {
-                f.name for f in model.functions
-            } <= BODIES_ON_CPU:  # what holds the others is composed for GPUs
-                onnx.save(emulated(model), Path(copies) / path.name)
+        for file in dict.fromkeys(file for form in method.cpu.values() for file in form.files):
+            source, copy = folder / file, Path(copies) / file
+            if not source.exists():
+                continue  # of a layout that was left out
+            if source.suffix == ".onnx":
+                onnx.save(emulated(onnx.load(source)), copy)
+            else:
+                copy.symlink_to(source.absolute())
         yield Path(copies)

@@ -109,7 +109,7 @@ def gate(
     layouts: list[Layout] = bundle.manifest.layouts
     reference = Runner(source, layouts[-1:], source.path / "onnx")
     half = bundle.manifest.precision.half if bundle.manifest.precision else None
-    with runnable(bundle.path / "onnx", is_half=half is not None) as folder:
+    with runnable(bundle.path / "onnx", bundle.contract.method, half is not None) as folder:
         other = Runner(bundle, layouts, folder)
     preprocessing = source.preprocessing
     before, after = Results([], []), {layout: Results([], []) for layout in layouts}

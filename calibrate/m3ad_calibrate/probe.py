@@ -60,7 +60,7 @@ class Probe:
     """Frames with and without synthetic defects, and the maps that changed graphs make of them.
 
     Args:
-        bundle: not quantized, with the fused layout.
+        bundle: not quantized.
         samples: good frames of the validation split.
         layouts: whose heads are run.
         threads: of ONNX Runtime.

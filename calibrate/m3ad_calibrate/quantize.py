@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from m3ad import bundle as artefact
 from m3ad.bundle import Bundle
-from m3ad.contract import Contract, Layout
+from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, M3adError
+from m3ad.method import Contract
 from m3ad_export.graphs.plan import Plan
 from m3ad_export.graphs.precision import half_model, histogram
 from m3ad_export.graphs.stages import compose_stages
@@ -178,7 +179,7 @@ def _write_golden(folder: Path, source: Bundle, layouts: Sequence[Layout], is_ha
     contract = source.contract
     values: dict[str, Any] = {}
     inputs = {n: np.load(source.file(f"golden/{n}.npy"), allow_pickle=False) for n in contract.method.inputs}
-    with runnable(folder / "onnx", is_half) as graphs:
+    with runnable(folder / "onnx", contract.method, is_half) as graphs:
         for layout in layouts:
             wiring = contract.steps(layout)
             functions = {s.stage: cpu_stage(s.stage, graphs, contract, 2) for s in wiring}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from m3ad.contract import Method
+from m3ad.method import Method
 from m3ad_export.graphs.plan import QUANTIZED, Keep, NodePrecision, Plan
 
 from m3ad_calibrate import qdq

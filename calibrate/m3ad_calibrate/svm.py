@@ -96,10 +96,6 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
         raise ArtifactError(
             f"{bundle.path} is quantized; refit the SVM of the bundle it was made from, then quantize that one again"
         )
-    if bundle.manifest.voting is None:
-        raise ArtifactError(
-            f"{bundle.path} has no one-class SVM: {bundle.contract.method.title} votes without one"
-        )
     table = bundle.contract.stages
     with artefact.new_folder(bundle.path, artefact.FORMAT) as folder:
         for part in ("onnx", "golden"):
@@ -127,13 +123,18 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
 
 
 def config_of(bundle: Bundle, svm_input: SvmInput | None) -> VotingConfig:
-    """The voting of a bundle, its SVM looking at something else where asked."""
+    """The voting of a bundle, its SVM looking at something else where asked.
+
+    Raises:
+        ArtifactError: its method votes without an SVM.
+    """
     voting = bundle.manifest.voting
-    config = (
-        VotingConfig(exponents=tuple(voting.exponents), svm_input=voting.svm_input)
-        if voting
-        else VotingConfig()
-    )
+    if voting is None:
+        raise ArtifactError(
+            f"{bundle.path} has no one-class SVM, {bundle.contract.method.title} votes without one; set the threshold "
+            "without --svm"
+        )
+    config = VotingConfig(exponents=tuple(voting.exponents), svm_input=voting.svm_input)
     return replace(config, svm_input=svm_input) if svm_input else config
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from m3ad.contract import Contract, Layout, Step
+from m3ad.contract import Layout, Step
+from m3ad.method import Contract
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
 from m3ad_runtime.stages import GroupedEncoder, PixelLayer, TiledHead, cpu_form
 
@@ -128,13 +129,18 @@ class Walk:
 
         whole = {n: walked.whole[v] for n, v in step.inputs.items() if v in walked.whole}
         arrays = {n: rows_of(n, v) for n, v in step.inputs.items()} if by_rows else whole
+        feeds = self._feeds(step.stage, arrays, walked) if tap else {}
         if tap:
-            for graph, feeds in self._feeds(step.stage, arrays, walked).items():
-                tap(graph, feeds)
+            for graph, values in feeds.items():
+                tap(graph, values)
+        results: Arrays
         if isinstance(stage, TiledHead):
             walked.picked[SCORES] = stage.scores(arrays) if not tap else np.zeros((0, 0), np.float32)
             return
-        results = stage(arrays)
+        if isinstance(stage, GroupedEncoder) and feeds:  # sampled and grouped already
+            results = stage.encode(next(iter(feeds.values())))
+        else:
+            results = stage(arrays)
         target = walked.picked if by_rows else walked.whole
         target.update({value: results[name] for name, value in step.outputs.items()})
         if by_rows and self.needed_whole.intersection(step.outputs.values()):
@@ -145,7 +151,7 @@ class Walk:
         """What goes into the graphs of a stage, by graph."""
         stage, graphs = self.stages[name], self.method.graphs_in(name)
         if isinstance(stage, GroupedEncoder):
-            return {graphs[0]: stage.group(arrays)}
+            return {graphs[0]: stage.feeds(arrays)}
         if isinstance(stage, PixelLayer):
             # By the groups in either layout: as many for every frame.
             return {graphs[0]: stage.feeds({n: walked.whole[n] for n in CLOUD})}

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ad.contract import CONTRACT_VERSION, Contract, Dims, Layout
+from m3ad.contract import CONTRACT_VERSION, Dims, Layout
 from m3ad.errors import ArtifactError
 from m3ad.manifest import FileEntry, Manifest, is_inside
+from m3ad.method import Contract
 from m3ad.methods import contract_of
 from m3ad.preprocess import Preprocessing
 from m3ad.typed_json import read_json, require_whole, typed

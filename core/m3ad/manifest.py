@@ -37,6 +37,13 @@ class Encoder(Struct, frozen=True):
     weights: Weights
 
 
+class OfficialWeights(Struct, frozen=True):
+    """A file of the authors that the heads were taken from, and what it may be used for."""
+
+    name: str
+    licence: str
+
+
 class Threshold(Struct, frozen=True):
     """A part is anomalous when its score lies above `value`."""
 
@@ -83,6 +90,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
         method: the detector's, one of `m3ad.methods.METHODS`.
         layouts: which wirings the bundle has graphs for.
         score_maps: the names of the score maps, as many as `dims.score_maps`.
+        official: the authors' files that the heads come from, by part; none where they were trained here.
         preprocessing: as `Preprocessing.from_json` reads it.
         files: every file of the bundle but the manifest and the engines, by relative path.
         rig: as `Rig.from_json` reads it.
@@ -98,6 +106,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     preprocessing: Json
     threshold: Threshold
     files: dict[str, FileEntry]
+    official: dict[str, OfficialWeights] = {}
     voting: Voting | None = None
     precision: Precision | None = None
     gate: Gate | None = None

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3ad.bundle import Bundle
-from m3ad.contract import Contract, Dims, Layout
-from m3ad.manifest import Encoder
+from m3ad.contract import Dims, Layout
+from m3ad.manifest import Encoder, OfficialWeights
+from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
 from m3ad.typed_json import parse_json, require_whole, typed
 
@@ -46,7 +47,7 @@ class ServingRecord:
             dims=manifest.dims,
             preprocessing=manifest.preprocessing,
             threshold=manifest.threshold.value,
-            weights=weights_line(manifest.encoders),
+            weights=weights_line(manifest.encoders, manifest.official),
             score_maps=manifest.score_maps,
         )
 
@@ -68,9 +69,10 @@ class ServingRecord:
         return record
 
 
-def weights_line(encoders: Mapping[str, Encoder]) -> str:
+def weights_line(
+    encoders: Mapping[str, Encoder], official: Mapping[str, OfficialWeights] | None = None
+) -> str:
     """Which weights a result comes from, in one line, shown wherever a result is shown."""
-    return "; ".join(
-        f"{modality} {encoder.name} ({encoder.weights.kind} weights)"
-        for modality, encoder in encoders.items()
-    )
+    parts = [f"{side} {encoder.name} ({encoder.weights.kind} weights)" for side, encoder in encoders.items()]
+    parts += [f"{part} {file.name} (licence: {file.licence})" for part, file in (official or {}).items()]
+    return "; ".join(parts)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from m3ad.bundle import Bundle
-from m3ad.contract import PIPELINE_OUTPUTS, Layout, Step, mismatch
+from m3ad.contract import Layout, Step, mismatch
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
+from m3ad.method import PIPELINE_OUTPUTS
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.serving import ServingRecord
 

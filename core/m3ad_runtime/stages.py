@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from m3ad.contract import IMAGE_SIZE, MAX_POINTS, Contract, Dims, Pair, Stage, mismatch
+from m3ad.contract import IMAGE_SIZE, MAX_POINTS, Dims, Stage, mismatch
+from m3ad.method import Contract, Pair
 from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows
 
@@ -21,7 +22,6 @@ from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
 StageFunction = Callable[[Arrays], dict[str, npt.NDArray[Any]]]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
-Named = TypeVar("Named")
 
 # All threads' tiles together, so that a machine of many cores needs no more memory; but a product of few rows is slow.
 ROWS_IN_FLIGHT, LEAST_TILE_ROWS = 4096, 128
@@ -74,7 +74,7 @@ class GroupedEncoder:
     def __init__(self, encoder: OnnxGraph, dims: Dims) -> None:
         self.encoder, self.dims = encoder, dims
 
-    def group(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+    def feeds(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Sample and group the cloud: what the encoder reads."""
         points, dims = arrays["points"], self.dims
         idx, neighborhood, _ = ops.point_group(
@@ -82,10 +82,13 @@ class GroupedEncoder:
         )
         return {"neighborhood": neighborhood, "centers": points[idx]}
 
+    def encode(self, grouped: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """The stage's outputs from what `feeds` made."""
+        return {"centers": grouped["centers"], **self.encoder(grouped)}
+
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Group the cloud and encode the groups."""
-        grouped = self.group(arrays)
-        return {"centers": grouped["centers"], **self.encoder(grouped)}
+        return self.encode(self.feeds(arrays))
 
 
 class Interpolated:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from m3ad.contract import Contract, Dims
+from m3ad.contract import Dims
+from m3ad.method import Contract
 from m3ad.methods import contract_of
 from torch import nn
 

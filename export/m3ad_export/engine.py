@@ -16,9 +16,10 @@ from typing import Any
 import onnx
 import onnx.inliner
 from m3ad.bundle import Bundle, file_entry, new_folder, sha256_of, write_json
-from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Contract, Layout
+from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, Layout
 from m3ad.engines import FORMAT
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
+from m3ad.method import Contract
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from m3ad_export.engine_types import inspector_types, network_types, verify_precision, verify_target

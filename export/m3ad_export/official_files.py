@@ -1,13 +1,46 @@
-"""The per-category files in which the authors of CFM and CMDR-IAD keep their heads: one file a network."""
+"""The per-category files in which the authors of CFM and CMDR-IAD keep their heads: one file a network.
+
+They were trained on features of DINO ViT-B/8 and of Point-MAE with 128 neighbours, batch statistics of the frame. Other
+encoders may give features as wide; the heads would then say nothing of them.
+"""
 
 from pathlib import Path
 
 from m3ad.bundle import sha256_of
-from m3ad.errors import ArtifactError
+from m3ad.errors import ArtifactError, M3adError
 from torch import nn
 
 from m3ad_export.checkpoints import State, load_strictly, read_checkpoint, tensors_of
+from m3ad_export.nets.configs import RgbEncoderConfig, XyzEncoderConfig
 from m3ad_export.weights import WeightsInfo
+
+RGB_ENCODER, XYZ_ENCODER = "dino_vitb8", XyzEncoderConfig(group_size=128, bn_mode="sample")
+
+
+def require_official_encoders(
+    rgb: RgbEncoderConfig | None,
+    rgb_weights: WeightsInfo | None,
+    xyz: XyzEncoderConfig | None,
+    xyz_weights: WeightsInfo | None,
+) -> None:
+    """Refuse encoders that the authors' heads were not trained on; None is a modality that is left out.
+
+    Raises:
+        M3adError: one is another network, groups otherwise, or has random weights.
+    """
+    wrong = []
+    if rgb and rgb_weights and (rgb.name != RGB_ENCODER or rgb_weights.kind != "pretrained"):
+        wrong.append(f"{rgb.name} with {rgb_weights.kind} weights")
+    if xyz and xyz_weights and (xyz != XYZ_ENCODER or xyz_weights.kind != "pretrained"):
+        wrong.append(
+            f"{xyz.name} with {xyz.group_size} neighbours, bn_mode {xyz.bn_mode}, {xyz_weights.kind} weights"
+        )
+    if wrong:
+        raise M3adError(
+            f"the authors' heads know nothing of features of {' and '.join(wrong)}; they were trained on pretrained "
+            f"{RGB_ENCODER} and Point-MAE with {XYZ_ENCODER.group_size} neighbours: add --rgb-encoder {RGB_ENCODER} "
+            f"--rgb-weights FILE --xyz-weights FILE"
+        )
 
 
 def official_file(folder: Path, category: str, pattern: str) -> Path:

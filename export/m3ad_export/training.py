@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 from m3ad.errors import M3adError
@@ -64,6 +64,12 @@ def settings_of(method: str, values: dict[str, str] | None = None, start: Any = 
     known = {field.name: field for field in fields(kind)}
     if odd := sorted(set(values or {}) - known.keys()):
         raise M3adError(f"{method} has no setting {odd[0]!r}, expected one of {', '.join(known)}")
+    for name, value in (values or {}).items():
+        choices = get_args(get_type_hints(kind)[name])
+        if choices and value not in choices:
+            raise M3adError(
+                f"a setting of {method} does not fit: {name} must be {' or '.join(choices)}, got {value!r}"
+            )
     given = asdict(start) if start is not None else {}
     try:
         return msgspec.convert({**given, **(values or {})}, kind, strict=False)

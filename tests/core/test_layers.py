@@ -33,10 +33,11 @@ INSIDE_EXPORT = {
     "heads": set(),
     "train": {"checkpoints", "detector", "heads", "nets"},
     "graphs": {"detector", "heads", "methods", "nets", "torch_stages"},
-    "baselines": {"detector", "heads", "method", "methods", "saved"},
+    "dense": {"detector", "heads"},
+    "baselines": {"dense", "detector", "heads", "method", "methods", "saved"},
     "methods": {
-        "baselines",
         "checkpoints",
+        "dense",
         "detector",
         "heads",
         "method",

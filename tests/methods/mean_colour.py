@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from m3ad.contract import CpuForm, DenseGraph, Dims, Method, Stage, Use
+from m3ad.contract import Dims, Stage
+from m3ad.method import CpuForm, DenseGraph, Method, Use
 from m3ad.methods import METHODS, common
 from torch import Tensor, nn
 
@@ -67,8 +68,8 @@ class Distance(nn.Module):
 
 def implementation() -> Any:
     """The half that needs torch and the exporter."""
-    from m3ad_export.baselines.encoders import dense_rgb
-    from m3ad_export.baselines.torch_ops import scored_pixels
+    from m3ad_export.dense.encoders import dense_rgb
+    from m3ad_export.dense.torch_ops import scored_pixels
     from m3ad_export.detector import Detector
     from m3ad_export.method import Fitted, Form, Implementation, Job, Networks
 

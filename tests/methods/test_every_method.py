@@ -8,12 +8,15 @@ import pytest
 import torch
 from conftest import make_input
 from m3ad.bundle import Bundle
+from m3ad.errors import ArtifactError
 from m3ad.frames import find_samples, read_sample
 from m3ad.methods import METHODS
 from m3ad.preprocess import Preprocessing, prepare
+from m3ad.serving import ServingRecord
 from m3ad_calibrate.gate import gate
 from m3ad_calibrate.quantize import Settings, quantize
 from m3ad_calibrate.record import read_record, record
+from m3ad_calibrate.svm import config_of
 from m3ad_client.triton import TritonInspector
 from m3ad_export.baselines.forms import dense
 from m3ad_export.bundle_writer import write_bundle
@@ -140,6 +143,31 @@ def test_int8_is_written_and_gated(
         assert found["figures"][layout]["rank_correlation"]["lowest"] > 0.98
     changed = Inspector(written).inspect_prepared(make_input(2000)).anomaly_map
     assert (changed != Inspector(source).inspect_prepared(make_input(2000)).anomaly_map).any()
+
+
+def test_half_precision_is_gated_on_a_cpu(bundles: dict[str, Bundle], data: Path, tmp_path: Path) -> None:
+    """A half graph runs emulated, from a folder in which the pixel weights must lie too."""
+    source = bundles["cmdr_iad"]
+    written = quantize(source, tmp_path / "fp16", default_plan("fp16"), {}, Settings(), None)
+    found = gate(written, source, find_samples(data, "test"), budget=1.0)
+    for layout in source.manifest.layouts:
+        assert found["figures"][layout]["rank_correlation"]["lowest"] > 0.99
+
+
+def test_only_a_method_with_an_svm_has_one_refitted(bundles: dict[str, Bundle]) -> None:
+    with pytest.raises(
+        ArtifactError, match=r"has no one-class SVM, CFM votes without one; set the threshold"
+    ):
+        config_of(bundles["cfm"], None)
+
+
+def test_the_authors_licence_is_told_where_results_are(bundles: dict[str, Bundle]) -> None:
+    bundle = bundles["cfm"]
+    official = {"to_rgb": {"name": "CFM_3Dto2D_rope_250ep_4bs.pth", "licence": "non-commercial"}}
+    told = Bundle.of_document(bundle.path, {**bundle.document, "official": official})
+    line = ServingRecord.of(told, "fused").weights
+    assert line.endswith("to_rgb CFM_3Dto2D_rope_250ep_4bs.pth (licence: non-commercial)")
+    assert line.startswith(ServingRecord.of(bundle, "fused").weights)
 
 
 def test_a_server_gives_what_the_process_gives(bundles: dict[str, Bundle], tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy.typing as npt
 from google.protobuf import text_format
-from m3ad.contract import MAX_POINTS, Contract, Layout, Stage, Tensor
+from m3ad.contract import MAX_POINTS, Layout, Stage, Tensor
+from m3ad.method import Contract
 from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
 from tritonclient.grpc import model_config_pb2 as pb
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from m3ad.bundle import MANIFEST, read_manifest, sha256_of
-from m3ad.contract import CONTRACT_VERSION, Contract, Dims, Layout
+from m3ad.contract import CONTRACT_VERSION, Dims, Layout
 from m3ad.errors import ArtifactError
 from m3ad.manifest import FileEntry, Json, Sha256, is_inside
+from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
 from m3ad.typed_json import require_whole, typed
 from msgspec import Meta, Struct

@@ -1,7 +1,8 @@
 """Every detector there is, by name; each is declared in a file of its own and knows no torch."""
 
-from m3ad.contract import Contract, Dims, Method
+from m3ad.contract import Dims
 from m3ad.errors import M3adError
+from m3ad.method import Contract, Method
 from m3ad.methods import cfm, cmdr_iad, mentor3ad
 
 METHODS: dict[str, Method] = {

@@ -1,6 +1,7 @@
 """CFM: each modality's features mapped to the other's; where a part is as it should be, both mappings meet."""
 
-from m3ad.contract import CpuForm, DenseGraph, Dims, Method, Pair, Stage, Use
+from m3ad.contract import Dims, Stage
+from m3ad.method import CpuForm, DenseGraph, Method, Pair, Use
 from m3ad.methods import common
 from m3ad.methods.common import rows
 
@@ -24,25 +25,21 @@ def stages(dims: Dims) -> dict[str, Stage]:
 METHOD = Method(
     name="cfm",
     title="CFM",
-    inputs=("image", "points", "point_pixel", "scored_pixel"),
+    inputs=common.INPUTS,
     stages=stages,
     layouts={
         "chain": (
-            Use("rgb_extractor"),
-            Use("xyz_extractor"),
+            *common.EXTRACTORS,
             Use("project"),
             Use("map"),
             Use("vote"),
         ),
-        "fused": (Use("rgb_extractor"), Use("xyz_extractor"), Use("head")),
+        "fused": (*common.EXTRACTORS, Use("head")),
     },
-    cpu={
-        "rgb_extractor": common.RGB_CPU,
-        "xyz_extractor": common.XYZ_CPU,
-        "project": common.PROJECT_CPU,
+    cpu=common.CPU
+    | {
         "map": CpuForm("graph", ("map.onnx",)),
         "vote": CpuForm("graph", ("vote.onnx",)),
-        "head": common.HEAD_CPU,
     },
     graphs=(
         common.RGB_GRAPH,

@@ -7,7 +7,8 @@ which the other error has no weight. Their bundles hold and run that modality's 
 from collections.abc import Callable
 from typing import Literal
 
-from m3ad.contract import CpuForm, DenseGraph, Dims, Layout, Method, Pair, Stage, Tensor, Use
+from m3ad.contract import Dims, Layout, Stage, Tensor
+from m3ad.method import CpuForm, DenseGraph, Method, Pair, Use
 from m3ad.methods import common
 from m3ad.methods.common import rows
 
@@ -79,16 +80,12 @@ def stages_of(modality: Modality) -> Callable[[Dims], dict[str, Stage]]:
     return stages
 
 
-CPU = {
-    "rgb_extractor": common.RGB_CPU,
-    "xyz_extractor": common.XYZ_CPU,
-    "project": common.PROJECT_CPU,
+CPU = common.CPU | {
     "map": CpuForm("graph", ("map.onnx",)),
     "rgb_decoder": CpuForm("graph", ("rgb_decoder.onnx",)),
     "xyz_decoder": CpuForm("pixel_layer", ("xyz_decoder_rest.onnx", WEIGHTS)),
     "xyz_token_decoder": CpuForm("pixel_layer", ("xyz_decoder_rest.onnx", WEIGHTS)),
     "vote": CpuForm("graph", ("vote.onnx",)),
-    "head": common.HEAD_CPU,
 }
 LAYOUTS: dict[Modality, dict[Layout, tuple[str, ...]]] = {
     "both": {
@@ -112,7 +109,7 @@ GRAPHS: dict[Modality, tuple[DenseGraph, ...]] = {
     "xyz": (common.XYZ_GRAPH, DenseGraph("xyz_decoder_rest"), DenseGraph("vote", axis="map")),
 }
 INPUTS: dict[Modality, tuple[str, ...]] = {
-    "both": ("image", "points", "point_pixel", "scored_pixel"),
+    "both": common.INPUTS,
     "rgb": ("image", "scored_pixel"),
     "xyz": ("points", "point_pixel", "scored_pixel"),
 }

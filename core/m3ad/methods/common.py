@@ -1,6 +1,7 @@
 """Tensors and stages that several methods share: extractors, interpolation, and what a frame comes back as."""
 
-from m3ad.contract import IMAGE_SIZE, CpuForm, DenseGraph, Dims, Stage, Tensor
+from m3ad.contract import IMAGE_SIZE, Dims, Stage, Tensor
+from m3ad.method import CpuForm, DenseGraph, Use
 
 PIXEL = "row-major pixel of the 224 x 224 grid"
 # The stage does not look at the image's values: Triton's ensemble can wait for ever when its first step answers with an
@@ -14,6 +15,14 @@ RGB_CPU = CpuForm("graph", ("rgb_extractor.onnx",))
 XYZ_CPU = CpuForm("grouped", ("xyz_encoder_cpu.onnx", "xyz_encoder.weights"))
 PROJECT_CPU = CpuForm("interpolated")
 HEAD_CPU = CpuForm("tiled", ("head_tokens.onnx", "head_rows.onnx", "head_vote.onnx"))
+CPU = {
+    "rgb_extractor": RGB_CPU,
+    "xyz_extractor": XYZ_CPU,
+    "project": PROJECT_CPU,
+    "head": HEAD_CPU,
+}
+INPUTS = ("image", "points", "point_pixel", "scored_pixel")
+EXTRACTORS = (Use("rgb_extractor"), Use("xyz_extractor"))
 
 RGB_GRAPH, XYZ_GRAPH = DenseGraph("rgb_extractor"), DenseGraph("xyz_encoder")
 HEAD_GRAPHS = (

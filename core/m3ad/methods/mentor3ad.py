@@ -1,6 +1,7 @@
 """Mentor3AD: a mentor feature fused from both modalities (MFM) guides the reconstruction of each (MGM); VM votes."""
 
-from m3ad.contract import CpuForm, DenseGraph, Dims, Method, Pair, Stage, Use
+from m3ad.contract import Dims, Stage
+from m3ad.method import CpuForm, DenseGraph, Method, Pair, Use
 from m3ad.methods import common
 from m3ad.methods.common import rows
 
@@ -33,28 +34,24 @@ SECOND_PASS = {
 METHOD = Method(
     name="mentor3ad",
     title="Mentor3AD",
-    inputs=("image", "points", "point_pixel", "scored_pixel"),
+    inputs=common.INPUTS,
     stages=stages,
     layouts={
         "chain": (
-            Use("rgb_extractor"),
-            Use("xyz_extractor"),
+            *common.EXTRACTORS,
             Use("project"),
             Use("mfm"),
             Use("mgm"),
             Use("mfm", SECOND_PASS),
             Use("vm"),
         ),
-        "fused": (Use("rgb_extractor"), Use("xyz_extractor"), Use("head")),
+        "fused": (*common.EXTRACTORS, Use("head")),
     },
-    cpu={
-        "rgb_extractor": common.RGB_CPU,
-        "xyz_extractor": common.XYZ_CPU,
-        "project": common.PROJECT_CPU,
+    cpu=common.CPU
+    | {
         "mfm": CpuForm("graph", ("mfm.onnx",)),
         "mgm": CpuForm("graph", ("mgm.onnx",)),
         "vm": CpuForm("graph", ("vm.onnx",)),
-        "head": common.HEAD_CPU,
     },
     graphs=(
         common.RGB_GRAPH,

@@ -21,9 +21,9 @@ from m3ad_runtime.stages import modality_of
 from m3ad_runtime.worker import MapAndTimes, Runner
 from torch import Tensor
 
-from m3ad_export.baselines.cfm import published, random_mappings
-from m3ad_export.baselines.encoders import xyz_tokens
-from m3ad_export.baselines.torch_ops import interpolated, pooled, scored_pixels, three_nearest, upsampled
+from m3ad_export.dense.cfm import published, random_mappings
+from m3ad_export.dense.encoders import xyz_tokens
+from m3ad_export.dense.torch_ops import interpolated, pooled, scored_pixels, three_nearest, upsampled
 from m3ad_export.detector import Detector
 from m3ad_export.heads.tiled import spread_names, tile_scores
 from m3ad_export.method import Form

@@ -11,18 +11,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from m3ad.contract import (
-    IMAGE_SIZE,
-    MAX_POINTS,
-    OP_DOMAIN,
-    OP_VERSION,
-    OPS,
-    Contract,
-    CpuForm,
-    Dims,
-    Stage,
-    Tensor,
-)
+from m3ad.contract import IMAGE_SIZE, MAX_POINTS, OP_DOMAIN, OP_VERSION, OPS, Dims, Stage, Tensor
+from m3ad.method import Contract, CpuForm
 from m3ad.methods.common import XYZ_CPU
 from m3ad_plugins.onnx_functions import function_protos
 from m3ad_runtime.stages import bilinear_taps
@@ -37,6 +27,7 @@ SMALLEST_EXTERNAL = (
 )
 ENCODER_GRAPH = "xyz_encoder.onnx"  # the plain one, which is quantized and composed; a CPU runs it in parts
 ENCODER_ROW_TILED, ENCODER_WEIGHTS = XYZ_CPU.files
+PIXEL_WEIGHTS = "pixel_weights"
 
 
 def value_info(tensor: Tensor) -> onnx.ValueInfoProto:
@@ -185,9 +176,6 @@ def project_model(stage: Stage, dims: Dims) -> onnx.ModelProto:
     return model_with_ops(stage, nodes, initializers)
 
 
-PIXEL_WEIGHTS = "pixel_weights"
-
-
 def pixel_layer_model(stage: Stage, form: CpuForm, rest: onnx.ModelProto, hidden: int) -> onnx.ModelProto:
     """A layer with a weight for each pixel: its rows of the scored pixels, their features, then the graph behind it.
 
@@ -214,7 +202,7 @@ def pixel_layer_model(stage: Stage, form: CpuForm, rest: onnx.ModelProto, hidden
 
 
 def rgb_rows(side: int, tokens: str, pixel: str, rows: str) -> onnx.GraphProto:
-    """`detector.RgbRows` in ONNX, term by term: tokens [side * side, D], pixel [R] int32 -> rows [R, D].
+    """`heads.rgb_rows.RgbRows` in ONNX, term by term: tokens [side * side, D], pixel [R] int32 -> rows [R, D].
 
     Its own values and weights are named `<rows>.*`, so that it can stand in any graph.
     """

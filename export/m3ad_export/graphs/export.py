@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from m3ad.contract import Contract, Layout, Stage, Tensor
+from m3ad.contract import Layout, Stage, Tensor
+from m3ad.method import Contract
 from m3ad_runtime.onnx_graph import TILE_ROWS
 from onnx import helper
 from torch import nn
@@ -37,7 +38,9 @@ def write_graphs(detector: Detector, layouts: Sequence[Layout], folder: Path) ->
         modules["rgb_extractor"] = detector.rgb
     if detector.xyz:
         modules["xyz_encoder"] = folded_encoder(detector.xyz)
-    described = {name: (module, dense_stage(contract, name, detector)) for name, module in modules.items()}
+    weights = implementation.pixel_weights(detector) if implementation.pixel_weights else None
+    hidden = weights.shape[1] if weights is not None else 0
+    described = {name: (module, dense_stage(contract, name, hidden)) for name, module in modules.items()}
     if implementation.fused and "fused" in layouts:
         described |= head_stages(contract, implementation.fused(detector))
     for graph in contract.method.graphs_of(layouts):
@@ -47,24 +50,21 @@ def write_graphs(detector: Detector, layouts: Sequence[Layout], folder: Path) ->
         if graph.axis == "map" and implementation.svm:
             model = with_svm(model, *implementation.svm(detector))
         onnx.save(model, folder / f"{graph.name}.onnx")
-    if implementation.pixel_weights:
-        files = {form.files[1] for form in contract.method.cpu.values() if form.kind == "pixel_layer"}
-        for file in files:
-            implementation.pixel_weights(detector).tofile(folder / file)
+    if weights is not None:
+        for file in {form.files[1] for form in contract.method.cpu.values() if form.kind == "pixel_layer"}:
+            weights.tofile(folder / file)
     compose_stages(contract, layouts, folder)
 
 
-def dense_stage(contract: Contract, graph: str, detector: Detector) -> Stage:
-    """A dense graph of the chain described like a stage."""
+def dense_stage(contract: Contract, graph: str, hidden: int) -> Stage:
+    """A dense graph of the chain described like a stage; `hidden` is the width of a layer of pixel weights."""
     if graph == "xyz_encoder":
         return xyz_encoder_stage(contract)
     for name, form in contract.method.cpu.items():
         if form.kind == "pixel_layer" and contract.method.graphs_in(name) == [graph]:
             stage = contract.stages[name]
             (rows,) = stage.outputs
-            weights = IMPLEMENTATIONS[contract.method.name].pixel_weights
-            assert weights is not None
-            layer = Tensor("weights", ("K", weights(detector).shape[1]))
+            layer = Tensor("weights", ("K", hidden))
             features = Tensor("features", ("K", contract.dims.xyz_width))
             return Stage(graph, (layer, features, stage.inputs[-1]), (rows,))
     return contract.stages[graph]

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
-from m3ad.contract import Contract, Tensor
+from m3ad.contract import Tensor
+from m3ad.method import Contract
 from m3ad_runtime.stages import modality_of
 from onnx import compose, helper, parser
 
@@ -57,7 +58,11 @@ def head_model(contract: Contract, parts: Mapping[str, onnx.ModelProto]) -> onnx
     for node in (node for graph in tiled for node in graph.node):
         node.input[:] = [_in_tile(name) if name in outside else name for name in node.input]
     pairs = len(contract.method.pairs)
-    body = tile_loop_body(bilinear, widths, given, tiled, pairs)
+    columns_in_loop = {
+        side: {_in_tile(name) if name in outside else name: width for name, width in columns.items()}
+        for side, columns in widths.items()
+    }
+    body = tile_loop_body(bilinear, columns_in_loop, given, tiled, pairs)
     inputs = "".join(f", float[R, {t.dims[1]}] {t.name}" for t in given)
     padded = "".join(f"        all_{t.name} = Pad ({t.name}, row_pads)\n" for t in given)
     tiling = parser.parse_graph(f"""
@@ -151,7 +156,7 @@ def tile_loop_body(
             helper.make_node(
                 "Split",
                 [f"{modality}_rows", f"{modality}_widths"],
-                [_in_tile(name) if name.endswith("_tokens") else name for name in columns],
+                list(columns),
                 name=f"{modality}_columns",
                 axis=1,
             ),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from m3ad.contract import MAX_POINTS, OP_DOMAIN, Contract, Layout
+from m3ad.contract import MAX_POINTS, OP_DOMAIN, Layout
+from m3ad.method import Contract
 
 from m3ad_export.graphs.compose import (
     ENCODER_GRAPH,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from m3ad_export.heads.fold import fold_norm
 from m3ad_export.heads.fused import linear
 from m3ad_export.heads.mentor import Mapping
+from m3ad_export.heads.tiled import FusedHead
 
 BIG_LAYERS = tuple(f"projection_{letter}" for letter in "abcde")
 DROPOUT = 0.1
@@ -113,3 +114,13 @@ class MapRows(nn.Module):
     def forward(self, rgb_map: Tensor, xyz_map: Tensor) -> tuple[Tensor, Tensor]:
         to_rgb, to_xyz = self.networks.to_rgb, self.networks.to_xyz
         return behind_first(to_rgb, xyz_map + to_rgb.input.bias), behind_first(to_xyz, rgb_map)
+
+
+def mapping_head(maps: Mappings, vote: nn.Module) -> FusedHead:
+    """The fused head of two mappings: first layers on the tokens, the rest on rows, then `vote`."""
+    tables = {"rgb_map": maps.to_xyz.input.out_features, "xyz_map": maps.to_rgb.input.out_features}
+    outputs = {
+        "rgb_reconstructed": maps.to_rgb.output.out_features,
+        "xyz_reconstructed": maps.to_xyz.output.out_features,
+    }
+    return FusedHead(MapTokens(maps), tables, MapRows(maps), tuple(tables), outputs, vote)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from m3ad.contract import Pair
+from m3ad.method import Pair
 from torch import Tensor, nn
 
 from m3ad_export.heads.voting import cosine_scores

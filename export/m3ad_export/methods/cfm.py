@@ -17,11 +17,11 @@ from m3ad.frames import Sample
 from m3ad.methods.cfm import METHOD
 from torch import Tensor, nn
 
-from m3ad_export.baselines.cfm import published
 from m3ad_export.checkpoints import state_sha256
+from m3ad_export.dense.cfm import published
 from m3ad_export.detector import Detector
 from m3ad_export.heads.map_head import ChordProduct, ImageNorm, checked_choice
-from m3ad_export.heads.mappings import BIG_LAYERS, AnyMapping, BigMapping, Mappings, MapRows, MapTokens
+from m3ad_export.heads.mappings import BIG_LAYERS, AnyMapping, BigMapping, Mappings, mapping_head
 from m3ad_export.heads.mentor import Mapping as OneHiddenLayer
 from m3ad_export.heads.tiled import FusedHead
 from m3ad_export.heads.voting import cosine_scores
@@ -30,6 +30,7 @@ from m3ad_export.official_files import load_frozen, official_file, official_stat
 from m3ad_export.train.features import FeatureExtractor, FrameFeatures, frame_scores
 from m3ad_export.train.optimise import SeededRun, batch_of, generator_of, one_minus_cosine
 from m3ad_export.train.samples import Track, draw_pool
+from m3ad_export.train.settings import require_ranges
 from m3ad_export.weights import WeightsInfo
 
 LICENCE = "non-commercial"
@@ -64,6 +65,7 @@ class CfmSettings:
     image_norm: ImageNorm = "none"
 
     def __post_init__(self) -> None:
+        require_ranges(self, may_be_zero=("seed",))
         checked_choice("recipe", self.recipe, Recipe)
         checked_choice("image_norm", self.image_norm, ImageNorm)
 
@@ -210,12 +212,7 @@ def fused_head(detector: Detector) -> FusedHead:
     maps, vote = detector.networks["map"], detector.networks["vote"]
     assert isinstance(maps, Mappings)
     assert isinstance(vote, CfmVote)
-    tables = {"rgb_map": maps.to_xyz.input.out_features, "xyz_map": maps.to_rgb.input.out_features}
-    outputs = {
-        "rgb_reconstructed": maps.to_rgb.output.out_features,
-        "xyz_reconstructed": maps.to_xyz.output.out_features,
-    }
-    return FusedHead(MapTokens(maps), tables, MapRows(maps), tuple(tables), outputs, vote.combine)
+    return mapping_head(maps, vote.combine)
 
 
 def predictor(detector: Detector) -> Callable[[FrameFeatures], tuple[Tensor, Tensor]]:

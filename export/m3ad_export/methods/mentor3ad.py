@@ -19,9 +19,9 @@ import torch
 from m3ad.methods.mentor3ad import METHOD
 from torch import Tensor, nn
 
-from m3ad_export.baselines.encoders import dense_features
-from m3ad_export.baselines.torch_ops import scored_pixels
 from m3ad_export.checkpoints import read_checkpoint, save_checkpoint
+from m3ad_export.dense.encoders import dense_features
+from m3ad_export.dense.torch_ops import scored_pixels
 from m3ad_export.detector import Detector
 from m3ad_export.heads.fused import HeadRows, HeadTokens
 from m3ad_export.heads.mentor import HeadConfig, Mfm, Mgm
@@ -41,6 +41,7 @@ from m3ad_export.method import Fitted, Form, Implementation, Job, Networks
 from m3ad_export.train.features import FrameFeatures, frame_scores
 from m3ad_export.train.losses import Fusion, align_loss, guide_loss
 from m3ad_export.train.samples import Pool, Track, draw_pool, sample_evenly
+from m3ad_export.train.settings import require_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +80,9 @@ class MentorSettings:
     def __post_init__(self) -> None:
         if self.fusion not in get_args(Fusion):
             raise ValueError(f"fusion must be frozen or aligned, got {self.fusion!r}")
-        if min(self.align_steps, self.guide_steps) < 1 or self.baseline_frames < 0:
-            raise ValueError("align_steps and guide_steps must be at least 1, baseline_frames at least 0")
+        require_ranges(self, may_be_zero=("seed", "baseline_frames"))
+        if not self.svm_nu < 1:
+            raise ValueError(f"svm_nu must lie between 0 and 1, got {self.svm_nu}")
 
 
 def fit(job: Job) -> Fitted:

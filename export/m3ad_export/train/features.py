@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from m3ad.bundle import sha256_of
-from m3ad.contract import Pair
 from m3ad.frames import Sample, read_sample
+from m3ad.method import Pair
 from m3ad.preprocess import Preprocessing, prepare
 from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows

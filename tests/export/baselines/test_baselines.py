@@ -9,9 +9,9 @@ import torch
 from conftest import make_input
 from m3ad.errors import ArtifactError, MissingDependencyError
 from m3ad.scored import scored_pixels
-from m3ad_export.baselines import torch_ops
-from m3ad_export.baselines.cfm import random_mappings
 from m3ad_export.baselines.forms import FORMS, cfm, runner
+from m3ad_export.dense import torch_ops
+from m3ad_export.dense.cfm import random_mappings
 from m3ad_export.detector import Detector
 from m3ad_export.torch_stages import stage_functions
 from m3ad_plugins import ops

@@ -8,7 +8,8 @@ import onnx
 import pytest
 from conftest import TINY_XYZ, randomise
 from m3ad.bundle import Bundle
-from m3ad.contract import Contract, Dims
+from m3ad.contract import Dims
+from m3ad.method import Contract
 from m3ad.methods import contract_of
 from m3ad_calibrate import qdq
 from m3ad_export.graphs.compose import write_xyz_extractor, xyz_encoder_stage

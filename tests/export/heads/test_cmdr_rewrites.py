@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from m3ad_export.baselines.torch_ops import upsampled
+from m3ad_export.dense.torch_ops import upsampled
 from m3ad_export.heads.cmdr import CmdrConfig, Dec2d, Dec3d
 from m3ad_export.heads.cmdr_rewrites import (
     RgbDecoder,

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from m3ad_export.baselines.torch_ops import upsampled
+from m3ad_export.dense.torch_ops import upsampled
 from m3ad_export.heads.cmdr import CmdrConfig, Dec2d
 from m3ad_export.heads.cmdr_rewrites import rgb_rebuilt, whole
 from m3ad_export.heads.rgb_rows import RgbRows
-from m3ad_export.methods.cmdr_iad import CmdrSettings, random_networks, train_cmdr
+from m3ad_export.methods.cmdr_iad import random_networks
+from m3ad_export.train.cmdr import CmdrSettings, train_cmdr
 from m3ad_export.train.optimise import batch_of, one_minus_cosine
 from token_frames import Cache, all_rows, disc, frame_of
 from torch import nn

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from m3ad_export.baselines.torch_ops import (
+from m3ad_export.dense.torch_ops import (
     distances,
     farthest_points,
     interpolated,

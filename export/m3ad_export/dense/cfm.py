@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from m3ad.contract import IMAGE_SIZE
 from torch import Tensor
 
-from m3ad_export.baselines.torch_ops import (
+from m3ad_export.dense.torch_ops import (
     farthest_points,
     interpolated,
     normalised_inverse,

@@ -1,0 +1,158 @@
+"""What a detector declares of itself (`Method`), and the contract that follows from it for some sizes (`Contract`)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from m3ad.contract import LAYOUTS, Dims, Layout, Stage, Step, Tensor
+from m3ad.errors import ArtifactError
+
+# What comes out of every pipeline: an inspection needs the first two; score_maps explain a verdict, for the evaluation.
+PIPELINE_OUTPUTS = ("anomaly_map", "score", "score_maps")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One use of a stage in a layout; a tensor that is not renamed is a value of its own name."""
+
+    stage: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuForm:
+    """How a stage runs on a CPU, where the graph that holds custom ops (`<stage>.onnx`) does not.
+
+    Attributes:
+        kind: `graph` runs the one file; `grouped` samples and groups the cloud before it; `interpolated` spreads the
+            tokens over the scored pixels and has no file; `tiled` runs a file on the tokens, one on tiles of rows, and
+            one on the scores; `pixel_layer` runs a file behind a layer that has a weight for each pixel of the grid.
+        files: below the bundle's `onnx/`, the graphs first.
+    """
+
+    kind: Literal["graph", "grouped", "interpolated", "tiled", "pixel_layer"]
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a score compares: a feature, and the blocks of columns of its reconstruction."""
+
+    feature: str
+    reconstructed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseGraph:
+    """An ONNX file without custom ops, `<name>.onnx`.
+
+    Attributes:
+        layouts: whose it is part of.
+        axis: what it is run over: a whole frame, rows of features each by itself, or the maps of scores, where it has
+            no product with weights.
+        may_quantize: whether a precision plan is written into it.
+    """
+
+    name: str
+    layouts: tuple[Layout, ...] = LAYOUTS
+    axis: Literal["frame", "rows", "map"] = "frame"
+    may_quantize: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Method:
+    """A detector as everything but its training sees it.
+
+    Attributes:
+        name: as in a manifest and on the command line.
+        title: as in a table.
+        inputs: of the pipeline, names of `preprocess.ModelInput`'s tensors.
+        stages: sizes -> the rows of its table, by name.
+        layouts: its wirings; the last one is the one to ship.
+        cpu: stage -> its form on a CPU.
+        graphs: every dense ONNX file, in the order in which a frame meets them.
+        pairs: of the fused head, one a row of scores.
+        groups: layers that a precision plan treats alike: name -> pattern in `<graph>:<node>`.
+        score_maps: how many a frame has, None where the detector's settings decide.
+        group_size: neighbours in a group, as published.
+    """
+
+    name: str
+    title: str
+    inputs: tuple[str, ...]
+    stages: Callable[[Dims], dict[str, Stage]]
+    layouts: Mapping[Layout, tuple[Use, ...]]
+    cpu: Mapping[str, CpuForm]
+    graphs: tuple[DenseGraph, ...]
+    pairs: tuple[Pair, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    score_maps: int | None = None
+    group_size: int = 32
+
+    def graphs_in(self, stage: str) -> list[str]:
+        """The dense graphs of a stage, by the names of the plain ones: a CPU has the encoder in row tiles."""
+        stems = [file.removesuffix(".onnx") for file in self.cpu[stage].files if file.endswith(".onnx")]
+        return [stem.removesuffix("_cpu") for stem in stems]
+
+    def works_by_rows(self, stage: str) -> bool:
+        """Whether each row of a stage's outputs follows from that row of its inputs alone."""
+        axes = {graph.name: graph.axis for graph in self.graphs}
+        form = self.cpu[stage]
+        return form.kind in ("interpolated", "tiled") or (
+            form.kind == "graph" and axes[self.graphs_in(stage)[0]] == "rows"
+        )
+
+    def graphs_of(self, layouts: Iterable[Layout]) -> list[DenseGraph]:
+        """The dense graphs of some layouts."""
+        chosen = set(layouts)
+        return [graph for graph in self.graphs if chosen.intersection(graph.layouts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What crosses the stage boundaries of one detector: its method with its sizes."""
+
+    method: Method
+    dims: Dims
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Every stage of every layout, by name."""
+        return self.method.stages(self.dims)
+
+    def steps(self, layout: Layout) -> tuple[Step, ...]:
+        """The wiring of a layout.
+
+        Raises:
+            ArtifactError: the method has no such layout.
+        """
+        if layout not in self.method.layouts:
+            raise ArtifactError(
+                f"{self.method.name} has no layout {layout!r}, expected one of {', '.join(self.method.layouts)}"
+            )
+        table = self.stages
+        return tuple(
+            Step(
+                use.stage,
+                {t.name: use.renamed.get(t.name, t.name) for t in table[use.stage].inputs},
+                {t.name: use.renamed.get(t.name, t.name) for t in table[use.stage].outputs},
+            )
+            for use in self.method.layouts[layout]
+        )
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a client sends, whatever the layout."""
+        by_name = self._tensors()
+        if "image" in by_name:
+            by_name["image"] = replace(by_name["image"], values="finite")
+        return tuple(by_name[name] for name in self.method.inputs)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it can ask for, in the order of PIPELINE_OUTPUTS."""
+        by_name = self._tensors()
+        return tuple(by_name[name] for name in PIPELINE_OUTPUTS)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {t.name: t for stage in self.stages.values() for t in (*stage.inputs, *stage.outputs)}
