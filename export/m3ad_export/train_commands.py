@@ -12,7 +12,7 @@ from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import M3adError
 from m3ad.frames import find_samples
 from m3ad.holes import ZeroRule
-from m3ad.methods import METHODS, method_named
+from m3ad.methods import DEFAULT_METHOD, METHODS, method_named
 from m3ad.preprocess import Modality, PlaneRemoval, Preprocessing
 from m3ad.rig import read_rig
 from rich.progress import Progress
@@ -70,9 +70,7 @@ def train(
         ZeroRule,
         typer.Option(help="holes of zeros: (0, 0, 0) only, or a point with any zero coordinate (CFM)"),
     ] = "point",
-    method: Annotated[
-        str, typer.Option(help="cfm, cmdr_iad or mentor3ad; `methods` tells more")
-    ] = "mentor3ad",
+    method: Annotated[str, typer.Option(help="the detector's method; `methods` lists them")] = DEFAULT_METHOD,
     modality: Annotated[
         str, typer.Option(help="both, or the only one there is: rgb or xyz, of methods that run on one")
     ] = "both",

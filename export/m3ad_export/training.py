@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 from m3ad.errors import M3adError
 from m3ad.frames import Sample, read_sample
-from m3ad.methods import method_named
+from m3ad.methods import DEFAULT_METHOD, method_named
 from m3ad.preprocess import Modality, Preprocessing, prepare
 from m3ad.scale import extent
 
@@ -86,7 +86,7 @@ def train(
     category: str,
     preprocessing: Preprocessing,
     settings: Any,
-    method: str = "mentor3ad",
+    method: str = DEFAULT_METHOD,
     fitted: Fitted | None = None,
     track: Track = lambda steps, _description, _total: steps,
 ) -> Detector:

@@ -8,6 +8,7 @@ from m3ad.methods import cfm, cmdr_iad, mentor3ad
 METHODS: dict[str, Method] = {
     method.name: method for method in (mentor3ad.METHOD, cfm.METHOD, *cmdr_iad.METHODS)
 }
+DEFAULT_METHOD = mentor3ad.METHOD.name
 
 
 def method_named(name: str) -> Method:
