@@ -15,6 +15,7 @@ from m3ad.contract import Layout, Step
 from m3ad.method import Contract
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
 from m3ad_runtime.stages import GroupedEncoder, PixelLayer, TiledHead, cpu_form
+from m3ad_runtime.windows import Windowed, whole_grid
 
 Values = dict[str, npt.NDArray[Any]]
 Tap = Callable[[str, Arrays], None]  # a graph's name and its inputs
@@ -155,6 +156,9 @@ class Walk:
         if isinstance(stage, PixelLayer):
             # By the groups in either layout: as many for every frame.
             return {graphs[0]: stage.feeds({n: walked.whole[n] for n in CLOUD})}
+        if isinstance(stage, Windowed):
+            # The whole grid, as an engine runs it: as large for every frame.
+            return {graphs[0]: {**arrays, **whole_grid(arrays["scored_pixel"], stage.form.window)._asdict()}}
         if isinstance(stage, TiledHead):
             tokens = {n: arrays[n] for n in stage.tokens.inputs}
             spread = stage.spread(arrays)

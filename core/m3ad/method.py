@@ -26,12 +26,17 @@ class CpuForm:
     Attributes:
         kind: `graph` runs the one file; `grouped` samples and groups the cloud before it; `interpolated` spreads the
             tokens over the scored pixels and has no file; `tiled` runs a file on the tokens, one on tiles of rows, and
-            one on the scores; `pixel_layer` runs a file behind a layer that has a weight for each pixel of the grid.
+            one on the scores; `pixel_layer` runs a file behind a layer that has a weight for each pixel of the grid;
+            `windowed` runs a file on the part of the grid that the scored pixels depend on.
         files: below the bundle's `onnx/`, the graphs first.
+        window: of `windowed`, consecutive row-major pixels that see each other; divides 50176.
+        reach: of `windowed`, pixels to each side that the convolutions behind the windows look at.
     """
 
-    kind: Literal["graph", "grouped", "interpolated", "tiled", "pixel_layer"]
+    kind: Literal["graph", "grouped", "interpolated", "tiled", "pixel_layer", "windowed"]
     files: tuple[str, ...] = ()
+    window: int = 0
+    reach: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows
 
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
+from m3ad_runtime.windows import Windowed
 
 StageFunction = Callable[[Arrays], dict[str, npt.NDArray[Any]]]
 FloatArray = npt.NDArray[np.float32]
@@ -264,7 +265,7 @@ class CheckedStage:
         return {tensor.name: results[tensor.name] for tensor in self.stage.outputs}
 
 
-CpuStage = GroupedEncoder | Interpolated | PixelLayer | TiledHead | OnnxGraph
+CpuStage = GroupedEncoder | Interpolated | PixelLayer | Windowed | TiledHead | OnnxGraph
 
 
 def cpu_form(
@@ -296,6 +297,8 @@ def cpu_form(
             return Interpolated(dims)
         case "pixel_layer":
             return PixelLayer(load(paths[0], threads), paths[1], dims)
+        case "windowed":
+            return Windowed(load(paths[0], threads), form)
         case "tiled":
             tokens, rows, vote = (
                 load(path, 1 if i == 1 else threads) for i, path in enumerate(paths)

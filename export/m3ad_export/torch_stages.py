@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy.typing as npt
 from m3ad.contract import Stage
+from m3ad.method import CpuForm
 from m3ad_plugins import ops
 from m3ad_runtime.stages import Interpolated, StageFunction, operators
+from m3ad_runtime.windows import whole_grid
 from torch import nn
 
 from m3ad_export.detector import Detector, call
@@ -32,6 +34,8 @@ def stage_functions(detector: Detector) -> dict[str, StageFunction]:
             functions[name] = Interpolated(contract.dims)
         elif form.kind == "pixel_layer":
             functions[name] = _pixel_layer(detector, graphs[form.files[0].removesuffix(".onnx")])
+        elif form.kind == "windowed":
+            functions[name] = _windowed(graphs[form.files[0].removesuffix(".onnx")], stage, form)
         else:
             functions[name] = _dense(detector.rgb if name == "rgb_extractor" else graphs[name], stage)
     return functions
@@ -75,5 +79,17 @@ def _pixel_layer(detector: Detector, rest: nn.Module) -> StageFunction:
             rows = operators(arrays, dims)["xyz"].apply(arrays["xyz_tokens"])
         (rebuilt,) = call(rest, weights[pixel], rows, pixel)
         return {"xyz_rebuilt": rebuilt}
+
+    return run
+
+
+def _windowed(module: nn.Module, stage: Stage, form: CpuForm) -> StageFunction:
+    (output,) = stage.outputs
+    (tokens, _) = stage.inputs
+
+    def run(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        # The whole grid is computed here, which the CPU stage does not do.
+        (rows,) = call(module, arrays[tokens.name], *whole_grid(arrays["scored_pixel"], form.window))
+        return {output.name: rows}
 
     return run

@@ -17,7 +17,7 @@ def record_of(method: str) -> dict[str, Any]:
     if method == "cfm":
         return {"heads": {**WIDTHS, "big": False}, "vote": {"image_norm": "none"}}
     modality = method.removeprefix("cmdr_iad").lstrip("_") or "both"
-    sizes = {"heads": 2, "window": 128, "rgb_convs": [12, 8], "xyz_convs": [16, 12, 10, 8]}
+    sizes = {"heads": 2, "rgb_convs": [12, 8], "xyz_convs": [16, 12, 10, 8]}
     return {
         "heads": {**WIDTHS, **sizes, "modality": modality},
         "vote": {"fusion_smoothing": "code", "image_norm": "none"},

@@ -16,6 +16,8 @@ Modality = Literal["both", "rgb", "xyz"]
 MODALITIES: tuple[Modality, ...] = ("both", "rgb", "xyz")
 
 WEIGHTS = "xyz_decoder.weights"  # of the XYZ decoder's first layer, one row a pixel of the grid
+WINDOW = 128  # consecutive row-major pixels whose attention the RGB decoder has
+REACH = 3  # pixels to each side that its three 3 x 3 convolutions look at
 
 
 def pairs_of(modality: Modality) -> tuple[tuple[str, str], ...]:
@@ -82,7 +84,7 @@ def stages_of(modality: Modality) -> Callable[[Dims], dict[str, Stage]]:
 
 CPU = common.CPU | {
     "map": CpuForm("graph", ("map.onnx",)),
-    "rgb_decoder": CpuForm("graph", ("rgb_decoder.onnx",)),
+    "rgb_decoder": CpuForm("windowed", ("rgb_decoder_windows.onnx",), window=WINDOW, reach=REACH),
     "xyz_decoder": CpuForm("pixel_layer", ("xyz_decoder_rest.onnx", WEIGHTS)),
     "xyz_token_decoder": CpuForm("pixel_layer", ("xyz_decoder_rest.onnx", WEIGHTS)),
     "vote": CpuForm("graph", ("vote.onnx",)),
@@ -100,12 +102,12 @@ GRAPHS: dict[Modality, tuple[DenseGraph, ...]] = {
         common.RGB_GRAPH,
         common.XYZ_GRAPH,
         DenseGraph("map", ("chain",), "rows"),
-        DenseGraph("rgb_decoder"),
+        DenseGraph("rgb_decoder_windows"),
         DenseGraph("xyz_decoder_rest"),
         DenseGraph("vote", ("chain",), "map"),
         *common.HEAD_GRAPHS,
     ),
-    "rgb": (common.RGB_GRAPH, DenseGraph("rgb_decoder"), DenseGraph("vote", axis="map")),
+    "rgb": (common.RGB_GRAPH, DenseGraph("rgb_decoder_windows"), DenseGraph("vote", axis="map")),
     "xyz": (common.XYZ_GRAPH, DenseGraph("xyz_decoder_rest"), DenseGraph("vote", axis="map")),
 }
 INPUTS: dict[Modality, tuple[str, ...]] = {
@@ -117,9 +119,9 @@ GROUPS = {
     "first layers": r"^head_tokens:|^map:to_\w+\.input/",
     "hidden layers": r"^(map|head_rows):(networks\.)?to_\w+\.projection",
     "output": r"^(map|head_rows):(networks\.)?to_\w+\.output/",
-    "RGB windows": r"^rgb_decoder:decoder\.(projection|attn)\b",
-    "RGB convolutions": r"^rgb_decoder:decoder\.conv_decoder\b",
-    "RGB last layers": r"^rgb_decoder:decoder\.reconstruct\b",
+    "RGB windows": r"^rgb_decoder_windows:decoder\.(projection|attn)\b",
+    "RGB convolutions": r"^rgb_decoder_windows:decoder\.conv_decoder\b",
+    "RGB last layers": r"^rgb_decoder_windows:decoder\.reconstruct\b",
     "XYZ second layer": r"^xyz_decoder_rest:decoder\.projection\b",
     "XYZ deconvolutions": r"^xyz_decoder_rest:decoder\.decoder\b",
     "XYZ gate": r"^xyz_decoder_rest:decoder\.attention\b",

@@ -16,6 +16,7 @@ from m3ad.method import Contract, CpuForm
 from m3ad.methods.common import XYZ_CPU
 from m3ad_plugins.onnx_functions import function_protos
 from m3ad_runtime.stages import bilinear_taps
+from m3ad_runtime.windows import whole_grid
 from onnx import compose, helper, numpy_helper, parser
 from onnx.external_data_helper import set_external_data
 
@@ -199,6 +200,17 @@ def pixel_layer_model(stage: Stage, form: CpuForm, rest: onnx.ModelProto, hidden
         weights.external_data.add(key=key, value=value)
     initializers = [*renamed.graph.initializer, weights]
     return model_with_ops(stage, [*nodes, *renamed.graph.node], initializers, opset_of(rest))
+
+
+def windowed_model(stage: Stage, form: CpuForm, windows: onnx.ModelProto) -> onnx.ModelProto:
+    """A windowed graph on the whole grid: no size depends on the frame, which is what an engine wants."""
+    grid = whole_grid(np.empty(0, np.int32), form.window)
+    constants = [
+        numpy_helper.from_array(grid.window_pixel, "window_pixel"),
+        numpy_helper.from_array(grid.crop_row, "crop_row"),
+    ]
+    initializers = [*windows.graph.initializer, *constants]
+    return model_with_ops(stage, windows.graph.node, initializers, opset_of(windows))
 
 
 def rgb_rows(side: int, tokens: str, pixel: str, rows: str) -> onnx.GraphProto:

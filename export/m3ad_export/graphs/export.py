@@ -67,6 +67,12 @@ def dense_stage(contract: Contract, graph: str, hidden: int) -> Stage:
             layer = Tensor("weights", ("K", hidden))
             features = Tensor("features", ("K", contract.dims.xyz_width))
             return Stage(graph, (layer, features, stage.inputs[-1]), (rows,))
+        if form.kind == "windowed" and contract.method.graphs_in(name) == [graph]:
+            stage = contract.stages[name]
+            tokens, scored_pixel = stage.inputs
+            window_pixel = Tensor("window_pixel", ("K", form.window), "int32")
+            crop_row = Tensor("crop_row", ("H", "W"), "int32")
+            return Stage(graph, (tokens, window_pixel, crop_row, scored_pixel), stage.outputs)
     return contract.stages[graph]
 
 

@@ -11,6 +11,7 @@ from m3ad_export.graphs.compose import (
     ENCODER_GRAPH,
     pixel_layer_model,
     project_model,
+    windowed_model,
     write_xyz_extractor,
 )
 from m3ad_export.graphs.head import head_model, read_parts
@@ -34,6 +35,8 @@ def compose_stages(contract: Contract, layouts: Sequence[Layout], folder: Path) 
             rest = onnx.load(folder / form.files[0])
             hidden = (folder / form.files[1]).stat().st_size // (4 * MAX_POINTS)
             onnx.save(pixel_layer_model(stage, form, rest, hidden), path)
+        elif form.kind == "windowed":
+            onnx.save(windowed_model(stage, form, onnx.load(folder / form.files[0])), path)
         elif form.kind == "tiled":
             onnx.save(head_model(contract, read_parts(folder)), path)
         verify_interface(path, stage)

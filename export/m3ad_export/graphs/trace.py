@@ -21,13 +21,13 @@ _TORCH_DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 def dense_model(module: nn.Module, stage: Stage) -> onnx.ModelProto:
     """Export a module whose forward takes and returns the stage's tensors, dynamic in its letters."""
-    axes = dict.fromkeys("NRK", MIN_POINTS + 1)  # an odd size, so that no constant matches it by chance
+    axes = dict.fromkeys("NRKHW", MIN_POINTS + 1)  # an odd size, so that no constant matches it by chance
     symbols = {letter: torch.export.Dim(letter, min=2, max=IMAGE_SIZE**2) for letter in axes}
     examples, shapes = [], []
     for tensor in stage.inputs:
         size = [axes.get(d, 0) if isinstance(d, str) else d for d in tensor.dims]
         dtype = _TORCH_DTYPES[tensor.dtype]
-        examples.append(torch.rand(size) if dtype is torch.float32 else torch.arange(size[0], dtype=dtype))
+        examples.append(torch.rand(size) if dtype is torch.float32 else torch.zeros(size, dtype=dtype))
         shapes.append({i: symbols[d] for i, d in enumerate(tensor.dims) if isinstance(d, str)})
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
     with _quiet():

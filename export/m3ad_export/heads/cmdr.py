@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from m3ad.contract import IMAGE_SIZE
+from m3ad.methods.cmdr_iad import WINDOW
 from torch import Tensor, nn
 
 from m3ad_export.heads.map_head import Modality, checked_choice
@@ -22,27 +23,19 @@ SHRINK = 32  # the XYZ decoder's five doublings lead back to the pixels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CmdrConfig:
-    """Widths, and whose networks there are; the defaults are the published ones.
-
-    Args:
-        window: consecutive row-major pixels that see each other; divides 50176.
-    """
+    """Widths, and whose networks there are; the defaults are the published ones."""
 
     rgb_width: int = 768
     xyz_width: int = 1152
     heads: int = 8
-    window: int = 128
     rgb_convs: tuple[int, int] = (256, 128)
     xyz_convs: tuple[int, int, int, int] = (768, 512, 256, 128)
     modality: Modality = "both"
 
     def __post_init__(self) -> None:
         checked_choice("modality", self.modality, Modality)
-        if PIXELS % self.window or self.rgb_width // 2 % self.heads:
-            raise ValueError(
-                f"expected a window that divides {PIXELS} and heads that divide {self.rgb_width // 2}, got "
-                f"{self.window} and {self.heads}"
-            )
+        if self.rgb_width // 2 % self.heads:
+            raise ValueError(f"expected heads that divide {self.rgb_width // 2}, got {self.heads}")
 
 
 class Attention(nn.Module):
@@ -85,7 +78,7 @@ class Dec2d(nn.Module):
     def __init__(self, config: CmdrConfig) -> None:
         super().__init__()
         width = config.rgb_width // 2
-        self.window, self.width = config.window, width
+        self.width = width
         self.projection = two_normed_layers(config.rgb_width, width)
         self.attn = Block(width, config.heads)
         channels = (width, *config.rgb_convs, width)
@@ -109,7 +102,7 @@ class Dec2d(nn.Module):
         return self.attn(self.projection[1:](hidden))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.windows(self.first(x[0]).reshape(-1, self.window, self.width))
+        rows = self.windows(self.first(x[0]).reshape(-1, WINDOW, self.width))
         grid = rows.reshape(-1, self.width).T.reshape(1, self.width, IMAGE_SIZE, IMAGE_SIZE)
         return self.reconstruct(self.conv_decoder(grid).flatten(2).transpose(1, 2))
 

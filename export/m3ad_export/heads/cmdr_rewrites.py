@@ -8,91 +8,56 @@ All of it runs in train mode too but for the last line; there the crop is what t
 """
 
 import copy
-from dataclasses import dataclass
+import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from m3ad.contract import IMAGE_SIZE
+from m3ad.methods.cmdr_iad import REACH, WINDOW
 from m3ad_plugins.ops import SparseRows
+from m3ad_runtime.windows import Region, region
 from torch import Tensor, nn
 
 from m3ad_export.heads.cmdr import PIXELS, Dec2d, Dec3d
 from m3ad_export.heads.fold import fold_batch_norms, fold_norm
-from m3ad_export.heads.map_head import AxisMap, up
-from m3ad_export.heads.rgb_rows import RgbRows
-
-REACH = 3  # pixels to each side that three 3x3 convolutions look at
+from m3ad_export.heads.map_head import up
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """The part of the grid that the RGB decoder computes.
-
-    Attributes:
-        windows: [n] the windows before the convolutions.
-        rows: of the grid, first and one behind the last, for the convolutions.
-        columns: likewise.
-    """
-
-    windows: Tensor
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-
-    def local(self, pixel: Tensor) -> Tensor:
-        """Row-major positions of pixels [R] within the crop."""
-        y, x = pixel // IMAGE_SIZE - self.rows[0], pixel % IMAGE_SIZE - self.columns[0]
-        return y * (self.columns[1] - self.columns[0]) + x
-
-
-def whole(window: int) -> Region:
-    """Every window, no crop."""
-    return Region(torch.arange(PIXELS // window), (0, IMAGE_SIZE), (0, IMAGE_SIZE))
-
-
-def needed(scored_pixel: Tensor, window: int) -> Region:
-    """What the rows of these pixels depend on and no more: the rest of the crop stays zero."""
-    mask = torch.zeros(PIXELS)
-    mask[scored_pixel.long()] = 1
-    near = F.max_pool2d(mask.reshape(1, IMAGE_SIZE, IMAGE_SIZE), 2 * REACH + 1, stride=1, padding=REACH)
-    windows = near.reshape(-1, window).amax(dim=1).nonzero()[:, 0]
-    return Region(windows, *_bounds(scored_pixel))
-
-
-def rectangle(scored_pixel: Tensor, window: int) -> Region:
-    """The same crop with all of it computed, for BatchNorm's statistics in training."""
-    rows, columns = _bounds(scored_pixel)
-    first, last = rows[0] * IMAGE_SIZE // window, (rows[1] * IMAGE_SIZE - 1) // window
-    return Region(torch.arange(first, last + 1), rows, columns)
-
-
-def _bounds(scored_pixel: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
-    axes = (scored_pixel.long() // IMAGE_SIZE, scored_pixel.long() % IMAGE_SIZE)
-    ends = [(int(a.min()) - REACH, int(a.max()) + REACH + 1) for a in axes]
-    rows, columns = ((max(low, 0), min(high, IMAGE_SIZE)) for low, high in ends)
-    return rows, columns
+def rectangle(scored_pixel: npt.NDArray[np.int32]) -> Region:
+    """The crop of these pixels, ascending, with all of it computed: for BatchNorm's statistics in training."""
+    first, last = scored_pixel[[0, -1]] // IMAGE_SIZE
+    computed = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.bool_)
+    computed[max(first - REACH, 0) : last + REACH + 1] = True
+    return region(scored_pixel, computed, WINDOW, REACH)
 
 
 def rgb_rebuilt(
-    decoder: Dec2d, spread: RgbRows, tokens: Tensor, scored_pixel: Tensor, region: Region | None = None
+    decoder: Dec2d, taps: Tensor, tokens: Tensor, window_pixel: Tensor, crop_row: Tensor, scored_pixel: Tensor
 ) -> Tensor:
-    """The RGB decoder's rows of the scored pixels, the dense module's: rgb_tokens [P, D], [R] -> [R, D].
+    """The RGB decoder's rows of the scored pixels, the dense module's: rgb_tokens [P, D] -> [R, D].
 
     Args:
         decoder: as trained, or `folded_rgb`.
-        spread: of the tokens' side.
-        tokens: of a frame.
-        scored_pixel: row-major.
-        region: what is computed; `needed` if left out.
+        taps: [224, side] bilinear ones of one axis, `rgb_taps`.
+        tokens: of a frame, P = side * side.
+        window_pixel: [K, W] of the `Region` that is computed.
+        crop_row: [h, w] likewise.
+        scored_pixel: [R] likewise, in the crop.
     """
-    pixel = scored_pixel.long()
-    region = region or needed(pixel, decoder.window)
-    within = (region.windows[:, None] * decoder.window + torch.arange(decoder.window)).reshape(-1)
-    hidden = spread(decoder.first(tokens), within)
-    rows = decoder.windows(hidden.reshape(-1, decoder.window, decoder.width)).reshape(-1, decoder.width)
-    grid = rows.new_zeros(PIXELS, decoder.width).index_copy(0, within, rows)
-    grid = grid.T.reshape(1, decoder.width, IMAGE_SIZE, IMAGE_SIZE)
-    grid = decoder.conv_decoder(grid[:, :, slice(*region.rows), slice(*region.columns)])
-    return decoder.reconstruct(grid.flatten(2)[0].T.index_select(0, region.local(pixel)))
+    side, width = taps.shape[1], decoder.width
+    by_row = (taps @ decoder.first(tokens).reshape(side, -1)).reshape(IMAGE_SIZE, side, width)
+    grid = (taps @ by_row).reshape(PIXELS, width)
+    windows = grid.index_select(0, window_pixel.reshape(-1)).reshape(*window_pixel.shape, width)
+    rows = decoder.windows(windows).reshape(-1, width)
+    crop = rows.index_select(0, crop_row.reshape(-1)).T.reshape(1, width, *crop_row.shape)
+    convolved = decoder.conv_decoder(crop).flatten(2)[0].T
+    return decoder.reconstruct(convolved.index_select(0, scored_pixel))
+
+
+def rgb_taps(tokens: int) -> Tensor:
+    """Bilinear taps of one axis from a square grid of so many tokens: [224, side]."""
+    return up(math.isqrt(tokens), IMAGE_SIZE).float()
 
 
 def folded_rgb(decoder: Dec2d) -> Dec2d:
@@ -144,28 +109,24 @@ def folded_xyz(decoder: Dec3d) -> Dec3d:
 
 
 class RgbDecoder(nn.Module):
-    """The stage on the whole grid: rgb_tokens [P, D], scored_pixel [R] -> rgb_rebuilt [R, D].
-
-    No size depends on the frame: what an engine wants. The first layer's output is spread as U X U^T, U the bilinear
-    taps of one axis.
+    """`rgb_rebuilt` of a decoder, folded: what the graph of the stage is traced from.
 
     Args:
-        decoder: trained; is folded.
-        side: of the tokens' grid.
+        decoder: trained.
+        tokens: of a frame.
     """
 
-    def __init__(self, decoder: Dec2d, side: int) -> None:
-        super().__init__()
-        self.decoder, self.side, self.spread = folded_rgb(decoder), side, AxisMap(up(side, IMAGE_SIZE))
+    taps: Tensor
 
-    def forward(self, rgb_tokens: Tensor, scored_pixel: Tensor) -> Tensor:
-        width = self.decoder.width
-        hidden = self.decoder.first(rgb_tokens).T.reshape(width, self.side, self.side)
-        pixels = self.spread(hidden).reshape(width, PIXELS).T.reshape(-1, self.decoder.window, width)
-        rows = self.decoder.windows(pixels).reshape(PIXELS, width)
-        grid = self.decoder.conv_decoder(rows.T.reshape(1, width, IMAGE_SIZE, IMAGE_SIZE))
-        picked = grid.reshape(width, PIXELS).T.index_select(0, scored_pixel)
-        return self.decoder.reconstruct(picked)
+    def __init__(self, decoder: Dec2d, tokens: int) -> None:
+        super().__init__()
+        self.decoder = folded_rgb(decoder)
+        self.register_buffer("taps", rgb_taps(tokens))
+
+    def forward(
+        self, rgb_tokens: Tensor, window_pixel: Tensor, crop_row: Tensor, scored_pixel: Tensor
+    ) -> Tensor:
+        return rgb_rebuilt(self.decoder, self.taps, rgb_tokens, window_pixel, crop_row, scored_pixel)
 
 
 class XyzDecoderRest(nn.Module):

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
+from m3ad.methods.cmdr_iad import REACH, WINDOW
 from m3ad_plugins.ops import SparseRows
+from m3ad_runtime.windows import needed
 
 from m3ad_export.heads.cmdr import PIXELS, SHRINK, CmdrConfig
-from m3ad_export.heads.cmdr_rewrites import needed
 
 GIGA = 1e9
 
@@ -56,15 +56,14 @@ def cmdr_costs(config: CmdrConfig, operator: SparseRows, rgb_tokens: int) -> lis
 
 def _rgb_decoder(config: CmdrConfig, operator: SparseRows, rgb_tokens: int) -> list[Cost]:
     width, wide = config.rgb_width // 2, config.rgb_width
-    region = needed(torch.from_numpy(operator.scored_pixel), config.window)
-    crop = (region.rows[1] - region.rows[0]) * (region.columns[1] - region.columns[0])
-    block = width * (9 * width + 2 * config.window)  # second layer, qkv, attention twice, proj, MLP
+    region = needed(operator.scored_pixel, WINDOW, REACH)
+    block = width * (9 * width + 2 * WINDOW)  # second layer, qkv, attention twice, proj, MLP
     convs = 9 * sum(a * b for a, b in pairwise((width, *config.rgb_convs, width)))
     last = 4 * width * (width + wide)
     return [
         _cost("RGB decoder, first layer", PIXELS * wide * width, rgb_tokens * wide * width),
-        _cost("RGB decoder, windows", PIXELS * block, len(region.windows) * config.window * block),
-        _cost("RGB decoder, convolutions", PIXELS * convs, crop * convs),
+        _cost("RGB decoder, windows", PIXELS * block, region.window_pixel.size * block),
+        _cost("RGB decoder, convolutions", PIXELS * convs, region.crop_row.size * convs),
         _cost("RGB decoder, last layers", PIXELS * last, len(operator.scored_pixel) * last),
     ]
 

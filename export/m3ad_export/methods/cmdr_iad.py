@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from m3ad.methods.cmdr_iad import METHODS, MODALITIES, pairs_of
+from m3ad.methods.cmdr_iad import METHODS, MODALITIES, REACH, WINDOW, pairs_of
+from m3ad_runtime.windows import needed
 from torch import Tensor, nn
 
 from m3ad_export.dense.encoders import dense_rgb, dense_xyz
@@ -29,6 +30,7 @@ from m3ad_export.heads.cmdr_rewrites import (
     folded_xyz,
     hidden_of_tokens,
     rgb_rebuilt,
+    rgb_taps,
     xyz_rebuilt,
 )
 from m3ad_export.heads.map_head import (
@@ -38,7 +40,6 @@ from m3ad_export.heads.map_head import (
     Smoothing,
 )
 from m3ad_export.heads.mappings import CrossMap, Mappings, folded_map, mapping_head
-from m3ad_export.heads.rgb_rows import RgbRows
 from m3ad_export.heads.tiled import FusedHead
 from m3ad_export.heads.voting import cosine_scores
 from m3ad_export.method import Fitted, Form, Implementation, Job, Networks
@@ -144,8 +145,7 @@ def graphs(detector: Detector) -> Networks:
     if networks.maps:
         found["map"] = folded_maps(networks.maps)
     if networks.rgb_decoder:
-        assert detector.rgb
-        found["rgb_decoder"] = RgbDecoder(networks.rgb_decoder, detector.rgb.config.side)
+        found["rgb_decoder_windows"] = RgbDecoder(networks.rgb_decoder, detector.dims.rgb_tokens)
     if networks.xyz_decoder:
         found["xyz_decoder_rest"] = XyzDecoderRest(networks.xyz_decoder)
     return found
@@ -188,8 +188,8 @@ def predictor(detector: Detector) -> Callable[[FrameFeatures], tuple[Tensor, Ten
         rebuilt: dict[str, Tensor] = {}
         if rgb:
             tokens = torch.from_numpy(frame.rgb_tokens)
-            spread = RgbRows(round(len(tokens) ** 0.5))
-            rebuilt["rgb_rebuilt"] = rgb_rebuilt(rgb, spread, tokens, pixel)
+            region = map(torch.from_numpy, needed(frame.scored_pixel, WINDOW, REACH))
+            rebuilt["rgb_rebuilt"] = rgb_rebuilt(rgb, rgb_taps(len(tokens)), tokens, *region)
         if xyz:
             hidden = hidden_of_tokens(xyz, torch.from_numpy(frame.xyz_tokens), frame.xyz_operator)
             rebuilt["xyz_rebuilt"] = xyz_rebuilt(xyz, hidden, pixel)

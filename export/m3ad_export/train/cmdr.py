@@ -7,13 +7,14 @@ from typing import Literal
 
 import torch
 from m3ad.frames import Sample
+from m3ad.methods.cmdr_iad import WINDOW
+from m3ad_runtime.windows import whole_grid
 from torch import Tensor, nn
 
 from m3ad_export.checkpoints import state_sha256
 from m3ad_export.heads.cmdr import CmdrNetworks, Dec2d, Dec3d
-from m3ad_export.heads.cmdr_rewrites import hidden_of_tokens, rectangle, rgb_rebuilt, whole, xyz_rebuilt
+from m3ad_export.heads.cmdr_rewrites import hidden_of_tokens, rectangle, rgb_rebuilt, rgb_taps, xyz_rebuilt
 from m3ad_export.heads.map_head import ImageNorm, Smoothing, checked_choice
-from m3ad_export.heads.rgb_rows import RgbRows
 from m3ad_export.train.features import FeatureExtractor, FrameFeatures
 from m3ad_export.train.optimise import SeededRun, batch_of, derived_seed, generator_of, one_minus_cosine
 from m3ad_export.train.samples import Track
@@ -123,11 +124,11 @@ def _to_rgb(network: nn.Module, frame: FrameFeatures, config: CmdrSettings, step
 def _rgb_decoder(network: nn.Module, frame: FrameFeatures, config: CmdrSettings, step: int) -> Tensor:
     assert isinstance(network, Dec2d)
     picked = _picked(frame, config, step)
-    pixel = torch.from_numpy(frame.scored_pixel)
-    full = config.recipe == "official"
-    region = whole(network.window) if full else rectangle(pixel, network.window)
+    pixel = frame.scored_pixel
+    region = whole_grid(pixel, WINDOW) if config.recipe == "official" else rectangle(pixel)
+    window_pixel, crop_row, places = map(torch.from_numpy, region)
     tokens = torch.from_numpy(frame.rgb_tokens)
-    rebuilt = rgb_rebuilt(network, RgbRows(round(len(tokens) ** 0.5)), tokens, pixel[picked], region)
+    rebuilt = rgb_rebuilt(network, rgb_taps(len(tokens)), tokens, window_pixel, crop_row, places[picked])
     return one_minus_cosine(rebuilt, frame.rows(picked)[0]) / len(picked)
 
 

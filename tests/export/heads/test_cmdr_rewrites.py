@@ -5,25 +5,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from m3ad.methods.cmdr_iad import REACH, WINDOW
 from m3ad_export.dense.torch_ops import upsampled
 from m3ad_export.heads.cmdr import CmdrConfig, Dec2d, Dec3d
 from m3ad_export.heads.cmdr_rewrites import (
-    RgbDecoder,
     XyzDecoderRest,
     adjoint,
     folded_rgb,
     folded_xyz,
     hidden_of_rows,
     hidden_of_tokens,
-    needed,
     rectangle,
     rgb_rebuilt,
-    whole,
+    rgb_taps,
     xyz_rebuilt,
 )
 from m3ad_export.heads.macs import cfm_costs, cmdr_costs, mac_table
 from m3ad_export.heads.mappings import CrossMap, folded_map
-from m3ad_export.heads.rgb_rows import RgbRows
+from m3ad_runtime.windows import needed, whole_grid
 from named_weights import fill, given
 from token_frames import all_rows, disc, frame_of
 from torch import Tensor
@@ -78,12 +77,17 @@ def test_rows_of_the_rgb_decoder_are_those_of_the_whole(shape: str) -> None:
     tokens, pixel = given(1, 64, 32), torch.from_numpy(SHAPES[shape]())
     dense = decoder(upsampled(tokens, 8)[None])[0][pixel.long()]
     limit = 1e-5 * largest(dense)
-    for region in (needed, rectangle):
-        ours = rgb_rebuilt(decoder, RgbRows(8), tokens, pixel, region(pixel, 128))
-        torch.testing.assert_close(ours, dense, atol=limit, rtol=0)
-    cropped = rgb_rebuilt(folded_rgb(decoder), RgbRows(8), tokens, pixel)
-    torch.testing.assert_close(cropped, dense, atol=limit, rtol=0)
-    torch.testing.assert_close(RgbDecoder(decoder, 8)(tokens, pixel), dense, atol=limit, rtol=0)
+    for region in regions(pixel):
+        for form in (decoder, folded_rgb(decoder)):
+            ours = rgb_rebuilt(form, rgb_taps(64), tokens, *region)
+            torch.testing.assert_close(ours, dense, atol=limit, rtol=0)
+
+
+def regions(pixel: Tensor) -> list[tuple[Tensor, ...]]:
+    """What can be computed for these pixels: no more than they need, their rectangle, the whole grid."""
+    scored = pixel.numpy()
+    found = (needed(scored, WINDOW, REACH), rectangle(scored), whole_grid(scored, WINDOW))
+    return [tuple(map(torch.from_numpy, region)) for region in found]
 
 
 def test_folding_the_rgb_decoder_is_exact() -> None:
@@ -94,28 +98,19 @@ def test_folding_the_rgb_decoder_is_exact() -> None:
     torch.testing.assert_close(folded(x), decoder(x), atol=2e-6, rtol=0)
 
 
-def test_only_windows_near_scored_pixels_are_computed() -> None:
-    pixel = torch.from_numpy(bar(100, 101, 60, 61))
-    region = needed(pixel, 128)
-    assert (region.rows, region.columns) == ((97, 104), (57, 64))
-    near = {(row * 224 + column) // 128 for row in range(97, 104) for column in range(57, 64)}
-    assert set(region.windows.tolist()) == near
-    assert len(rectangle(pixel, 128).windows) > len(near)
-    assert len(whole(128).windows) == 392
-
-
 @pytest.mark.slow
 def test_the_full_rgb_decoder_on_tokens_windows_and_a_crop() -> None:
     """7.5e-6 of 5.9 on the authors' module, here of 6.8; oneDNN's convolution rounds twice as much as PyTorch's own."""
     decoder = fill(Dec2d(FULL))
     tokens, pixel = given(1, 784, 768), torch.from_numpy(disc(30))
     dense = decoder(upsampled(tokens, 28)[None])[0][pixel.long()]
-    folded, spread, limit = folded_rgb(decoder), RgbRows(28), 2e-6 * largest(dense)
-    assert largest(rgb_rebuilt(decoder, spread, tokens, pixel) - dense) < limit
+    folded, taps, limit = folded_rgb(decoder), rgb_taps(784), 2e-6 * largest(dense)
+    region, _, whole = regions(pixel)
+    assert largest(rgb_rebuilt(decoder, taps, tokens, *region) - dense) < limit
     with torch.backends.mkldnn.flags(enabled=False):
-        assert largest(rgb_rebuilt(folded, spread, tokens, pixel) - dense) < limit
-    assert largest(rgb_rebuilt(folded, spread, tokens, pixel) - dense) < 2.5 * limit
-    assert largest(RgbDecoder(decoder, 28)(tokens, pixel) - dense) < 2.5 * limit
+        assert largest(rgb_rebuilt(folded, taps, tokens, *region) - dense) < limit
+    assert largest(rgb_rebuilt(folded, taps, tokens, *region) - dense) < 2.5 * limit
+    assert largest(rgb_rebuilt(folded, taps, tokens, *whole) - dense) < 2.5 * limit
 
 
 # --- the XYZ decoder

@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from m3ad.methods.cmdr_iad import WINDOW
 from m3ad_export.dense.torch_ops import upsampled
 from m3ad_export.heads.cmdr import CmdrConfig, Dec2d
-from m3ad_export.heads.cmdr_rewrites import rgb_rebuilt, whole
-from m3ad_export.heads.rgb_rows import RgbRows
+from m3ad_export.heads.cmdr_rewrites import rgb_rebuilt, rgb_taps
 from m3ad_export.methods.cmdr_iad import random_networks
 from m3ad_export.train.cmdr import CmdrSettings, train_cmdr
 from m3ad_export.train.optimise import batch_of, one_minus_cosine
+from m3ad_runtime.windows import whole_grid
 from token_frames import Cache, all_rows, disc, frame_of
 from torch import nn
 
@@ -80,7 +81,8 @@ def test_the_official_step_of_the_rgb_decoder_is_the_dense_one() -> None:
         if form == "dense":
             rows = decoder(upsampled(tokens, 8)[None])[0][pixel.long()]
         else:
-            rows = rgb_rebuilt(decoder, RgbRows(8), tokens, pixel, whole(128))
+            region = map(torch.from_numpy, whole_grid(frame.scored_pixel, WINDOW))
+            rows = rgb_rebuilt(decoder, rgb_taps(64), tokens, *region)
         loss = one_minus_cosine(rows, real) / len(real)
         loss.backward()
         found.append((loss.detach(), [p.grad for p in decoder.parameters()], list(decoder.buffers())))

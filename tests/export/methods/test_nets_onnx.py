@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from m3ad_export.heads.cmdr import CmdrConfig, Dec2d, Dec3d
-from m3ad_export.heads.cmdr_rewrites import RgbDecoder, XyzDecoderRest, adjoint
+from m3ad_export.heads.cmdr import CmdrConfig, Dec3d
+from m3ad_export.heads.cmdr_rewrites import XyzDecoderRest, adjoint
 from m3ad_export.heads.mappings import CrossMap, Mappings, folded_map
 from m3ad_export.methods.cfm import CfmVote
 from m3ad_export.methods.cmdr_iad import CmdrVote
@@ -71,12 +71,6 @@ def test_cmdrs_maps(tmp_path: Path) -> None:
     maps = Mappings(folded_map(fill(CrossMap(32, 24))), folded_map(fill(CrossMap(24, 32))))
     cases = [inputs_of(radius)[1:3] for radius in (30, 21)]
     assert_runs_alike(maps, tmp_path / "map.onnx", "RR", *cases)
-
-
-def test_cmdrs_rgb_decoder_on_the_whole_grid(tmp_path: Path) -> None:
-    cases = [(tokens, pixel) for tokens, _, _, pixel in map(inputs_of, (30, 21))]
-    stage = RgbDecoder(fill(Dec2d(SMALL)), 8)
-    assert_runs_alike(stage, tmp_path / "rgb_decoder.onnx", "-R", *cases)
 
 
 @pytest.mark.slow
