@@ -17,7 +17,7 @@ from cases import FULL, LAUNCHES, OWN_ROWS, SMALL, Case, Launch, Row, rows_on
 from m3ad_plugins.farthest_point_sample.reference import farthest_point_sample
 from m3ad_plugins.knn_group.reference import knn_group
 
-ROOM = Path(__file__).parents[2] / "trt_plugins"
+SOURCES = Path(__file__).parents[2] / "trt_plugins" / "m3ad_plugins"
 HERE = Path(__file__).parent
 has_gpu = (
     shutil.which("nvidia-smi") is not None
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 def compile_for_gpu(folder: Path) -> Path:
     library = folder / "libkernels.so"
-    sources = [str(path) for path in (*ROOM.glob("m3ad_plugins/*/kernel.cu"), HERE / "device.cu")]
+    sources = [str(path) for path in (*SOURCES.glob("*/kernel.cu"), HERE / "device.cu")]
     options = ["-std=c++17", "-O3", "-arch=native", "-shared", "-Xcompiler=-fPIC"]
     subprocess.run(["nvcc", *options, *sources, "-o", str(library)], check=True)
     return library
@@ -43,8 +43,8 @@ def compile_emulated(folder: Path, arch: int) -> Path:
     ).stderr
     includes = re.findall(r'"(-I[^"]+)"', dry)
     here = folder / str(arch)
-    copied = [*ROOM.glob("m3ad_plugins/*/*.cu*"), *ROOM.glob("common/*.cuh"), *ROOM.glob("common/*.hpp")]
-    files = {path: path.relative_to(ROOM) for path in copied}
+    copied = [*SOURCES.glob("*/*.cu*"), *SOURCES.glob("common/*.hpp")]
+    files = {path: path.relative_to(SOURCES) for path in copied}
     files[HERE / "device.cu"] = Path("device.cu")
     for path, place in files.items():
         text = path.read_text()

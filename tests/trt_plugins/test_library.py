@@ -11,7 +11,7 @@ from m3ad.errors import MissingDependencyError
 from m3ad_plugins import library
 from m3ad_plugins.onnx_functions import folder_of
 
-ROOM = Path(__file__).parents[2] / "trt_plugins"
+SOURCES = Path(__file__).parents[2] / "trt_plugins" / "m3ad_plugins"
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def compile_library(path: Path, source: str) -> None:
 
 def test_missing_library_names_the_build_command(folder: Path) -> None:
     with pytest.raises(
-        MissingDependencyError, match=r"libm3ad_plugins.so is in none of .*; build it \(cmake -S trt"
+        MissingDependencyError, match=r"libm3ad_plugins.so is in none of .*; build it \(m3ad-plugins build\)"
     ):
         library.library_path()
     assert str(library.check_plugin_library()).startswith("plugin library: libm3ad_plugins.so is in none of")
@@ -53,7 +53,7 @@ def test_doctor_tells_a_broken_library_from_a_sound_one(folder: Path) -> None:
     assert "cannot be loaded" in library.check_plugin_library().found
     (folder / library.LIBRARY).unlink()
     compile_library(folder / library.LIBRARY, "int other;")
-    assert "exports no getCreators; build it again: cmake" in str(library.check_plugin_library())
+    assert "exports no getCreators; build it again: m3ad-plugins build" in str(library.check_plugin_library())
 
 
 def test_doctor_accepts_a_library_with_creators_and_names_its_shims(folder: Path) -> None:
@@ -78,12 +78,12 @@ def test_machine_without_driver_is_told_to_install_it() -> None:
 
 def test_cmake_compiles_for_the_capabilities_the_doctor_names() -> None:
     listed = ";".join(c.replace(".", "") for c in library.COMPUTE_CAPABILITIES)
-    assert f'M3AD_CUDA_ARCHITECTURES "{listed}"' in (ROOM / "CMakeLists.txt").read_text()
+    assert f'M3AD_CUDA_ARCHITECTURES "{listed}"' in (SOURCES / "CMakeLists.txt").read_text()
 
 
 def test_plugins_have_the_contracts_names_and_attributes() -> None:
     for op in OPS.values():
-        source = (ROOM / "m3ad_plugins" / folder_of(op.name) / "plugin.cpp").read_text()
+        source = (SOURCES / folder_of(op.name) / "plugin.cpp").read_text()
         assert f'kNAME[] = "{op.name}", kVERSION[] = "{op.version}"' in source
         assert f"kINPUTS = {len(op.inputs)}, kOUTPUTS = {len(op.outputs)};" in source
         assert f"Registered<{op.name}> const" in source
@@ -92,6 +92,6 @@ def test_plugins_have_the_contracts_names_and_attributes() -> None:
 
 
 def test_shim_asks_the_registry_for_an_op_of_the_contract() -> None:
-    source = (ROOM / "plugin" / "shim.cpp").read_text()
+    source = (SOURCES / "plugin" / "shim.cpp").read_text()
     (asked,) = re.findall(r'getCreator\("(\w+)", "(\d+)", "(\w+)"\)', source)
     assert asked in {(op.name, str(op.version), OP_DOMAIN) for op in OPS.values()}

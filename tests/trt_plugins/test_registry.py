@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOM = Path(__file__).parents[2] / "trt_plugins"
+SOURCES = Path(__file__).parents[2] / "trt_plugins" / "m3ad_plugins"
 MAJORS = ("10", "11")
 
 pytestmark = [
@@ -47,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory):
             folder = tmp_path_factory.mktemp(f"plugins{major}")
             headers = given("HEADERS", major)
             run(
-                *("cmake", "-S", ROOM, "-B", folder, f"-DTensorRT_ROOT={headers}"),
+                *("cmake", "-S", SOURCES, "-B", folder, f"-DTensorRT_ROOT={headers}"),
                 "-DM3AD_CUDA_ARCHITECTURES=87",
             )
             run("cmake", "--build", folder, "--target", "all", "registry_check")
@@ -178,7 +178,7 @@ def test_library_needs_no_symbol_of_tensorrt(built) -> None:
 
 def test_missing_headers_leave_the_kernels(tmp_path: Path) -> None:
     configured = run(
-        "cmake", "-S", ROOM, "-B", tmp_path, "-DTensorRT_ROOT=/nowhere", "-DM3AD_CUDA_ARCHITECTURES=87;999"
+        "cmake", "-S", SOURCES, "-B", tmp_path, "-DTensorRT_ROOT=/nowhere", "-DM3AD_CUDA_ARCHITECTURES=87;999"
     )
     assert "does not know sm_999: left out" in configured
     assert "No TensorRT headers (NvInferRuntime.h): the plugins are left out." in configured

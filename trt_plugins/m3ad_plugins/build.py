@@ -1,15 +1,16 @@
-"""Compile the portable C++ ops with the machine's C++ compiler: at first use, or `python -m m3ad_plugins.build`.
+"""Compile the portable C++ ops with the machine's C++ compiler: into a wheel, at first use, or as a command.
 
 The library carries the hash of what it was built from, so that `native` never loads one of other sources.
 """
 
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from m3ad.errors import M3adError, MissingDependencyError
@@ -31,8 +32,7 @@ FLAGS = (
 
 def sources() -> list[Path]:
     """Every op's portable C++ and what they share, headers included; none when the package came without them."""
-    kernels = PACKAGE.glob("*/kernel.[ch]pp")
-    return sorted([*kernels, *(PACKAGE.parent / "common").glob("*.[ch]pp")])
+    return sorted([*PACKAGE.glob("*/kernel.[ch]pp"), *PACKAGE.glob("common/*.[ch]pp")])
 
 
 def source_hash() -> str | None:
@@ -40,16 +40,26 @@ def source_hash() -> str | None:
     files = sources()
     if not files:
         return None
-    digest = hashlib.sha256(" ".join((*FLAGS, platform.system(), platform.machine())).encode())
+    # The platform is the wheel's, as in linux-aarch64: a build for another machine names it.
+    return hash_of_files(files, *FLAGS, sysconfig.get_platform())
+
+
+def hash_of_files(files: Iterable[Path], *words: str) -> str:
+    """Sixteen hexadecimal digits of what files hold, of their names, and of the words."""
+    digest = hashlib.sha256(" ".join(words).encode())
     for path in files:
         digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
+def cache_folder() -> Path:
+    """The user's cache of what m3ad builds."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3ad"
+
+
 def library_paths() -> list[Path]:
     """Where the library may lie, best first: beside the package, then the user's cache by source hash."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3ad"
-    return [PACKAGE / LIBRARY_NAME, cache / f"{Path(LIBRARY_NAME).stem}-{source_hash()}.so"]
+    return [PACKAGE / LIBRARY_NAME, cache_folder() / f"{Path(LIBRARY_NAME).stem}-{source_hash()}.so"]
 
 
 def build(target: Path | None = None) -> Path:
@@ -68,7 +78,7 @@ def build(target: Path | None = None) -> Path:
     version = source_hash()
     if version is None:
         raise MissingDependencyError(
-            f"the C++ sources of the m3ad ops are not beside {PACKAGE}; build from a checkout of m3ad: make plugins"
+            f"the C++ sources of the m3ad ops are not in {PACKAGE}; install m3ad again, its wheel has them"
         )
     named = os.environ.get("CXX")
     compiler = shutil.which(named) if named else shutil.which("c++") or shutil.which("g++")

@@ -5,7 +5,9 @@ It loads nothing of TensorRT by itself; `m3ad-export doctor` prints `checks()`.
 
 import ctypes
 import ctypes.util
+import importlib
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +16,16 @@ from pathlib import Path
 from m3ad.contract import OP_DOMAIN, OPS
 from m3ad.errors import MissingDependencyError
 
-LIBRARY = "libm3ad_plugins.so"
-TENSORRT_MAJORS = (10, 11)
-CUDA_MAJORS = (12, 13)
-# What trt_plugins/CMakeLists.txt compiles kernels for; later ones run from the newest one's PTX.
-COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0")
-BUILD_COMMAND = "cmake -S trt_plugins -B build/plugins -DTensorRT_ROOT=... && cmake --build build/plugins"
+from m3ad_plugins.build import PACKAGE
+from m3ad_plugins.cuda_build import BUILD_COMMAND, LIBRARY, built_folder
 
-_PACKAGE = Path(__file__).resolve().parent
-_FOLDERS = (_PACKAGE, _PACKAGE.parents[1] / "build" / "plugins", Path("/usr/local/lib"), Path("/usr/lib"))
+TENSORRT_MAJORS = (10, 11)
+TENSORRT_MODULES = ("tensorrt", "tensorrt_rtx")
+CUDA_MAJORS = (12, 13)
+# What CMakeLists.txt compiles kernels for; later ones run from the newest one's PTX.
+COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "11.0", "12.0")
+
+_CHECKOUT_BUILD = PACKAGE.parents[1] / "build" / "plugins"  # where CMake is told to build in a checkout
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,8 @@ class Finding:
 
 def _find(name: str) -> Path:
     named = os.environ.get("M3AD_PLUGINS_DIR")
-    folders = (Path(named),) if named else _FOLDERS
+    system = (Path("/usr/local/lib"), Path("/usr/lib"))
+    folders = (Path(named),) if named else (built_folder(), _CHECKOUT_BUILD, *system)
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
@@ -181,11 +185,11 @@ def check_plugin_library() -> Finding:
     return Finding("plugin library", True, f"{library}, shims for TensorRT {' and '.join(shims)}")
 
 
-def check_registry() -> Finding:
-    """Whether TensorRT's registry takes the library and then knows every op."""
-    subject = "plugin registry"
+def check_registry(module: str = "tensorrt") -> Finding:
+    """Whether the registry of TensorRT, or of TensorRT-RTX, takes the library and then knows every op."""
+    subject = f"plugin registry of {module}"
     try:
-        import tensorrt as trt
+        trt = importlib.import_module(module)
     except ImportError:
         return Finding(subject, False, "not asked, TensorRT is missing", "install TensorRT first")
     try:
@@ -199,7 +203,7 @@ def check_registry() -> Finding:
 
     if missing() and registry.load_library(str(library)) is None:
         return Finding(
-            subject, False, f"TensorRT refuses {library}", "build it for this CUDA major and processor"
+            subject, False, f"{module} refuses {library}", "build it for this CUDA major and processor"
         )
     absent = missing()
     if absent:

@@ -2,7 +2,7 @@
 //! (reference.py). One block per cloud; thread t owns tile t. Each step tests all boxes at once, touches the
 //! few tiles the new sample can lower, and reduces the tiles' farthest points: three barriers, whatever N is.
 
-#include "../../common/tiles.cuh"
+#include "../common/tiles.cuh"
 #include "kernel.cuh"
 
 #include <climits>

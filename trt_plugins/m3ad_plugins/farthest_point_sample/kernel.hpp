@@ -2,7 +2,7 @@
 //! Inputs are already checked (__init__.py).
 #pragma once
 
-#include "../../common/tiles.hpp"
+#include "../common/tiles.hpp"
 
 #include <cstdint>
 

@@ -2,7 +2,7 @@
 //! One warp per centre visits tiles nearest box first, and stops when the next box is farther than the S-th
 //! point. Kept points are 64-bit keys, distance bits over index, so that one comparison orders both.
 
-#include "../../common/tiles.cuh"
+#include "../common/tiles.cuh"
 #include "../farthest_point_sample/kernel.cuh"
 #include "kernel.cuh"
 

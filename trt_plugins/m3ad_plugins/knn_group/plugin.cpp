@@ -1,6 +1,6 @@
 //! KnnGroup as TensorRT sees it: attributes, shapes, types, and the call of the launcher.
 
-#include "../../plugin/plugin_base.hpp"
+#include "../plugin/plugin_base.hpp"
 #include "kernel.cuh"
 
 namespace m3ad {

@@ -1,8 +1,8 @@
 #include "kernel.hpp"
 
-#include "../../common/arithmetic.hpp"
-#include "../../common/c_api.hpp"
-#include "../../common/parallel.hpp"
+#include "../common/arithmetic.hpp"
+#include "../common/c_api.hpp"
+#include "../common/parallel.hpp"
 
 #include <algorithm>
 #include <cmath>

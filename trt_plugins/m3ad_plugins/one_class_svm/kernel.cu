@@ -2,7 +2,7 @@
 //! One thread per row; with rbf, distances, exponentials and the sum stay in registers: no [R, K] matrix
 //! exists.
 
-#include "../../common/warp.cuh"
+#include "../common/warp.cuh"
 #include "kernel.cuh"
 
 namespace m3ad {

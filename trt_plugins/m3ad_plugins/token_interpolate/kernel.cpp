@@ -1,9 +1,9 @@
 #include "kernel.hpp"
 
-#include "../../common/arithmetic.hpp"
-#include "../../common/c_api.hpp"
-#include "../../common/parallel.hpp"
-#include "../../common/tiles.hpp"
+#include "../common/arithmetic.hpp"
+#include "../common/c_api.hpp"
+#include "../common/parallel.hpp"
+#include "../common/tiles.hpp"
 
 #include <algorithm>
 #include <cstring>

@@ -1,8 +1,8 @@
 //! The first step of token interpolation: the 3 nearest centres of each point and their weights, per pixel.
 #pragma once
 
-#include "../../common/arithmetic.hpp"
-#include "../../common/warp.cuh"
+#include "../common/arithmetic.hpp"
+#include "../common/warp.cuh"
 
 #include <cfloat>
 #include <cstdint>
