@@ -32,6 +32,7 @@ check: $(READY) ## Formatting, lint and types
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
+	$(BIN)/vermin --quiet --no-tips -t=3.10- --violations core trt_plugins client triton_repo export calibrate
 	git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs --no-run-if-empty $(BIN)/clang-format --dry-run --Werror
 
 format: $(READY) ## Write the formatting `check` wants

@@ -123,16 +123,23 @@ def build_engine(
         str | None,
         typer.Option(metavar="'NAME: REASON'", help="build a quantized bundle whose gate failed; recorded"),
     ] = None,
+    plugins: Annotated[
+        bool | None,
+        typer.Option(
+            "--plugins/--no-plugins",
+            help="custom ops of TensorRT-RTX as plugins; where the plugin library is built if left out",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build an engine of every stage into BUNDLE/engines/TARGET."""
+    """Build an engine of every stage into BUNDLE/engines/TARGET; what is up to date there stays."""
     from m3ad_export.engine import accepted, build_engines
 
     opened = Bundle.open(bundle)
     if accept_loss is not None:
         opened = accepted(opened, accept_loss)
     layouts = (layout,) if layout else tuple(opened.manifest.layouts)
-    written = [build_engines(opened, t, precision, layouts, talk.print) for t in target]
+    written = [build_engines(opened, t, precision, layouts, talk.print, plugins=plugins) for t in target]
     if as_json:
         print_json([str(folder) for folder in written])
     else:

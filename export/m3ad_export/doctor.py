@@ -5,18 +5,22 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from m3ad_plugins.library import Finding, checks
+from m3ad_plugins.library import Finding, check_registry, checks
+
+from m3ad_export import jetson
 
 
 def findings() -> list[Finding]:
     """Every finding, in the order in which to fix what is wrong."""
     return [
+        *jetson.findings(),
         _package("ONNX Runtime", "onnxruntime", "pip install 'm3ad[cpu]'"),
         _native_ops(),
         _package(
             "TensorRT-RTX", "tensorrt-rtx-cu13", "pip install 'm3ad[rtx]' to build engines ahead of time"
         ),
         *checks(),
+        *([check_registry("tensorrt_rtx")] if importlib.util.find_spec("tensorrt_rtx") else []),
         _triton(),
     ]
 

@@ -8,7 +8,7 @@ from m3ad.errors import ArtifactError, M3adError
 from m3ad_export.graphs.precision import INT8_WEIGHTS
 
 # FP8 products exist from Ada on; TensorRT-RTX builds INT8 for every target it knows.
-BEFORE_FP8 = ("sm75", "sm80", "sm86")
+BEFORE_FP8 = ("sm80", "sm86")
 # How the engine inspector calls a type; a fused layer names several, the narrowest is what its products run in.
 INSPECTOR_MARKS = (
     ("FP8", "FLOAT8E4M3FN"),

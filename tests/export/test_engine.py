@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -13,6 +14,7 @@ from m3ad.bundle import Bundle, file_entry, sha256_of
 from m3ad.contract import LAYOUTS, OPS
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 from m3ad_export.engine import build_engines, source_files, stage_model
+from m3ad_export.engine_builder import begin_timing, keep_timing
 from m3ad_export.engine_types import verify_precision
 from m3ad_export.graphs.head import HEAD_PARTS
 from m3ad_export.graphs.precision import histogram
@@ -207,7 +209,7 @@ def test_a_silent_fp32_engine_is_refused() -> None:
 
 @pytest.mark.parametrize("target", ["sm87", "sm999", "gpu"])
 def test_an_unknown_target_is_named(bundle: Bundle, target: str) -> None:
-    with pytest.raises(M3adError, match=f"unknown target '{target}', expected native or one of sm75, sm80"):
+    with pytest.raises(M3adError, match=f"unknown target '{target}', expected native or one of sm80, sm86"):
         build_engines(bundle, target, "fp16")
     assert not (bundle.path / "engines").exists()
 
@@ -229,3 +231,36 @@ def test_a_file_the_parser_cannot_read_lists_its_errors(bundle: Bundle) -> None:
     with pytest.raises(ArtifactError, match=r"(?s)cannot read stage mfm:.*Nonsense.*Export the bundle again"):
         build_engines(bundle, "sm86", "fp32")
     assert not (bundle.path / "engines" / "sm86").exists()
+
+
+class TimingConfig:
+    """What a builder's configuration does about timing caches: one of another version is refused."""
+
+    def __init__(self, accepts: bytes) -> None:
+        self.accepts, self.begun_with = accepts, b""
+
+    def create_timing_cache(self, known: bytes) -> bytes:
+        return known
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if cache in (b"", self.accepts):
+            self.begun_with = cache
+            return True
+        return False
+
+    def get_timing_cache(self) -> SimpleNamespace:
+        return SimpleNamespace(serialize=lambda: self.begun_with + b"+timed")
+
+
+def test_timings_are_kept_and_those_of_another_builder_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "native.timing_cache"
+    begun = []
+    for accepts in (b"", b"+timed", b"of another version"):
+        config = TimingConfig(accepts)
+        begin_timing(config, path)
+        begun.append(config.begun_with)
+        keep_timing(config, path)
+    assert begun == [b"", b"+timed", b""]
+    assert [p.name for p in tmp_path.iterdir()] == ["native.timing_cache"]
+    assert path.read_bytes() == b"+timed"

@@ -12,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 
+from m3ad_export.graphs.compose import op_bodies, opset_of
 from m3ad_export.graphs.plan import Plan
 from m3ad_export.graphs.surgery import cast, edited
 
@@ -70,7 +71,11 @@ def histogram(model: onnx.ModelProto) -> dict[str, int]:
 
     A product is INT8 or FLOAT8E4M3FN when all it reads was dequantized from it, INT8_WEIGHTS when its weights were.
     """
-    inferred = onnx.shape_inference.infer_shapes(model)
+    typed = onnx.ModelProto()
+    typed.CopyFrom(model)
+    if not typed.functions:  # without bodies nothing says which types the custom ops return
+        typed.functions.extend(op_bodies(typed.graph.node, opset_of(typed)))
+    inferred = onnx.shape_inference.infer_shapes(typed)
     graph = inferred.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     types |= {i.name: i.data_type for i in graph.initializer}

@@ -19,4 +19,4 @@ def one_class_svm(
         gram = x64 @ vectors.T
     else:
         gram = np.stack([np.exp(-gamma * ((x64 - v) ** 2).sum(1)) for v in vectors], 1)
-    return (gram @ coefficients.astype(np.float64) - rho).astype(np.float32)
+    return np.asarray(gram @ coefficients.astype(np.float64) - rho, np.float32)
