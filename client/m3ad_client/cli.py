@@ -245,7 +245,7 @@ def _print_result(result: FrameResult) -> None:
     if result.error:
         shared.print_text(f"{result.frame}: not inspected: {result.error}")
         return
-    verdict = "DEFECT" if result.is_anomalous else "good"
+    verdict = "good" if result.verdict == "good" else str(result.verdict).upper()
     picture = f", {result.overlay}" if result.overlay else ""
     shared.print_text(
         f"{result.frame}: {verdict}, score {result.score:.4f}, {result.latency_ms:.0f} ms{picture}"

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.metrics import evaluate, image_auroc, pixel_auroc
-from m3ad.preprocess import Modality, prepare_mask, with_holes, without_modality
+from m3ad.preprocess import Modality, prepare, prepare_mask, with_holes, without_modality
 
 from m3ad_client.infer import AnyInspector
 
@@ -38,7 +38,7 @@ def evaluate_samples(
     for sample in samples:
         frame = read_sample(sample)
         shown = without_modality(with_holes(frame, inspector.preprocessing), without) if without else frame
-        result = inspector.inspect(shown, with_maps=with_maps)
+        result = inspector.inspect_prepared(prepare(shown, inspector.preprocessing), with_maps=with_maps)
         maps.append(result.anomaly_map)
         scores.append(result.score)
         masks.append(prepare_mask(read_sample_mask(sample, (frame.rgb.shape[0], frame.rgb.shape[1]))))
@@ -52,7 +52,7 @@ def evaluate_samples(
         "frames": len(kinds),
         "metrics": evaluate(all_maps, all_scores, all_masks, is_bad),
         "per_defect": {},
-        "verdicts": _verdicts(all_scores > inspector.record.threshold, is_bad),
+        "verdicts": _verdicts(all_scores > inspector.limits.reject, is_bad),
     }
     for name in sorted({*kinds} - {"good"}):
         chosen = (kind == name) | ~is_bad

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.errors import FrameError
 from m3ad.frames import EYECANDIES_FOLDERS, SPLITS, Frame, Sample, find_pairs, find_samples, read_sample
+from m3ad.limits import Limits, Verdict
 from m3ad.overlay import Inspected, overlay, save_png
 from m3ad.preprocess import ModelInput, Preprocessing
 from m3ad.serving import ServingRecord
@@ -22,6 +23,7 @@ class AnyInspector(Protocol):
 
     record: ServingRecord
     preprocessing: Preprocessing
+    limits: Limits
 
     def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
         """Preprocess and inspect one frame."""
@@ -37,6 +39,8 @@ class FrameResult:
     frame: str
     score: float | None = None
     is_anomalous: bool | None = None
+    verdict: Verdict | None = None
+    defects: list[dict[str, Any]] | None = None
     latency_ms: float | None = None
     overlay: str | None = None
     anomaly_map: str | None = None
@@ -94,10 +98,13 @@ def inspect_samples(
         if out is not None:
             stem = name.replace("/", "_")
             files = {"overlay": str(out / f"{stem}.overlay.png"), "anomaly_map": str(out / f"{stem}.map.npy")}
-            picture = overlay(Inspected(frame, result.anomaly_map, result.score), inspector.record.threshold)
-            save_png(picture, Path(files["overlay"]))
+            shown = Inspected(frame, result.anomaly_map, result.score, defects=result.defects or ())
+            save_png(overlay(shown, inspector.limits), Path(files["overlay"]))
             _save_npy(result.anomaly_map, Path(files["anomaly_map"]))
-        yield FrameResult(name, result.score, result.is_anomalous, milliseconds, **files)
+        defects = [defect.to_json() for defect in result.defects or ()]
+        yield FrameResult(
+            name, result.score, result.is_anomalous, result.verdict, defects, milliseconds, **files
+        )
 
 
 def _save_npy(array: npt.NDArray[np.float32], path: Path) -> None:

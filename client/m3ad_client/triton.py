@@ -66,6 +66,7 @@ class TritonInspector:
             self.serving = _parameter(self.model, parameters[SERVING_PARAMETER])
             self.record = _record(self.model, parameters[RECORD_PARAMETER])
             self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+            self.limits = self.record.limits
             self.tensors = self.record.contract.inputs
         except BaseException:
             self.close()
@@ -78,7 +79,8 @@ class TritonInspector:
             FrameError: the frame cannot be inspected, or a stage refused it.
             ServerError: the server does not answer, or it broke: the next frame would fare no better.
         """
-        return self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=with_maps)
+        found = self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=True)
+        return found.with_defects(frame, self.record.score_maps, self.preprocessing, self.limits, with_maps)
 
     def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
         """Let the server inspect tensors that are preprocessed already (what the bench calls inference only)."""
@@ -99,7 +101,7 @@ class TritonInspector:
             raise self._sentence(error) from error
         values = {name: result.as_numpy(name) for name in wanted}
         maps = values.get("score_maps")
-        return Inspection.judged(values["score"], self.record.threshold, values["anomaly_map"], {}, maps)
+        return Inspection.judged(values["score"], self.limits, values["anomaly_map"], {}, maps)
 
     def counters(self) -> dict[str, Counters]:
         """Triton's statistics of every stage of this category, in the order of the ensemble's steps."""

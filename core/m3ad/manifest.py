@@ -1,6 +1,5 @@
 """The bundle's manifest as a typed value: each field is checked when it is read, so that no reader has to."""
 
-import math
 import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from m3ad.contract import Dims, Layout
+from m3ad.limits import Limits
 from m3ad.methods import METHODS
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -45,13 +45,13 @@ class OfficialWeights(Struct, frozen=True):
 
 
 class Threshold(Struct, frozen=True):
-    """A part is anomalous when its score lies above `value`."""
+    """A part is anomalous when its score lies above `value`, and looked at when it lies above `review`."""
 
     value: float
+    review: float | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise ValueError(f"expected a finite number, got {self.value}")
+        Limits(self.value, self.review)
 
 
 class Voting(Struct, frozen=True):

@@ -13,15 +13,19 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from m3ad.defects import Defect
 from m3ad.frames import Frame
+from m3ad.limits import Limits, verdict
 from m3ad.preprocess import to_frame
 
 SIDE_PX = 448  # the longer side of a drawn frame
 BANNER_PX = 34
 BAR_PX = 92
 GAP_PX = 8
+ROW_PX, MOST_ROWS = 20, 6  # of the list of defects
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (113, 113, 122)
-GOOD, BAD = (21, 128, 61), (190, 18, 60)
+GOOD, DOUBT, BAD = (21, 128, 61), (161, 98, 7), (190, 18, 60)
+COLOURS = {"good": ("GOOD", GOOD), "review": ("REVIEW", DOUBT), "defect": ("DEFECT", BAD)}
 # Dark blue to yellow, rising in lightness so that it also reads in grey.
 HEAT = np.array([(10, 12, 60), (86, 15, 109), (187, 55, 84), (249, 142, 8), (252, 255, 164)], np.float64)
 
@@ -31,28 +35,51 @@ Map = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inspected:
-    """A frame with its result: `anomaly_map` [224, 224] float32, and `mask` [H, W] bool where the truth is known."""
+    """A frame with its result: `anomaly_map` [224, 224] float32, `mask` [H, W] bool where the truth is known."""
 
     frame: Frame
     anomaly_map: Map
     score: float
     mask: npt.NDArray[np.bool_] | None = None
+    defects: Sequence[Defect] = ()
 
 
-def overlay(inspected: Inspected, threshold: float) -> Image.Image:
-    """Draw the frame with heat and a contour where the map is above the threshold, verdict, score and colour bar.
+def overlay(inspected: Inspected, limits: Limits) -> Image.Image:
+    """Draw the frame with heat and a contour where the map is above the limit, verdict, score, colour bar and defects.
 
     Args:
         inspected: the frame and its result.
-        threshold: of the map and of the score; above it a part is defective.
+        limits: of the map and of the score; the picture marks what lies above the lower one.
     """
+    threshold = limits.lowest
     low, high = _limits([inspected], threshold)
     picture = Image.fromarray(_heat_over_frame(inspected, threshold, low, high))
-    sheet = Image.new("RGB", (picture.width + BAR_PX, picture.height + BANNER_PX), PAPER)
+    shown = inspected.defects[:MOST_ROWS]
+    _boxes(picture, shown, inspected.frame.rgb.shape[:2])
+    rows = [*map(defect_line, shown), *_more(len(inspected.defects))]
+    height = picture.height + BANNER_PX + (len(rows) * ROW_PX + GAP_PX if rows else 0)
+    sheet = Image.new("RGB", (picture.width + BAR_PX, height), PAPER)
     sheet.paste(picture, (0, BANNER_PX))
     _bar(sheet, (picture.width + 14, BANNER_PX + 14, picture.height - 28), low, high, threshold)
-    _banner(sheet, inspected, threshold)
+    verdict_said = verdict(inspected.score, limits)
+    word, colour = COLOURS[verdict_said]
+    limit = limits.reject if verdict_said == "defect" else threshold
+    _banner(sheet, inspected, word, colour, limit)
+    draw, font = ImageDraw.Draw(sheet), _font(14)
+    for row, text in enumerate(rows):
+        top = picture.height + BANNER_PX + GAP_PX // 2 + row * ROW_PX
+        draw.text((10, top), f"{row + 1}  {text}" if row < len(shown) else text, INK, font)
     return sheet
+
+
+def defect_line(defect: Defect) -> str:
+    """What is known of a defect in one line, lengths in mm."""
+    parts = ["no area" if defect.area_mm2 is None else f"{defect.area_mm2:.4g} mm\N{SUPERSCRIPT TWO}"]
+    if defect.height_mm is not None:
+        side = "out" if defect.height_mm > 0 else "deep"
+        parts.append(f"{abs(defect.height_mm):.2f} mm {side}")
+    parts += [f"{name} {share:.0%}" for name, share in (defect.shares or {}).items()]
+    return ", ".join(parts)
 
 
 def contact_sheet(inspected: Sequence[Inspected], threshold: float) -> Image.Image:
@@ -103,7 +130,7 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def _verdict(inspected: Inspected, threshold: float) -> tuple[str, tuple[int, int, int]]:
-    return ("DEFECT", BAD) if inspected.score > threshold else ("GOOD", GOOD)
+    return COLOURS["defect" if inspected.score > threshold else "good"]
 
 
 def _limits(inspected: Sequence[Inspected], threshold: float) -> tuple[float, float]:
@@ -149,12 +176,27 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _banner(sheet: Image.Image, inspected: Inspected, threshold: float) -> None:
+def _boxes(picture: Image.Image, defects: Sequence[Defect], size: tuple[int, ...]) -> None:
+    """A numbered box around each defect; `size` is the frame's height and width."""
+    draw, font = ImageDraw.Draw(picture), _font(14)
+    scale = picture.width / size[1], picture.height / size[0]
+    for number, defect in enumerate(defects, 1):
+        left, top, right, bottom = (round(v * scale[i % 2]) for i, v in enumerate(defect.box_px))
+        draw.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline=PAPER)
+        draw.text((left - 2, max(0, top - 19)), str(number), PAPER, font, stroke_width=2, stroke_fill=INK)
+
+
+def _more(count: int) -> list[str]:
+    return [f"and {count - MOST_ROWS} more"] if count > MOST_ROWS else []
+
+
+def _banner(
+    sheet: Image.Image, inspected: Inspected, word: str, colour: tuple[int, int, int], limit: float
+) -> None:
     draw, font = ImageDraw.Draw(sheet), _font(17)
-    word, colour = _verdict(inspected, threshold)
     draw.rectangle((0, 0, sheet.width, BANNER_PX - 1), colour)
-    relation = ">" if inspected.score > threshold else "<="
-    text = f"{word}   score {inspected.score:.4g} {relation} {threshold:.4g}"
+    relation = ">" if inspected.score > limit else "<="
+    text = f"{word}   score {inspected.score:.4g} {relation} {limit:.4g}"
     draw.text((10, 7), text, PAPER, font)
     room = sheet.width - 20 - draw.textlength(f"{text}   ", font)
     name = inspected.frame.name

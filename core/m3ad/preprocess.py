@@ -198,6 +198,11 @@ def with_holes(frame: Frame, preprocessing: Preprocessing) -> Frame:
     return frame if xyz is frame.xyz else Frame(frame.rgb, xyz, frame.name)
 
 
+def geometry(xyz: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """The cloud [H, W, 3] to measure on: declared holes as (0, 0, 0), and nothing but holes where XYZ is masked out."""
+    return np.zeros_like(xyz) if preprocessing.without == "xyz" else _with_zeros(xyz, preprocessing)
+
+
 def without_modality(frame: Frame, modality: Modality) -> Frame:
     """The frame with one modality masked out: RGB its mean colour everywhere, XYZ the plane that fits its points best.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from m3ad.bundle import Bundle
 from m3ad.contract import Dims, Layout
+from m3ad.limits import Limits
 from m3ad.manifest import Encoder, OfficialWeights
 from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
@@ -28,12 +29,14 @@ class ServingRecord:
     threshold: float
     weights: str
     score_maps: list[str]
+    review: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}, expected one of {', '.join(METHODS)}")
         if self.layout not in METHODS[self.method].layouts:
             raise ValueError(f"{self.method} has no layout {self.layout!r}")
+        Limits(self.threshold, self.review)
 
     @classmethod
     def of(cls, bundle: Bundle, layout: Layout) -> "ServingRecord":
@@ -49,7 +52,13 @@ class ServingRecord:
             threshold=manifest.threshold.value,
             weights=weights_line(manifest.encoders, manifest.official),
             score_maps=manifest.score_maps,
+            review=manifest.threshold.review,
         )
+
+    @property
+    def limits(self) -> Limits:
+        """What the scores are held against, unless a request has its own."""
+        return Limits(self.threshold, self.review)
 
     @property
     def contract(self) -> Contract:

@@ -3,10 +3,10 @@
 The wiring is the contract's; the stages are whatever runtime hands in. Nothing here knows a server.
 """
 
-import math
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.bundle import Bundle
 from m3ad.contract import Layout, Step, mismatch
+from m3ad.defects import Defect
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
+from m3ad.judge import defects_of
+from m3ad.limits import Limits, Verdict, verdict
 from m3ad.method import PIPELINE_OUTPUTS
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.serving import ServingRecord
@@ -26,35 +29,57 @@ from m3ad_runtime.stages import StageFunction, cpu_stage
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What an inspected part comes back as; `score_maps` [maps, 224, 224] only where they were asked for."""
+    """What an inspected part comes back as.
+
+    Attributes:
+        score: of the part, whatever the limits.
+        verdict: what the limits make of it; `is_anomalous` where it is `defect`.
+        anomaly_map: [224, 224].
+        stage_ms: milliseconds of each stage, in process.
+        score_maps: [maps, 224, 224], only where they were asked for.
+        defects: of a frame; None where only tensors were inspected.
+    """
 
     score: float
     is_anomalous: bool
+    verdict: Verdict
     anomaly_map: npt.NDArray[np.float32]
     stage_ms: dict[str, float] = field(default_factory=dict)
     score_maps: npt.NDArray[np.float32] | None = None
+    defects: list[Defect] | None = None
 
     @classmethod
     def judged(
         cls,
         score: npt.NDArray[np.float32],
-        threshold: float,
+        limits: Limits,
         anomaly_map: npt.NDArray[np.float32],
         stage_ms: dict[str, float],
         score_maps: npt.NDArray[np.float32] | None,
     ) -> "Inspection":
-        """The inspection that a score [1] and the threshold make: above it a part is anomalous.
+        """The inspection that a score [1] and the limits make.
 
         Raises:
             FrameError: the score is not a number, so that there is no verdict.
         """
         value = float(score[0])
-        if not (math.isfinite(value) and math.isfinite(threshold)):
-            raise FrameError(
-                f"there is no verdict: the score is {value} and the threshold {threshold}, expected finite numbers; "
-                "check the networks with m3ad-export parity, or export the bundle again"
-            )
-        return cls(value, value > threshold, anomaly_map, stage_ms, score_maps)
+        found = verdict(value, limits)
+        return cls(value, found == "defect", found, anomaly_map, stage_ms, score_maps)
+
+    def with_defects(
+        self,
+        frame: Frame,
+        names: Sequence[str],
+        preprocessing: Preprocessing,
+        limits: Limits,
+        keep_maps: bool,
+    ) -> "Inspection":
+        """The same with the frame's defects; the score maps, which they need, are dropped unless they are kept."""
+        assert self.score_maps is not None
+        found = defects_of(
+            self.anomaly_map, self.score, self.score_maps, names, frame.xyz, preprocessing, limits
+        )
+        return replace(self, defects=found, score_maps=self.score_maps if keep_maps else None)
 
 
 class Pipeline:
@@ -103,6 +128,7 @@ class Inspector:
         layout = bundle.layout(layout)
         self.record = ServingRecord.of(bundle, layout)
         self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+        self.limits = self.record.limits
         self.threads = threads or len(os.sched_getaffinity(0))
         self.precision = bundle.precision
         contract = bundle.contract
@@ -124,7 +150,8 @@ class Inspector:
         Raises:
             FrameError: the frame cannot be inspected (no foreground, too few points).
         """
-        return self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=with_maps)
+        found = self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=True)
+        return found.with_defects(frame, self.record.score_maps, self.preprocessing, self.limits, with_maps)
 
     def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
         """Inspect tensors that are preprocessed already (what the bench calls inference only)."""
@@ -133,9 +160,7 @@ class Inspector:
             raise FrameError(f"{problem}; prepare frames with m3ad.preprocess.prepare")
         values, stage_ms = self.pipeline.run(arrays)
         maps = values["score_maps"] if with_maps else None
-        return Inspection.judged(
-            values["score"], self.record.threshold, values["anomaly_map"], stage_ms, maps
-        )
+        return Inspection.judged(values["score"], self.limits, values["anomaly_map"], stage_ms, maps)
 
 
 def model_arrays(prepared: ModelInput) -> dict[str, npt.NDArray[Any]]:

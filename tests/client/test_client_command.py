@@ -58,6 +58,9 @@ def test_infer_in_process_writes_overlay_and_map(tiny_bundle: Bundle, category: 
     (frame,) = told["frames"]
     assert frame["score"] == pytest.approx(want.score, abs=1e-6)
     assert frame["is_anomalous"] is (want.score > tiny_bundle.manifest.threshold.value)
+    assert frame["verdict"] == ("defect" if frame["is_anomalous"] else "good")
+    assert frame["defects"] == json.loads(json.dumps([d.to_json() for d in want.defects or ()]))
+    assert bool(frame["defects"]) is frame["is_anomalous"]
     assert told["threshold"] == tiny_bundle.manifest.threshold.value
     assert "random weights" in told["weights"]
     np.testing.assert_allclose(np.load(frame["anomaly_map"]), want.anomaly_map, atol=1e-6)

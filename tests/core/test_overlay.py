@@ -5,8 +5,21 @@ import sys
 
 import numpy as np
 import pytest
+from m3ad.defects import find_defects
 from m3ad.frames import Frame
-from m3ad.overlay import BAD, BANNER_PX, GOOD, SIDE_PX, Inspected, contact_sheet, overlay, save_png
+from m3ad.limits import Limits
+from m3ad.overlay import (
+    BAD,
+    BANNER_PX,
+    DOUBT,
+    GOOD,
+    SIDE_PX,
+    Inspected,
+    contact_sheet,
+    defect_line,
+    overlay,
+    save_png,
+)
 from PIL import Image
 
 
@@ -24,7 +37,7 @@ def changed_pixels(item, threshold):
     """Pixels of the drawn frame that are no longer the frame's grey, in units of the drawn frame."""
     longer = max(item.frame.rgb.shape[:2])
     height, width = (round(side * SIDE_PX / longer) for side in item.frame.rgb.shape[:2])
-    picture = np.array(overlay(item, threshold))[BANNER_PX : BANNER_PX + height, :width]
+    picture = np.array(overlay(item, Limits(threshold)))[BANNER_PX : BANNER_PX + height, :width]
     return np.abs(picture.astype(int) - 128).max(axis=2) > 2
 
 
@@ -52,18 +65,42 @@ def test_nothing_is_marked_below_the_threshold():
 
 @pytest.mark.parametrize(("score", "colour"), [(1.001, BAD), (1.0, GOOD), (-3.0, GOOD)])
 def test_the_banner_has_the_verdicts_colour(score, colour):
-    assert overlay(inspected(score=score), 1.0).getpixel((2, 2)) == colour
+    assert overlay(inspected(score=score), Limits(1.0)).getpixel((2, 2)) == colour
+
+
+def test_a_part_to_look_at_has_a_colour_of_its_own():
+    assert overlay(inspected(score=0.7), Limits(1.0, 0.5)).getpixel((2, 2)) == DOUBT
+
+
+def test_each_defect_has_a_box_and_a_line():
+    item = inspected(200, 400, spot=(112, 56))
+    frame = item.frame
+    x, y = np.meshgrid(np.linspace(-0.1, 0.1, 400), np.linspace(-0.05, 0.05, 200))
+    frame.xyz[...] = np.stack([x, y, np.full_like(x, 0.5)], axis=-1)
+    defects = find_defects(item.anomaly_map, 0.5, frame.xyz, np.ones((1, 224, 224), np.float32), ["rgb"])
+    marked = Inspected(frame, item.anomaly_map, item.score, None, defects)
+    before, after = overlay(item, Limits(0.5)), overlay(marked, Limits(0.5))
+    assert after.height - before.height > 20
+    # Twenty grid pixels and half a pixel of edge on each side of a field of 200 mm.
+    assert defects[0].area_mm2 == pytest.approx((20 * 200 / 224) ** 2, rel=0.15)
+    assert defect_line(defects[0]).endswith("mm\N{SUPERSCRIPT TWO}, 0.00 mm deep")
+    rows = np.array(after)[before.height :]
+    assert (rows < 100).any()
+    left, top, right, bottom = (round(v * 448 / 400) for v in defects[0].box_px)
+    box = np.array(after)[BANNER_PX:]
+    assert (box[top - 3, left:right] == 255).all()
+    assert (box[bottom + 2, left:right] == 255).all()
 
 
 @pytest.mark.parametrize("threshold", [-10.0, -0.5, 0.0, 2.0, 1e6])
 def test_any_threshold_can_be_drawn_even_over_a_flat_map(threshold):
     item = inspected(peak=-0.5)
-    assert overlay(item, threshold).size == contact_size_of_one(item, threshold)
+    assert overlay(item, Limits(threshold)).size == contact_size_of_one(item, threshold)
 
 
 def contact_size_of_one(item, threshold):
     contact_sheet([item], threshold)  # must draw, too
-    return overlay(item, 0.0).size
+    return overlay(item, Limits(0.0)).size
 
 
 def test_the_sheet_has_a_row_a_frame_and_shows_truth_only_where_known():
@@ -81,7 +118,7 @@ def test_the_sheet_has_a_row_a_frame_and_shows_truth_only_where_known():
 
 
 def test_saving_leaves_only_the_finished_file(tmp_path):
-    picture = overlay(inspected(), 0.5)
+    picture = overlay(inspected(), Limits(0.5))
     save_png(picture, tmp_path / "out" / "part.png")
     save_png(picture, tmp_path / "out" / "part.png")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["part.png"]

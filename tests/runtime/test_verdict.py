@@ -8,6 +8,7 @@ import pytest
 from conftest import make_input
 from m3ad.bundle import Bundle
 from m3ad.errors import FrameError
+from m3ad.limits import Limits
 from m3ad_client.triton import TritonInspector
 from m3ad_runtime.pipeline import Inspection, Inspector
 
@@ -16,18 +17,14 @@ MAP = np.zeros((224, 224), np.float32)
 
 @pytest.mark.parametrize(("score", "is_anomalous"), [(0.4, False), (0.5, False), (0.6, True)])
 def test_above_the_threshold_is_anomalous(score: float, is_anomalous: bool) -> None:
-    made = Inspection.judged(np.array([score]), 0.5, MAP, {}, None)
+    made = Inspection.judged(np.array([score]), Limits(0.5), MAP, {}, None)
     assert (made.score, made.is_anomalous) == (score, is_anomalous)
 
 
-@pytest.mark.parametrize(
-    ("score", "threshold"), [(np.nan, 0.5), (np.inf, 0.5), (-np.inf, 0.5), (0.25, np.nan)]
-)
-def test_a_score_or_threshold_that_is_no_number_is_refused(score: float, threshold: float) -> None:
-    with pytest.raises(
-        FrameError, match=rf"no verdict: the score is {score} and the threshold {threshold}, expected"
-    ):
-        Inspection.judged(np.array([score], np.float32), threshold, MAP, {}, None)
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_is_refused(score: float) -> None:
+    with pytest.raises(FrameError, match=rf"no verdict: the score is {score}, expected a finite number"):
+        Inspection.judged(np.array([score], np.float32), Limits(0.5), MAP, {}, None)
 
 
 def test_both_inspectors_refuse_it(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +37,7 @@ def test_both_inspectors_refuse_it(tiny_bundle: Bundle, monkeypatch: pytest.Monk
     monkeypatch.setattr(here.pipeline, "run", lambda _: (values, {}))
     there = TritonInspector.__new__(TritonInspector)  # no server: only its answer matters
     there.model, there.timeout_s, there.record = "tiny", 1.0, here.record
-    there.tensors = here.tensors
+    there.tensors, there.limits = here.tensors, here.limits
     answer = SimpleNamespace(as_numpy=values.__getitem__)
     there.client = SimpleNamespace(infer=lambda *_, **__: answer)
     for inspector in (here, there):
