@@ -101,11 +101,12 @@ def server(
     folder = tmp_path_factory.mktemp("repositories")
     stale = folder / "repository"
     write_repository(renamed(tiny_bundle, "stale", folder), stale, "onnxruntime", "fused")
-    config = stale / "stale" / "config.pbtxt"
-    text = config.read_text()
     current = f'\\"contract_version\\": {CONTRACT_VERSION},'
-    assert current in text
-    config.write_text(text.replace(current, '\\"contract_version\\": 999,'))
+    for name in ("stale", "stale_tensors"):
+        config = stale / name / "config.pbtxt"
+        text = config.read_text()
+        assert current in text
+        config.write_text(text.replace(current, '\\"contract_version\\": 999,'))
     rehash(stale)
     with LocalServer([chain_repository, fused_repository, stale]) as running:
         yield running

@@ -4,14 +4,19 @@ The only file that knows tritonclient. What it must know of the bundle (preproce
 ensemble's parameters, so that server and client cannot disagree.
 """
 
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy.typing as npt
 import tritonclient.grpc as grpcclient
-from m3ad.contract import CONTRACT_VERSION
+from m3ad.contract import CONTRACT_VERSION, MAX_POINTS
+from m3ad.defects import Defect
 from m3ad.errors import ArtifactError, FrameError, ServerError
+from m3ad.frame_door import DEFECTS, REJECT, REVIEW, RGB, XYZ, tensor_door
 from m3ad.frames import Frame
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
@@ -23,6 +28,7 @@ from m3ad_client.bench import Counters
 
 REWRITE = "Write the repository again: m3ad-triton write BUNDLE REPO"
 # What Triton's Python backend answers for ever once a stage's process is gone; the name ends in _INSTANCE_DEVICE.
+Door = Literal["frames", "tensors"]
 DEAD_STAGE = re.compile(r"Stub process '(.+?)(?:_\d+_\d+)?' is not healthy")
 
 
@@ -38,11 +44,18 @@ class Tls:
 class TritonInspector:
     """A category served by Triton; close it, or use it as a context manager.
 
+    A frame goes through the door that moves fewer bytes: as it is to the ensemble CATEGORY, or as its tensors to
+    CATEGORY_tensors, which alone has score maps. Both give the same inspection.
+
     Args:
         url: HOST:PORT of the server's gRPC endpoint.
-        model: the ensemble, named as its category; may be left out when the server has only one.
+        model: the category, or the ensemble of one of its doors, to use no other; may be left out when the server has
+            only one category.
         tls: for a server that speaks TLS.
         timeout_s: for each request.
+
+    Attributes:
+        limits: of the verdicts; those of the server unless they are set.
 
     Raises:
         ServerError: nothing answers, the server does not serve the model or is not ready, or it serves another
@@ -62,7 +75,8 @@ class TritonInspector:
         except OSError as error:
             raise ServerError(f"TLS file {error.filename} cannot be read: {error.strerror}") from error
         try:
-            self.model, parameters = self._find(model)
+            self.doors, parameters = self._find(model)
+            self.model = next(iter(self.doors.values()))
             self.serving = _parameter(self.model, parameters[SERVING_PARAMETER])
             self.record = _record(self.model, parameters[RECORD_PARAMETER])
             self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
@@ -73,45 +87,81 @@ class TritonInspector:
             raise
 
     def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
-        """Preprocess one frame and let the server inspect it.
+        """Let the server inspect one frame, through the cheaper door.
 
         Raises:
             FrameError: the frame cannot be inspected, or a stage refused it.
             ServerError: the server does not answer, or it broke: the next frame would fare no better.
         """
+        if self.door(frame) == "frames" and not with_maps:
+            return self.inspect_frame(frame)
         found = self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=True)
         return found.with_defects(frame, self.record.score_maps, self.preprocessing, self.limits, with_maps)
 
+    def door(self, frame: Frame) -> Door:
+        """The door that moves fewer bytes for a frame: its pixels, or at most the tensors and the score maps."""
+        if len(self.doors) == 1:
+            return next(iter(self.doors))
+        dims = (*self.tensors, self.record.contract.outputs[-1])
+        tensors = sum(4 * math.prod(MAX_POINTS if isinstance(d, str) else d for d in t.dims) for t in dims)
+        return "frames" if frame.rgb.nbytes + frame.xyz.nbytes <= tensors else "tensors"
+
+    def inspect_frame(self, frame: Frame) -> Inspection:
+        """Let the server prepare, inspect and judge one frame; raises as `inspect`."""
+        wanted = ["score", "anomaly_map", DEFECTS.name]
+        arrays: dict[str, npt.NDArray[Any]] = {RGB.name: frame.rgb, XYZ.name: frame.xyz}
+        values = self._infer(self.doors["frames"], arrays, wanted)
+        judged = Inspection.judged(values["score"], self.limits, values["anomaly_map"], {}, None)
+        return replace(judged, defects=_defects(self.model, values[DEFECTS.name].item()))
+
     def inspect_prepared(self, prepared: ModelInput, *, with_maps: bool = False) -> Inspection:
         """Let the server inspect tensors that are preprocessed already (what the bench calls inference only)."""
-        inputs = []
+        if "tensors" not in self.doors:
+            raise ServerError(
+                f"model `{self.model}` takes frames alone; leave --model out, or name the category"
+            )
         arrays = model_arrays(prepared)
-        for tensor in self.tensors:
-            array = arrays[tensor.name]
-            entry = grpcclient.InferInput(tensor.name, array.shape, np_to_triton_dtype(array.dtype))
+        wanted = ["anomaly_map", "score", *(["score_maps"] if with_maps else [])]
+        sent = {tensor.name: arrays[tensor.name] for tensor in self.tensors}
+        values = self._infer(self.doors["tensors"], sent, wanted)
+        maps = values.get("score_maps")
+        return Inspection.judged(values["score"], self.limits, values["anomaly_map"], {}, maps)
+
+    def _infer(
+        self, model: str, arrays: Mapping[str, npt.NDArray[Any]], wanted: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]]:
+        inputs = []
+        for name, array in arrays.items():
+            entry = grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
             entry.set_data_from_numpy(array)
             inputs.append(entry)
-        wanted = ["anomaly_map", "score", *(["score_maps"] if with_maps else [])]
         outputs = [grpcclient.InferRequestedOutput(name) for name in wanted]
+        own = {REJECT: self.limits.reject, REVIEW: self.limits.review}
+        parameters = {name: value for name, value in own.items() if value is not None}
+        moved = self.limits != self.record.limits
         try:
-            result = self.client.infer(self.model, inputs, outputs=outputs, client_timeout=self.timeout_s)
+            result = self.client.infer(
+                model,
+                inputs,
+                outputs=outputs,
+                client_timeout=self.timeout_s,
+                parameters=parameters if moved else None,
+            )
         except InferenceServerException as error:
             if error.status() == "StatusCode.INVALID_ARGUMENT":
                 raise FrameError(f"Triton at {self.url} refused the request: {error.message()}") from error
             raise self._sentence(error) from error
-        values = {name: result.as_numpy(name) for name in wanted}
-        maps = values.get("score_maps")
-        return Inspection.judged(values["score"], self.limits, values["anomaly_map"], {}, maps)
+        return {name: result.as_numpy(name) for name in wanted}
 
     def counters(self) -> dict[str, Counters]:
         """Triton's statistics of every stage of this category, in the order of the ensemble's steps."""
-        config = self._ask("get_model_config", self.model).config
+        config = self._ask("get_model_config", self.doors.get("tensors", self.model)).config
         names = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)
         found = {}
         for name in names:
             (entry,) = self._ask("get_inference_statistics", name).model_stats
             stats = entry.inference_stats
-            found[name.removeprefix(f"{self.model}_")] = Counters(
+            found[name.removeprefix(f"{self.record.category}_")] = Counters(
                 stats.success.count,
                 stats.queue.ns,
                 stats.compute_input.ns,
@@ -130,30 +180,49 @@ class TritonInspector:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _find(self, model: str | None) -> tuple[str, dict[str, str]]:
-        """The ensemble to use and its parameters."""
+    def _find(self, model: str | None) -> tuple[dict[Door, str], dict[str, str]]:
+        """The doors to use, and the parameters of the first."""
         index = {m.name: m.state for m in self._ask("get_model_repository_index").models}
-        if model is not None and index.get(model) != "READY":
-            state = f"has it as {index[model] or 'not loaded'}" if model in index else "does not have it"
-            offered = ", ".join(self._categories(index)) or "none"
+        if model is None:
+            doors = self._doors(index)
+            if len({category for category, _ in doors.values()}) != 1:
+                offered = ", ".join(dict.fromkeys(category for category, _ in doors.values()))
+                none = "none; write a repository: m3ad-triton write BUNDLE REPO"
+                raise ServerError(
+                    f"choose a category with --model; Triton at {self.url} serves: {offered or none}"
+                )
+            names = list(doors)
+        else:
+            names = [name for name in (model, tensor_door(model)) if index.get(name) == "READY"]
+        if not names:
+            state = f"has it as {index[str(model)] or 'not loaded'}" if model in index else "does not have it"
+            offered = ", ".join(dict.fromkeys(category for category, _ in self._doors(index).values()))
             raise ServerError(
-                f"Triton at {self.url} cannot serve model `{model}`, it {state}; m3ad categories it serves: {offered}"
+                f"Triton at {self.url} cannot serve model `{model}`, it {state}; "
+                f"m3ad categories it serves: {offered or 'none'}"
             )
-        found = self._categories(index) if model is None else {model: self._parameters(model)}
-        if len(found) != 1:
-            offered = ", ".join(found) or "none; write a repository: m3ad-triton write BUNDLE REPO"
-            raise ServerError(f"choose a category with --model; Triton at {self.url} serves: {offered}")
-        ((name, parameters),) = found.items()
+        found: dict[Door, str] = {}
+        parameters: dict[str, str] = {}
+        for name in names:
+            config = self._ask("get_model_config", name).config
+            parameters = parameters or {key: value.string_value for key, value in config.parameters.items()}
+            found["frames" if any(t.name == RGB.name for t in config.input) else "tensors"] = name
         if RECORD_PARAMETER not in parameters or SERVING_PARAMETER not in parameters:
             raise ServerError(
-                f"model `{name}` of Triton at {self.url} was not written by m3ad (no parameter `{RECORD_PARAMETER}`); "
-                "name a category's ensemble, not a stage"
+                f"model `{names[0]}` of Triton at {self.url} was not written by m3ad (no parameter "
+                f"`{RECORD_PARAMETER}`); name a category's ensemble, not a stage"
             )
-        return name, parameters
+        return found, parameters
 
-    def _categories(self, index: dict[str, str]) -> dict[str, dict[str, str]]:
-        ready = {name: self._parameters(name) for name, state in index.items() if state == "READY"}
-        return {name: parameters for name, parameters in ready.items() if SERVING_PARAMETER in parameters}
+    def _doors(self, index: dict[str, str]) -> dict[str, tuple[str, dict[str, str]]]:
+        """Every ensemble of m3ad that is ready: its category, and its parameters."""
+        found = {}
+        for name in (name for name, state in index.items() if state == "READY"):
+            parameters = self._parameters(name)
+            if SERVING_PARAMETER in parameters:
+                record = _parameter(name, parameters.get(RECORD_PARAMETER, "{}"))
+                found[name] = (str(record.get("category", name)), parameters)
+        return found
 
     def _parameters(self, model: str) -> dict[str, str]:
         config = self._ask("get_model_config", model).config
@@ -187,6 +256,15 @@ class TritonInspector:
                 "the server's log, and restart it: m3ad-triton serve REPO"
             )
         return ServerError(f"Triton at {self.url} answered {status}: {message}")
+
+
+def _defects(model: str, text: bytes) -> list[Defect]:
+    """A part's defects as a server tells them."""
+    source = f"the list of defects of model `{model}`"
+    try:
+        return typed(parse_json(text, source, REWRITE), list[Defect], source, REWRITE)
+    except ArtifactError as error:
+        raise ServerError(str(error)) from error
 
 
 def _record(model: str, text: str) -> ServingRecord:

@@ -15,9 +15,15 @@ CONTRACT_VERSION = 4  # raised with every change of a stage's tensors or of the 
 IMAGE_SIZE = 224
 MIN_POINTS = 1024
 MAX_POINTS = IMAGE_SIZE * IMAGE_SIZE
+MAX_SIDE = 4096  # of a frame
 MAX_SIZE = 2**20  # of any other dimension: a damaged manifest must not ask for more memory than there is
-# The dynamic dimensions: N foreground points, R scored pixels.
-LETTERS = {"N": range(MIN_POINTS, MAX_POINTS + 1), "R": range(1, MAX_POINTS + 1)}
+# The dynamic dimensions: N foreground points, R scored pixels, a frame's height and width.
+LETTERS = {
+    "N": range(MIN_POINTS, MAX_POINTS + 1),
+    "R": range(1, MAX_POINTS + 1),
+    "H": range(1, MAX_SIDE + 1),
+    "W": range(1, MAX_SIDE + 1),
+}
 
 Layout = Literal["chain", "fused"]
 LAYOUTS: tuple[Layout, ...] = ("chain", "fused")  # the one to read and to debug, the one to ship
@@ -25,20 +31,20 @@ LAYOUTS: tuple[Layout, ...] = ("chain", "fused")  # the one to read and to debug
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of the contract; a dimension is a number or the letter N (foreground points) or R (scored pixels).
+    """One tensor of the contract; a dimension is a number or a letter of LETTERS.
 
     `values` is what its values must be besides: `finite`, or `pixels` of the grid, each at most once and ascending.
     """
 
     name: str
     dims: tuple[int | str, ...]
-    dtype: Literal["float32", "int32"] = "float32"
+    dtype: Literal["float32", "int32", "uint8", "bool", "object"] = "float32"  # object: texts, as bytes
     unit: str = ""
     values: Literal["any", "finite", "pixels"] = "any"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape with -1 for the dynamic dimensions N and R."""
+        """The shape with -1 for the dynamic dimensions."""
         return tuple(-1 if isinstance(d, str) else d for d in self.dims)
 
     def mismatch(self, array: np.ndarray[Any, Any]) -> str | None:
@@ -69,7 +75,7 @@ class Tensor:
 
 
 def mismatch(tensors: Iterable[Tensor], arrays: Mapping[str, np.ndarray[Any, Any]]) -> str | None:
-    """Say in a few words how the arrays differ from the tensors, or None when they fit and agree in N and R."""
+    """Say in a few words how the arrays differ from the tensors, or None when they fit and agree in their letters."""
     sizes: dict[str, tuple[int, str]] = {}
     for tensor in tensors:
         if tensor.name not in arrays:
@@ -80,8 +86,9 @@ def mismatch(tensors: Iterable[Tensor], arrays: Mapping[str, np.ndarray[Any, Any
             if isinstance(letter, str):
                 first, name = sizes.setdefault(letter, (size, tensor.name))
                 if first != size:
+                    unit = {"H": "rows of pixels", "W": "columns of pixels"}.get(letter, "rows")
                     return (
-                        f"`{tensor.name}` has {size} rows but `{name}` {first}, expected as many ({letter})"
+                        f"`{tensor.name}` has {size} {unit} but `{name}` {first}, expected as many ({letter})"
                     )
     return None
 

@@ -20,6 +20,7 @@ HYSTERESIS = (
 LEAST_GRID_PX = (
     9  # of the 224 x 224 grid; a smaller region is noise, unless it alone makes the part defective
 )
+CORE = 0.7  # of the way from a region's edge to its peak: a height is looked for above it, for a map reaches farther
 PAD_GRID_PX = 40  # what `surface` looks at beside a region
 MOST_DEFECTS = 64  # the strongest: a frame that is nothing but specks is no list of defects
 FAINT = 1e-3  # of the median: a score of zero is no infinite evidence of a good part
@@ -42,7 +43,8 @@ class Defect:
         box_m: least and largest x, y, z in metres.
         centroid_m: x, y, z in metres, of the measured pixels, weighed alike.
         area_mm2: on the surface (`surface.area_mm2`).
-        height_mm: largest distance from the surface around, positive towards the sensor (`surface.deviation`).
+        height_mm: largest distance of its core from the surface around, positive towards the sensor
+            (`surface.deviation`).
         noise_mm: standard deviation of the points around; a height of a few times this is none.
         shares: of RGB, XYZ and mentor in what lifts the region above the rest of the part, in logarithms.
     """
@@ -127,7 +129,9 @@ def _measure(
     rows, columns = np.nonzero(region)
     values = on_frame[around][region].astype(np.float64)
     weights = values - values.min() + 1e-9
-    height = deviation(points, region, seen, labels[around] > 0, grid_px)
+    edge = values.min()
+    core = region & (on_frame[around] >= edge + CORE * (values.max() - edge))
+    height = deviation(points, region, core, seen, labels[around] > 0, grid_px)
     own = points[region & seen].astype(np.float64)
     return Defect(
         box_px=(horizontal.start, vertical.start, horizontal.stop, vertical.stop),

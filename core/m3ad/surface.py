@@ -72,9 +72,9 @@ def area_mm2(xyz: npt.NDArray[np.float32], region: Mask, seen: Mask, grid_px: fl
 
 
 def deviation(
-    xyz: npt.NDArray[np.float32], region: Mask, seen: Mask, others: Mask, grid_px: float
+    xyz: npt.NDArray[np.float32], region: Mask, core: Mask, seen: Mask, others: Mask, grid_px: float
 ) -> Deviation | None:
-    """Largest distance of a region from the surface around it.
+    """Largest distance of a region's core from the surface around the region.
 
     h(s, t) = a + b s + c t + d s^2 + e s t + f t^2 along the normal of the points around, fitted to them by iterated
     reweighting with Tukey's biweight (Holland and Welsch 1977) from a least median of squares plane on. Distances are
@@ -83,20 +83,21 @@ def deviation(
 
     Args:
         xyz: [H, W, 3] metres.
-        region: [H, W], the defect.
+        region: [H, W], the defect; what lies beside it is the surface.
+        core: [H, W], where in it the largest distance is looked for.
         seen: [H, W] where xyz was measured.
         others: [H, W] all defects of the frame; none of them belongs to a surface around.
         grid_px: pixels of the frame to one of the 224 x 224 grid.
 
     Returns:
-        None where too little was measured of the region or around it.
+        None where too little was measured of the core or around the region.
     """
     margin_px = MARGIN * grid_px
     radius = math.sqrt(np.count_nonzero(region) / math.pi)
     width = min(max(radius, 4 * margin_px), 12 * margin_px)
     crop = _crop(region, math.ceil(margin_px + width))
     off = ndimage.distance_transform_edt(~region[crop])
-    inside = seen[crop] & (off <= margin_px)
+    inside = seen[crop] & core[crop]
     beside = seen[crop] & (off > margin_px) & (off <= margin_px + width)
     beside &= ~ndimage.binary_dilation(others[crop], iterations=max(1, round(margin_px)))
     around = np.flatnonzero(beside)

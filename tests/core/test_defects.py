@@ -81,7 +81,7 @@ def test_area_is_the_surface_s_and_not_the_pixels_(size, tilt, noise_mm):
 def test_height_within_a_tenth_or_a_tenth_of_a_millimetre(size, height, noise_mm):
     s = scene(size, plateau(7, height), noise_mm, tilt=(0.1, 0.1), curvature=5e-4, holes=0.01)
     region = np.hypot(s.x, s.y) < 7
-    found = deviation(s.xyz, region, seen(s.xyz), region, s.grid_px)
+    found = deviation(s.xyz, region, region, seen(s.xyz), region, s.grid_px)
     along_normal = height / math.sqrt(1 + 0.1**2 + 0.1**2)
     assert found.height_mm == pytest.approx(along_normal, rel=0.10, abs=0.10)
     assert found.noise_mm == pytest.approx(noise_mm, rel=0.2, abs=0.005)
@@ -92,7 +92,7 @@ def test_what_lies_beside_the_part_does_not_bend_the_surface(edge):
     """The support 40 mm below takes up to a third of the ring around the defect; least squares would follow it."""
     s = scene(height=lambda x, y: plateau(5, 1.0)(x, y) - 40.0 * (x > edge))
     region = np.hypot(s.x, s.y) < 5
-    found = deviation(s.xyz, region, seen(s.xyz), region, s.grid_px)
+    found = deviation(s.xyz, region, region, seen(s.xyz), region, s.grid_px)
     assert found.height_mm == pytest.approx(1.0, rel=0.10)
 
 
@@ -100,17 +100,17 @@ def test_another_defect_beside_is_no_surface_around():
     both = lambda x, y: plateau(5, 1.0)(x, y) + plateau(9, -4.0, at=(18.0, 0.0))(x, y)  # noqa: E731
     s = scene(height=both)
     first, second = np.hypot(s.x, s.y) < 5, np.hypot(s.x - 18, s.y) < 9
-    found = deviation(s.xyz, first, seen(s.xyz), first | second, s.grid_px)
+    found = deviation(s.xyz, first, first, seen(s.xyz), first | second, s.grid_px)
     assert found.height_mm == pytest.approx(1.0, rel=0.10)
 
 
 def test_what_was_not_measured_has_no_height_and_no_area():
     s = scene()
     region, nothing = np.hypot(s.x, s.y) < 5, np.zeros(s.x.shape, bool)
-    assert deviation(s.xyz, region, nothing, region, 1.0) is None
+    assert deviation(s.xyz, region, region, nothing, region, 1.0) is None
     assert area_mm2(s.xyz, region, nothing, 1.0) is None
     hole = ~(np.hypot(s.x, s.y) < 6)
-    assert deviation(s.xyz, np.hypot(s.x, s.y) < 2, hole, region, 0.5) is None
+    assert deviation(s.xyz, np.hypot(s.x, s.y) < 2, np.hypot(s.x, s.y) < 2, hole, region, 0.5) is None
 
 
 def map_of(mask, peak=1.0, sigma=3.0):

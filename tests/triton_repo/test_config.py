@@ -35,19 +35,51 @@ def test_configurations_have_the_contract_s_tensors(layout, request, tiny_bundle
         assert tensors(model.output) == [(t.name, TRITON[t.dtype], t.shape) for t in table[name].outputs]
         assert model.backend == "python"
         assert [(g.count, g.kind) for g in model.instance_group] == [(1, pb.ModelInstanceGroup.KIND_CPU)]
-    ensemble = parse(repository / category / "config.pbtxt")
+    door = parse(repository / f"{category}_tensors" / "config.pbtxt")
     contract = tiny_bundle.contract
-    assert [t[0] for t in tensors(ensemble.input)] == [t.name for t in contract.inputs]
-    assert [t[0] for t in tensors(ensemble.output)] == [t.name for t in contract.outputs]
+    assert [t[0] for t in tensors(door.input)] == [t.name for t in contract.inputs]
+    assert [t[0] for t in tensors(door.output)] == [t.name for t in contract.outputs]
+    frames = parse(repository / category / "config.pbtxt")
     assert {p.name for p in repository.iterdir() if p.is_dir()} == {
         category,
-        *(step.model_name for step in ensemble.ensemble_scheduling.step),
+        f"{category}_tensors",
+        *(step.model_name for step in frames.ensemble_scheduling.step),
     }
+    assert {s.model_name for s in frames.ensemble_scheduling.step} - {
+        s.model_name for s in door.ensemble_scheduling.step
+    } == {f"{category}_prepare", f"{category}_judge"}
+
+
+def test_the_door_for_frames_has_any_client_s_types(fused_repository: Path) -> None:
+    door = parse(fused_repository / "other" / "config.pbtxt")
+    assert tensors(door.input) == [
+        ("rgb", pb.TYPE_UINT8, (-1, -1, 3)),
+        ("xyz", pb.TYPE_FP32, (-1, -1, 3)),
+    ]
+    assert tensors(door.output) == [
+        ("score", pb.TYPE_FP32, (1,)),
+        ("is_anomalous", pb.TYPE_BOOL, (1,)),
+        ("verdict", pb.TYPE_INT32, (1,)),
+        ("frame_map", pb.TYPE_FP32, (-1, -1)),
+        ("defects", pb.TYPE_STRING, (1,)),
+        ("anomaly_map", pb.TYPE_FP32, (224, 224)),
+    ]
+    # Triton refuses a request that leaves out an output which a step inside reads.
+    read = {value for step in door.ensemble_scheduling.step for value in step.input_map.values()}
+    assert not read & {t.name for t in door.output}
+
+
+def test_shared_memory_holds_the_largest_frame(tiny_bundle: Bundle) -> None:
+    contract = tiny_bundle.contract
+    alone, both = (config.shared_memory_bytes(contract, "fused", frames=f) for f in (False, True))
+    # rgb, xyz for each of both steps, and the map: 3 + 2 * 12 + 4 bytes a pixel
+    assert both - alone > 4096**2 * (3 + 2 * 12 + 4)
+    assert config.shared_memory_bytes(contract, None, frames=False) == 0
 
 
 def test_every_configuration_says_that_there_is_no_batching(chain_repository: Path) -> None:
     paths = list(chain_repository.glob("*/config.pbtxt"))
-    assert len(paths) == 7
+    assert len(paths) == 10
     assert all(path.read_text().endswith("\nmax_batch_size: 0\n") for path in paths)
 
 

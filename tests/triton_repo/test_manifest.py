@@ -266,7 +266,7 @@ def test_a_threshold_that_gives_no_verdict_is_told(threshold: str, repository: P
     path.write_text(path.read_text().replace('\\"threshold\\": 0.01', f'\\"threshold\\": {threshold}'))
     rehash(repository)
     (problem,) = find_problems(repository)
-    assert "parameter `m3ad` of ensemble `other`" in problem
+    assert "parameter `m3ad` of model `other`" in problem
     assert "`$.threshold`" in problem
 
 

@@ -230,7 +230,12 @@ def test_docker_line(bundle: Path, chain_repository: Path, tmp_path: Path) -> No
     assert "--gpus" not in on_cpu
     assert "[cpu]" in on_cpu
     add_engines(bundle, "native", "8.9")
-    on_gpu = docker_line([write_repository(bundle, tmp_path / "gpu", "tensorrt", "chain")], "image:1")
+    with_frames = docker_line([write_repository(bundle, tmp_path / "frames", "tensorrt", "chain")], "image:1")
+    assert "--gpus=all" in with_frames
+    assert re.search(r"pip install \S*m3ad\S* && tritonserver", with_frames)
+    assert "[cpu]" not in with_frames
+    plans = write_repository(bundle, tmp_path / "gpu", "tensorrt", "chain", frames=False)
+    on_gpu = docker_line([plans], "image:1")
     assert "--gpus=all" in on_gpu
     assert f"-v {tmp_path / 'gpu'}:/models/tiny:ro" in on_gpu
     assert on_gpu.split("image:1 ")[1].startswith("tritonserver --model-repository=/models/tiny ")

@@ -17,6 +17,7 @@ import tritonclient.grpc as grpcclient
 from conftest import make_input
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, MissingDependencyError, ServerError
+from m3ad.frame_door import tensor_door
 from m3ad_runtime.pipeline import Inspector, model_arrays
 from m3ad_triton.binary import find_binary
 from m3ad_triton.repository import Repository
@@ -49,7 +50,9 @@ def infer(server: LocalServer, model: str, arrays: dict[str, np.ndarray]) -> dic
         entry.set_data_from_numpy(array)
         inputs.append(entry)
     with grpcclient.InferenceServerClient(server.grpc_url) as client:
-        result = client.infer(model, inputs, client_timeout=120)  # a server that waits for ever is told
+        result = client.infer(
+            tensor_door(model), inputs, client_timeout=120
+        )  # a server that waits for ever is told
         return {name: result.as_numpy(name) for name in ("anomaly_map", "score", "score_maps")}
 
 
@@ -180,7 +183,7 @@ def test_no_process_is_left_even_after_an_error(chain_repository: Path) -> None:
 
     with pytest.raises(KeyError, match="a bug"):
         serve_and_fail()
-    assert len(processes) == 7  # the server and one stub per stage
+    assert len(processes) == 9  # the server, one stub per stage, and those of the frames' door
     assert gone(processes)
 
 

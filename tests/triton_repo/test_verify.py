@@ -42,7 +42,7 @@ def test_a_written_repository_has_no_problems(layout: str, request: pytest.Fixtu
 WIRING = {
     "input fed by nobody": (
         lambda e, _: step_of(e, "tiny_mgm").input_map.pop("mentor"),
-        "ensemble `tiny` maps nothing to input `mentor` of model `tiny_mgm`",
+        "ensemble `tiny_tensors` maps nothing to input `mentor` of model `tiny_mgm`",
     ),
     "unknown input": (
         lambda e, _: step_of(e, "tiny_mgm").input_map.update({"depth": "mentor"}),
@@ -54,7 +54,7 @@ WIRING = {
     ),
     "missing model": (
         lambda e, c: c.pop("tiny_mgm"),
-        "ensemble `tiny` uses model `tiny_mgm`, which is not in the repository",
+        "ensemble `tiny_tensors` uses model `tiny_mgm`, which is not in the repository",
     ),
     "written twice": (
         lambda e, _: step_of(e, "tiny_mfm", 1).output_map.update({"mentor": "mentor"}),
@@ -66,7 +66,7 @@ WIRING = {
     ),
     "other dtype": (
         lambda e, c: setattr(c["tiny_vm"].input[-1], "data_type", config.pb.TYPE_INT64),
-        "leaves ensemble `tiny` as TYPE_INT32 \\[-1\\] but model `tiny_vm` reads `scored_pixel` as "
+        "leaves ensemble `tiny_tensors` as TYPE_INT32 \\[-1\\] but model `tiny_vm` reads `scored_pixel` as "
         "TYPE_INT64 \\[-1\\]",
     ),
     "other shape": (
@@ -80,15 +80,15 @@ WIRING = {
     ),
     "output written by nobody": (
         lambda e, _: step_of(e, "tiny_vm").output_map.pop("score"),
-        "value `score`, which ensemble `tiny` reads as `score`, is written by nobody",
+        "value `score`, which ensemble `tiny_tensors` reads as `score`, is written by nobody",
     ),
     "input read by nobody": (
         lambda e, _: e.input.add(name="depth", data_type=config.pb.TYPE_FP32, dims=[1]),
-        "input `depth` of ensemble `tiny` is read by no model",
+        "input `depth` of ensemble `tiny_tensors` is read by no model",
     ),
     "cycle": (
         lambda e, _: step_of(e, "tiny_mfm").input_map.update({"rgb_features": "rgb_reconstructed"}),
-        "the values .*'mentor'.* of ensemble `tiny` wait for each other in a cycle",
+        "the values .*'mentor'.* of ensemble `tiny_tensors` wait for each other in a cycle",
     ),
 }
 
@@ -97,10 +97,10 @@ WIRING = {
 def test_each_wiring_fault_is_told(rule: str, chain_repository: Path) -> None:
     change, message = WIRING[rule]
     configs, _ = read_configs(chain_repository)
-    assert ensemble_problems(configs["tiny"], configs) == []
-    change(configs["tiny"], configs)
+    assert ensemble_problems(configs["tiny_tensors"], configs) == []
+    change(configs["tiny_tensors"], configs)
     with pytest.raises(AssertionError, match=message):
-        raise AssertionError("\n".join(ensemble_problems(configs["tiny"], configs)))
+        raise AssertionError("\n".join(ensemble_problems(configs["tiny_tensors"], configs)))
 
 
 def test_wiring_that_is_sound_but_not_the_contract_s_is_told(repository: Path) -> None:
@@ -161,7 +161,31 @@ def test_warm_up_data_of_another_size_is_told(repository: Path) -> None:
 def test_a_damaged_record_is_told(repository: Path) -> None:
     edit(repository, "tiny", lambda e: setattr(e.parameters["m3ad"], "string_value", "{}"))
     (problem,) = find_problems(repository)
-    assert "parameter `m3ad` of ensemble `tiny` is damaged" in problem
+    assert "parameter `m3ad` of model `tiny` is damaged" in problem
+
+
+def test_steps_that_know_another_record_than_the_client_are_told(repository: Path) -> None:
+    def other_plane(model: Any) -> None:
+        text = model.parameters["m3ad"].string_value
+        assert '"plane": "none"' in text
+        model.parameters["m3ad"].string_value = text.replace('"plane": "none"', '"plane": "ransac"')
+
+    edit(repository, "tiny_prepare", other_plane)
+    (problem,) = find_problems(repository)
+    assert "parameter `m3ad` of model `tiny_prepare` differs from that of `tiny_tensors`" in problem
+
+
+def test_a_step_of_the_frames_door_runs_no_other_code(repository: Path) -> None:
+    (repository / "tiny_judge" / "1" / "model.py").write_text("import os")
+    rehash(repository)
+    (problem,) = find_problems(repository)
+    assert "tiny_judge/1/model.py is not the code that m3ad writes there" in problem
+
+
+def test_the_frames_door_is_wired_as_the_contract_says(repository: Path) -> None:
+    edit(repository, "tiny", lambda e: step_of(e, "tiny_judge").input_map.update({"xyz": "points"}))
+    problems = "\n".join(find_problems(repository))
+    assert "ensemble `tiny` wires tiny_judge" in problems
 
 
 def test_another_contract_version_is_told(repository: Path) -> None:

@@ -15,7 +15,7 @@ from m3ad_triton.docker import IMAGE, docker_line
 from m3ad_triton.manifest import Runtime
 from m3ad_triton.repository import Repository, write_repository
 from m3ad_triton.server import LOOPBACK, LocalServer, Ports, Tls
-from m3ad_triton.verify import find_problems, verify_repository
+from m3ad_triton.verify import doors, find_problems, verify_repository
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -37,13 +37,20 @@ def write(
     target: Annotated[
         list[str] | None, typer.Option(help="engines to take, as in sm89; several may be given, all if none")
     ] = None,
+    frames: Annotated[
+        bool,
+        typer.Option(
+            "--frames/--no-frames", help="whether to write the door that takes frames; it needs Python"
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Write the Triton model repository of a bundle.
 
-    The ensemble is named as the bundle's category, its stages CATEGORY_STAGE, so several can be served together.
+    The ensemble CATEGORY takes frames and gives verdicts, CATEGORY_tensors takes what m3ad made of a frame; their
+    steps are CATEGORY_STAGE, so several categories can be served together.
     """
-    repository = write_repository(bundle, repo, runtime, layout, target or ())
+    repository = write_repository(bundle, repo, runtime, layout, target or (), frames=frames)
     for problem in find_problems(repo, with_files=False):
         shared.talk.print(f"note: {problem}")
     if as_json:
@@ -51,7 +58,7 @@ def write(
     else:
         manifest = repository.manifest
         shared.print_text(
-            f"{repository.path}: ensemble {manifest.category}, {manifest.layout} layout, {runtime}"
+            f"{repository.path}: ensemble {', '.join(reversed(doors(manifest)))}, {manifest.layout} layout, {runtime}"
         )
         shared.talk.print(f"serve it: m3ad-triton serve {repo}")
 

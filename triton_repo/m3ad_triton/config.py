@@ -11,21 +11,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from google.protobuf import text_format
-from m3ad.contract import MAX_POINTS, Layout, Stage, Tensor
+from m3ad.contract import LETTERS, Layout, Stage, Step, Tensor
+from m3ad.frame_door import FRAME, JUDGE, door_stages, door_steps, tensor_door
 from m3ad.method import Contract
 from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
 from tritonclient.grpc import model_config_pb2 as pb
 
-DTYPES = {"float32": pb.TYPE_FP32, "int32": pb.TYPE_INT32}
-VALUE_BYTES = 4  # every tensor of the contract is float32 or int32
+DTYPES = {
+    "float32": pb.TYPE_FP32,
+    "int32": pb.TYPE_INT32,
+    "uint8": pb.TYPE_UINT8,
+    "bool": pb.TYPE_BOOL,
+    "object": pb.TYPE_STRING,
+}
+VALUE_BYTES = 4  # every tensor between stages is float32 or int32
+TEXT_BYTES = 2**16  # of a list of defects, at most
 STAGE_PARAMETER = "m3ad_stage"
 WARMUP_FOLDER = "warmup"  # Triton looks for a sample's files there
 
 
 def model_name(category: str, stage: str) -> str:
-    """The name of a stage's model; the ensemble itself is named as the category."""
+    """The name of a stage's model; the doors are named as the category and `<category>_tensors`."""
     return f"{category}_{stage}"
 
 
@@ -37,6 +46,15 @@ def python_stage(name: str, stage: Stage, contract: Contract, warmup: Mapping[st
     config.parameters[STAGE_PARAMETER].string_value = json.dumps(
         {"stage": stage.name, "method": contract.method.name, "dims": contract.dims.to_json()}
     )
+    return config
+
+
+def frame_step(record: ServingRecord, step: str) -> Any:
+    """A step of the door that takes frames, run by the Python backend wherever the stages run."""
+    config = _stage(model_name(record.category, step), door_stages(record.contract)[step], {})
+    config.backend = "python"
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.parameters[RECORD_PARAMETER].string_value = json.dumps(asdict(record))
     return config
 
 
@@ -54,12 +72,32 @@ def tensorrt_stage(
     return config
 
 
-def ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
-    """The whole pipeline as one model, wired as the contract says; `record` and `serving` travel as parameters."""
+def tensor_ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
+    """The stages as one model, wired as the contract says; `record` and `serving` travel as parameters."""
     contract = record.contract
-    config = pb.ModelConfig(name=record.category, platform="ensemble")
-    _add_tensors(config, contract.inputs, contract.outputs)
-    for step in contract.steps(record.layout):
+    steps = contract.steps(record.layout)
+    return _ensemble(tensor_door(record.category), contract.inputs, contract.outputs, steps, record, serving)
+
+
+def frame_ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
+    """The same between `prepare` and `judge`: frames in, verdict out."""
+    contract = record.contract
+    judged = door_stages(contract)[JUDGE].outputs
+    steps = door_steps(contract, record.layout)
+    return _ensemble(record.category, FRAME, judged, steps, record, serving)
+
+
+def _ensemble(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    steps: tuple[Step, ...],
+    record: ServingRecord,
+    serving: Mapping[str, Any],
+) -> Any:
+    config = pb.ModelConfig(name=name, platform="ensemble")
+    _add_tensors(config, inputs, outputs)
+    for step in steps:
         config.ensemble_scheduling.step.add(
             model_name=model_name(record.category, step.stage),
             model_version=-1,
@@ -110,14 +148,20 @@ def intermediate_bytes(contract: Contract, layout: Layout) -> int:
     return _whole_mib(sum(sizes.values()))
 
 
-def shared_memory_bytes(contract: Contract, layout: Layout) -> int:
-    """Shared memory the Python backend needs for the largest cloud: inputs and outputs of every stage's model.
+def shared_memory_bytes(contract: Contract, layout: Layout | None, *, frames: bool) -> int:
+    """Shared memory the Python backend needs for the largest cloud: inputs and outputs of every model that it runs.
 
     A quarter on top is what its allocator was seen to lose.
+
+    Args:
+        contract: of the served detector.
+        layout: whose stages it runs; None where plans run them.
+        frames: whether it runs the steps of the door that takes frames, too, of 4096 x 4096 pixels at most.
     """
     table = contract.stages
-    used = {step.stage for step in contract.steps(layout)}
-    tensors = [t for name in used for t in (*table[name].inputs, *table[name].outputs)]
+    stages = [table[name] for name in {step.stage for step in contract.steps(layout)}] if layout else []
+    stages += door_stages(contract).values() if frames else []
+    tensors = [t for stage in stages for t in (*stage.inputs, *stage.outputs)]
     return _whole_mib(sum(map(_largest_bytes, tensors)) * 5 // 4)
 
 
@@ -142,7 +186,8 @@ def _add_tensors(config: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor,
 
 
 def _largest_bytes(tensor: Tensor) -> int:
-    return VALUE_BYTES * math.prod(MAX_POINTS if isinstance(d, str) else d for d in tensor.dims)
+    size = TEXT_BYTES if tensor.dtype == "object" else np.dtype(tensor.dtype).itemsize
+    return size * math.prod(LETTERS[d][-1] if isinstance(d, str) else d for d in tensor.dims)
 
 
 def _whole_mib(size: int) -> int:

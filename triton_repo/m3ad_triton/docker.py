@@ -16,7 +16,8 @@ IMAGE = "nvcr.io/nvidia/tritonserver:26.08-py3"
 def docker_line(repositories: Sequence[Repository], image: str = IMAGE) -> str:
     """One line for a shell: mounts, shared memory, plugin shims and the same server arguments as a local server.
 
-    CPU stages import m3ad inside the container, so that line installs it there first; plans need nothing.
+    CPU stages and the steps around frames import m3ad inside the container, so that line installs it there first; plans
+    behind the door that takes tensors need nothing.
 
     Raises:
         ArtifactError: two repositories hold a model of one name, or docker cannot mount a folder.
@@ -35,14 +36,14 @@ def docker_line(repositories: Sequence[Repository], image: str = IMAGE) -> str:
     docker += ["--gpus=all"] if on_gpu else []
     for path, place in mounts.items():
         docker += ["-v", f"{path}:{place}:ro"]
-    if on_gpu:
+    if on_gpu and not any(r.manifest.frames for r in repositories):
         return f"{shlex.join([*docker, image])} {server}"
-    source = _checkout()
+    source, package = _checkout(), "m3ad" if on_gpu else "m3ad[cpu]"
     if source is None:
-        install = "pip install 'm3ad[cpu]'"
+        install = f"pip install '{package}'"
     else:
         docker += ["-v", f"{source}:/m3ad:ro"]
-        install = "cp -r /m3ad /tmp/m3ad && pip install '/tmp/m3ad[cpu]'"
+        install = f"cp -r /m3ad /tmp/m3ad && pip install '/tmp/{package}'"
     return f"{shlex.join([*docker, image, 'bash', '-c'])} {shlex.quote(f'{install} && {server}')}"
 
 

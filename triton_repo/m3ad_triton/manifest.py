@@ -48,7 +48,10 @@ class Engine(Struct, frozen=True):
 
 
 class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `m3ad-triton write` records: sizes in bytes, `files` by path relative to the repository."""
+    """What `m3ad-triton write` records: sizes in bytes, `files` by path relative to the repository.
+
+    `frames` says whether it has the door that takes frames besides the one that takes tensors.
+    """
 
     contract_version: int
     method: str
@@ -65,6 +68,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     cuda_pool_bytes: Bytes
     shared_memory_bytes: Bytes
     files: dict[str, FileEntry]
+    frames: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.layout not in METHODS[self.method].layouts:

@@ -23,6 +23,7 @@ from m3ad.bundle import (
 from m3ad.contract import CONTRACT_VERSION, Layout, Step
 from m3ad.engines import Engines
 from m3ad.errors import ArtifactError
+from m3ad.frame_door import JUDGE, PREPARE
 from m3ad.serving import RECORD_PARAMETER, ServingRecord
 
 from m3ad_triton import config
@@ -34,6 +35,16 @@ MODEL_PY = '''"""The stage that this model's parameters name."""
 
 from m3ad_triton.stage_model import TritonPythonModel  # noqa: F401
 '''
+STEP_PY = {
+    PREPARE: '''"""A frame's tensors, by the settings in this model's parameters."""
+
+from m3ad_triton.frame_models import Prepare as TritonPythonModel  # noqa: F401
+''',
+    JUDGE: '''"""A part's verdict and defects, by the settings in this model's parameters."""
+
+from m3ad_triton.frame_models import Judge as TritonPythonModel  # noqa: F401
+''',
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,8 @@ def write_repository(
     runtime: Runtime,
     layout: Layout | None = None,
     engine_targets: Sequence[str] = (),
+    *,
+    frames: bool = True,
 ) -> Repository:
     """Write the model repository of a bundle; an older one in its place is replaced.
 
@@ -78,6 +91,7 @@ def write_repository(
         runtime: onnxruntime runs the stages in Triton's Python backend on the CPU, tensorrt as plans.
         layout: chain has one model a stage of the paper's, fused has one `head`; the one to ship when left out.
         engine_targets: which of the bundle's engines to take, by target; all when left out.
+        frames: also write the door that takes frames, whose first and last steps need Python on the server.
 
     Raises:
         ArtifactError: the bundle lacks a file, an engine or golden data, or `target` is something else.
@@ -108,13 +122,12 @@ def write_repository(
             "precision": ", ".join(sorted({e.precision for e in engines})) if engines else written,
             "model_bytes": _model_bytes(folder, len(engines) or 1),
         }
-        whole = folder / bundle.name
-        (whole / VERSION).mkdir(parents=True)
-        (whole / VERSION / ".keep").touch()  # Triton wants the empty folder, archives drop it
         record = ServingRecord.of(bundle, layout)
-        (whole / "config.pbtxt").write_text(
-            config.to_text(config.ensemble(record, serving)), encoding="utf-8"
-        )
+        _write_model(folder, config.tensor_ensemble(record, serving))
+        if frames:
+            for step, code in STEP_PY.items():
+                _write_model(folder, config.frame_step(record, step), code)
+            _write_model(folder, config.frame_ensemble(record, serving))
         plugins = place_plugins(engines, folder)
         manifest = RepositoryManifest.from_json(
             {
@@ -129,7 +142,10 @@ def write_repository(
                 "engines": [engine.summary() for engine in engines],
                 "plugins": plugins,
                 "cuda_pool_bytes": config.intermediate_bytes(contract, layout),
-                "shared_memory_bytes": config.shared_memory_bytes(contract, layout) if not engines else 0,
+                "shared_memory_bytes": config.shared_memory_bytes(
+                    contract, None if engines else layout, frames=frames
+                ),
+                "frames": frames,
                 "files": file_entries(folder),
             },
             f"the repository of {bundle.path}",
@@ -190,6 +206,17 @@ def server_arguments(repositories: Sequence[Repository], places: Sequence[str]) 
     ]
 
 
+def _write_model(folder: Path, model: Any, code: str | None = None) -> None:
+    """A model's folder: its configuration, and its code or, of an ensemble, nothing."""
+    version = folder / model.name / VERSION
+    version.mkdir(parents=True)
+    if code is None:
+        (version / ".keep").touch()  # Triton wants the empty folder, archives drop it
+    else:
+        (version / "model.py").write_text(code, encoding="utf-8")
+    (folder / model.name / "config.pbtxt").write_text(config.to_text(model), encoding="utf-8")
+
+
 def _write_stage(
     bundle: Bundle,
     name: str,
@@ -231,13 +258,11 @@ def _model_bytes(folder: Path, copies: int) -> int:
 
 def stage_of(model: str, manifest: RepositoryManifest) -> str | None:
     """The stage a model of a repository stands for, or None when it is not one of its stage models."""
-    names = {config.model_name(manifest.category, stage): stage for stage in manifest.contract.stages}
-    return names.get(model)
+    stages = [*manifest.contract.stages, *(STEP_PY if manifest.frames else ())]
+    return {config.model_name(manifest.category, stage): stage for stage in stages}.get(model)
 
 
-def record_of(ensemble: Any) -> ServingRecord:
-    """The serving record in an ensemble's parameters."""
-    text = ensemble.parameters[RECORD_PARAMETER].string_value
-    return ServingRecord.from_json(
-        text, f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}`", ADVICE
-    )
+def record_of(model: Any) -> ServingRecord:
+    """The serving record in a model's parameters."""
+    text = model.parameters[RECORD_PARAMETER].string_value
+    return ServingRecord.from_json(text, f"parameter `{RECORD_PARAMETER}` of model `{model.name}`", ADVICE)

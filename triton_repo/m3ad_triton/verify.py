@@ -8,7 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from m3ad.contract import Stage
 from m3ad.errors import ArtifactError
+from m3ad.frame_door import door_stages, door_steps, tensor_door
 from m3ad.preprocess import Preprocessing
 from m3ad.serving import RECORD_PARAMETER
 
@@ -16,9 +18,10 @@ from m3ad_triton import config
 from m3ad_triton.elf import library_problem
 from m3ad_triton.engines import RUNTIME
 from m3ad_triton.manifest import ADVICE, RepositoryManifest, file_problems
-from m3ad_triton.repository import MODEL_PY, VERSION, first_of, record_of, stage_of
+from m3ad_triton.repository import MODEL_PY, STEP_PY, VERSION, first_of, record_of, stage_of
 
 CONFIG = "config.pbtxt"
+OURS = ("model_warmup",)  # fields of a stage that were looked at already
 
 
 def find_problems(path: Path, *, with_files: bool = True) -> list[str]:
@@ -43,13 +46,20 @@ def find_problems(path: Path, *, with_files: bool = True) -> list[str]:
         else:
             problems += _stage_problems(path / name, model, manifest)
     ensembles = [name for name, model in configs.items() if model.platform == "ensemble"]
-    if manifest.category not in ensembles:
-        problems.append(f"no ensemble is named `{manifest.category}`, the category; found {ensembles}")
-    else:
-        problems += _contract_problems(configs[manifest.category], manifest)
+    for door in doors(manifest):
+        if door in ensembles:
+            problems += _contract_problems(configs[door], manifest)
+        else:
+            problems.append(f"no ensemble is named `{door}`, a door of the category; found {ensembles}")
+    problems = problems or _different_records(configs, manifest)
     used = {step.model_name for name in ensembles for step in configs[name].ensemble_scheduling.step}
     problems += [f"model `{name}` is used by no ensemble" for name in configs.keys() - used - {*ensembles}]
     return [*problems, *_plugin_problems(path, manifest)]
+
+
+def doors(manifest: RepositoryManifest) -> list[str]:
+    """The ensembles that a repository has, by name."""
+    return [tensor_door(manifest.category), *([manifest.category] if manifest.frames else [])]
 
 
 def verify_repository(path: Path, *, with_files: bool = True) -> None:
@@ -155,7 +165,7 @@ def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> l
     name = stage_of(model.name, manifest)
     if name is None:
         return [f"model `{model.name}` is no stage of category {manifest.category}"]
-    stage, problems = manifest.contract.stages[name], []
+    stage, problems = _stage(name, manifest), []
     for kind, tensors, entries in (
         ("input", stage.inputs, model.input),
         ("output", stage.outputs, model.output),
@@ -168,13 +178,18 @@ def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> l
             for tensor in sorted(expected.keys() | found.keys())
             if expected.get(tensor) != found.get(tensor)
         ]
-    if manifest.runtime == RUNTIME:
-        files = {*model.cc_model_filenames.values(), model.default_model_filename or "model.plan"}
+    if name in STEP_PY:
+        files, expected_code = {"model.py"}, STEP_PY[name]
+    elif manifest.runtime == RUNTIME:
+        files, expected_code = (
+            {*model.cc_model_filenames.values(), model.default_model_filename or "model.plan"},
+            "",
+        )
     else:
-        files = {*manifest.contract.method.cpu[name].files, "model.py"}
-        code = folder / VERSION / "model.py"
-        if code.is_file() and code.read_bytes() != MODEL_PY.encode():
-            problems.append(f"{code} is not the code that m3ad writes there. {ADVICE}")
+        files, expected_code = {*manifest.contract.method.cpu[name].files, "model.py"}, MODEL_PY
+    code = folder / VERSION / "model.py"
+    if expected_code and code.is_file() and code.read_bytes() != expected_code.encode():
+        problems.append(f"{code} is not the code that m3ad writes there. {ADVICE}")
     problems += [
         f"model `{model.name}` has no file {VERSION}/{file}. {ADVICE}"
         for file in sorted(files)
@@ -190,19 +205,27 @@ def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> l
                     f"warm-up of model `{model.name}` reads `{tensor}` from {file}, {size or 'no'} bytes, "
                     f"expected {expected_size}"
                 )
-    return problems or _odd_fields(model, _expected_stage(model.name, name, manifest))
+    if name in STEP_PY:
+        problems += _record_problems(model, manifest)
+    return problems or _odd_fields(model, _expected_stage(model, name, manifest), OURS)
 
 
-def _expected_stage(model: str, name: str, manifest: RepositoryManifest) -> Any:
+def _stage(name: str, manifest: RepositoryManifest) -> Stage:
+    return {**manifest.contract.stages, **door_stages(manifest.contract)}[name]
+
+
+def _expected_stage(model: Any, name: str, manifest: RepositoryManifest) -> Any:
     """A stage's configuration as it is written, without warm-up."""
-    stage = manifest.contract.stages[name]
+    if name in STEP_PY:
+        return config.frame_step(record_of(model), name)
+    stage = _stage(name, manifest)
     if manifest.runtime == RUNTIME:
         plans = {e["compute_capability"]: f"{e['target']}.plan" for e in manifest.engines}
-        return config.tensorrt_stage(model, stage, plans, {})
-    return config.python_stage(model, stage, manifest.contract, {})
+        return config.tensorrt_stage(model.name, stage, plans, {})
+    return config.python_stage(model.name, stage, manifest.contract, {})
 
 
-def _odd_fields(model: Any, expected: Any, ours: tuple[str, ...] = ("model_warmup",)) -> list[str]:
+def _odd_fields(model: Any, expected: Any, ours: tuple[str, ...]) -> list[str]:
     """Fields in which a configuration differs from what m3ad writes; `ours` were looked at already."""
     odd = [
         field.name
@@ -220,9 +243,11 @@ def _holds(folder: Path, relative: str, manifest: RepositoryManifest) -> bool:
 
 def _contract_problems(ensemble: Any, manifest: RepositoryManifest) -> list[str]:
     """Compare the ensemble's steps with the contract's wiring and read its parameters."""
+    steps, write = manifest.contract.steps(manifest.layout), config.tensor_ensemble
+    if ensemble.name == manifest.category:
+        steps, write = door_steps(manifest.contract, manifest.layout), config.frame_ensemble
     expected = [
-        (config.model_name(manifest.category, s.stage), dict(s.inputs), dict(s.outputs))
-        for s in manifest.contract.steps(manifest.layout)
+        (config.model_name(manifest.category, s.stage), dict(s.inputs), dict(s.outputs)) for s in steps
     ]
     found = [(s.model_name, dict(s.input_map), dict(s.output_map)) for s in ensemble.ensemble_scheduling.step]
     problems = [
@@ -236,12 +261,18 @@ def _contract_problems(ensemble: Any, manifest: RepositoryManifest) -> list[str]
             f"ensemble `{ensemble.name}` has {len(found)} steps, the contract's {manifest.layout} layout "
             f"{len(expected)}"
         )
-    told = f"parameter `{RECORD_PARAMETER}` of ensemble `{ensemble.name}`"
+    problems += _record_problems(ensemble, manifest)
+    return problems or _odd_fields(ensemble, write(record_of(ensemble), {}), ("parameters",))
+
+
+def _record_problems(model: Any, manifest: RepositoryManifest) -> list[str]:
+    """What a model's record says otherwise than the manifest."""
+    told, problems = f"parameter `{RECORD_PARAMETER}` of model `{model.name}`", []
     try:
-        record = record_of(ensemble)
+        record = record_of(model)
         Preprocessing.from_json(record.preprocessing)
     except ArtifactError as error:
-        return [*problems, str(error)]
+        return [str(error)]
     for name in ("contract_version", "method", "category", "layout", "weights"):
         said, listed = getattr(record, name), getattr(manifest, name)
         if said != listed:
@@ -250,7 +281,22 @@ def _contract_problems(ensemble: Any, manifest: RepositoryManifest) -> list[str]
         problems.append(
             f"{told} says sizes {record.dims.to_json()!r}, the manifest {manifest.dims.to_json()}"
         )
-    return problems or _odd_fields(ensemble, config.ensemble(record, {}), ("parameters",))
+    return problems
+
+
+def _different_records(configs: dict[str, Any], manifest: RepositoryManifest) -> list[str]:
+    """Models whose record is not that of the door for tensors: client and server would prepare differently."""
+    texts = {
+        name: model.parameters[RECORD_PARAMETER].string_value
+        for name, model in configs.items()
+        if RECORD_PARAMETER in model.parameters
+    }
+    door = tensor_door(manifest.category)
+    return [
+        f"parameter `{RECORD_PARAMETER}` of model `{name}` differs from that of `{door}`. {ADVICE}"
+        for name, text in texts.items()
+        if text != texts.get(door, text)
+    ]
 
 
 def _plugin_problems(path: Path, manifest: RepositoryManifest) -> list[str]:

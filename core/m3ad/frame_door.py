@@ -1,0 +1,61 @@
+"""The door that takes frames: what goes in and comes out, and the two steps around a detector's own stages.
+
+`<category>` is `prepare`, the stages of a layout and `judge`; `<category>_tensors` is the stages alone, for whoever
+prepares frames and judges maps with m3ad.
+"""
+
+from m3ad.contract import Layout, Stage, Step, Tensor
+from m3ad.method import PIPELINE_OUTPUTS, Contract
+
+RGB = Tensor("rgb", ("H", "W", 3), "uint8", unit="8 bits a channel, red first")
+XYZ = Tensor(
+    "xyz", ("H", "W", 3), unit="m, registered to `rgb` pixel by pixel; holes are (0, 0, 0) or not finite"
+)
+FRAME = (RGB, XYZ)
+IS_ANOMALOUS = Tensor("is_anomalous", (1,), "bool", unit="whether the score lies above the reject limit")
+VERDICT = Tensor("verdict", (1,), "int32", unit="0 good, 1 review, 2 defect")
+FRAME_MAP = Tensor("frame_map", ("H", "W"), unit="the map on the frame's own pixels")
+DEFECTS = Tensor(
+    "defects", (1,), "object", unit="JSON list of `defects.Defect`; blanks at its end mean nothing"
+)
+PREPARE, JUDGE = "prepare", "judge"
+REJECT, REVIEW = "threshold", "review"  # parameters of a request, which move its limits
+
+
+def tensor_door(category: str) -> str:
+    """The name of the door that takes tensors; the one that takes frames is named as the category."""
+    return f"{category}_tensors"
+
+
+def door_stages(contract: Contract) -> dict[str, Stage]:
+    """The two steps that every frame goes through besides the detector's stages."""
+    map_and_score = {tensor.name: tensor for tensor in contract.outputs}
+    kept = (map_and_score["score"], IS_ANOMALOUS, VERDICT, FRAME_MAP, DEFECTS, map_and_score["anomaly_map"])
+    return {
+        PREPARE: Stage(PREPARE, FRAME, contract.inputs),
+        JUDGE: Stage(JUDGE, (*contract.outputs, XYZ), kept),
+    }
+
+
+def door_steps(contract: Contract, layout: Layout) -> tuple[Step, ...]:
+    """The wiring from a frame to its verdict.
+
+    What the stages end with is named `pipeline_*` between the steps, because Triton refuses a request that leaves out
+    an output of the ensemble which is also read inside it.
+    """
+    inner = {name: f"pipeline_{name}" for name in PIPELINE_OUTPUTS}
+    table = door_stages(contract)
+
+    def same(tensors: tuple[Tensor, ...]) -> dict[str, str]:
+        return {tensor.name: tensor.name for tensor in tensors}
+
+    stages = [
+        Step(step.stage, step.inputs, {k: inner.get(v, v) for k, v in step.outputs.items()})
+        for step in contract.steps(layout)
+    ]
+    judged = {name: inner.get(name, name) for name in same(table[JUDGE].inputs)}
+    return (
+        Step(PREPARE, same(FRAME), same(contract.inputs)),
+        *stages,
+        Step(JUDGE, judged, same(table[JUDGE].outputs)),
+    )

@@ -1,0 +1,110 @@
+"""The steps `prepare` and `judge` of the door that takes frames, as models of Triton's Python backend.
+
+Both call what training, calibration and the in-process pipeline call, with the settings that the model's parameters
+hold: the served bundle's record.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from m3ad.contract import mismatch
+from m3ad.errors import FrameError
+from m3ad.frame_door import (
+    DEFECTS,
+    FRAME,
+    FRAME_MAP,
+    IS_ANOMALOUS,
+    JUDGE,
+    PREPARE,
+    REJECT,
+    REVIEW,
+    VERDICT,
+    door_stages,
+)
+from m3ad.frames import Frame
+from m3ad.judge import defects_of
+from m3ad.limits import VERDICTS, Limits, verdict
+from m3ad.preprocess import Preprocessing, prepare, to_frame
+from m3ad.serving import RECORD_PARAMETER, ServingRecord
+
+from m3ad_triton.backend import Arrays, answer
+
+NAME = (
+    "of this request"  # what a frame is called in sentences: "frame of this request has 10 foreground points"
+)
+
+
+class FrameModel:
+    """What both have in common: the record, and a function for each request."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the served bundle's record from the model's parameters."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        text = parameters[RECORD_PARAMETER]["string_value"]
+        source, advice = f"the record of model `{args['model_name']}`", "Write the repository again"
+        self.record = ServingRecord.from_json(text, source, advice)
+        self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+        self.stages = door_stages(self.record.contract)
+
+
+class Prepare(FrameModel):
+    """rgb, xyz -> the tensors of the detector's method."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Prepare the frame of each request."""
+        return [answer(request, self.stages[PREPARE].inputs, self.tensors) for request in requests]
+
+    def tensors(self, arrays: Arrays) -> Arrays:
+        """The tensors that the method declares."""
+        if problem := mismatch(FRAME, arrays):
+            raise FrameError(problem)
+        prepared = prepare(Frame(arrays["rgb"], arrays["xyz"], NAME), self.preprocessing)._asdict()
+        return {tensor.name: prepared[tensor.name] for tensor in self.stages[PREPARE].outputs}
+
+
+class Judge(FrameModel):
+    """anomaly_map, score, score_maps, xyz -> verdict, defects, and the map on the frame's pixels."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Judge the part of each request, by its own limits where it has some."""
+        inputs = self.stages[JUDGE].inputs
+        return [answer(request, inputs, partial(self.judged, request)) for request in requests]
+
+    def judged(self, request: Any, arrays: Arrays) -> Arrays:
+        """The outputs of the door."""
+        limits = moved(self.record.limits, json.loads(request.parameters()))
+        anomaly_map, xyz = arrays["anomaly_map"], arrays["xyz"]
+        score = float(arrays["score"][0])
+        said = verdict(score, limits)
+        maps, names = arrays["score_maps"], self.record.score_maps
+        found = defects_of(anomaly_map, score, maps, names, xyz, self.preprocessing, limits)
+        text = json.dumps([defect.to_json() for defect in found], allow_nan=False)
+        return {
+            "score": arrays["score"],
+            IS_ANOMALOUS.name: np.array([said == "defect"]),
+            VERDICT.name: np.array([VERDICTS.index(said)], np.int32),
+            FRAME_MAP.name: to_frame(anomaly_map, *xyz.shape[:2]),
+            DEFECTS.name: np.array([text.encode()], np.object_),
+            "anomaly_map": anomaly_map,
+        }
+
+
+def moved(limits: Limits, parameters: Mapping[str, Any]) -> Limits:
+    """The limits that a request asks for: parameters `threshold` and `review`, numbers or texts of numbers.
+
+    Raises:
+        ValueError: one is no number, or they are out of order.
+    """
+    own = {}
+    for name in (REJECT, REVIEW):
+        value = parameters.get(name)
+        try:
+            own[name] = None if value is None else float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"parameter `{name}` is {value!r}, expected a number") from error
+        if isinstance(value, bool):
+            raise ValueError(f"parameter `{name}` is {value!r}, expected a number")
+    return limits.moved(own[REJECT], own[REVIEW])
