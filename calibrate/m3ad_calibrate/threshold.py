@@ -1,4 +1,4 @@
-"""The verdict threshold from the scores of good validation parts, with what can honestly be said of its error rate."""
+"""The verdict's limits from the scores of good validation parts, and what can honestly be said of their error rates."""
 
 import math
 from collections.abc import Sequence
@@ -66,6 +66,13 @@ def fit_threshold(scores: Sequence[float], false_alarm_rate: float | None = None
     alarms = int((ordered > value).sum())
     low, high = _interval(alarms, n)
     return Threshold(value, rule, n, alarms, low, high)
+
+
+def at_limit(value: float, scores: Sequence[float]) -> Threshold:
+    """A limit that somebody set, with the rate at which good parts exceed it, where their scores are known."""
+    alarms = sum(score > value for score in scores)
+    low, high = _interval(alarms, len(scores)) if scores else (0.0, 1.0)
+    return Threshold(value, "set by hand", len(scores), alarms, low, high)
 
 
 def _interval(successes: int, trials: int) -> tuple[float, float]:

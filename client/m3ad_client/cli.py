@@ -13,6 +13,7 @@ from m3ad.bundle import Bundle
 from m3ad.contract import LAYOUTS, Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
+from m3ad.limits import Limits
 from m3ad.preprocess import Modality
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
@@ -48,6 +49,16 @@ Ca = Annotated[Path | None, typer.Option(help="certificate authority to trust", 
 Key = Annotated[Path | None, typer.Option(help="client key", exists=True)]
 Cert = Annotated[Path | None, typer.Option(help="client certificate", exists=True)]
 Timeout = Annotated[float, typer.Option(help="for each request")]
+Reject = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", help="score above which a part is defective; the bundle's or server's if left out"
+    ),
+]
+Review = Annotated[
+    float | None,
+    typer.Option(help="score above which somebody looks at a part; the bundle's or server's if left out"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="print Markdown tables")]
 
@@ -63,6 +74,8 @@ def infer(
     model: Model = None,
     bundle: BundleOption = None,
     layout: LayoutOption = None,
+    threshold: Reject = None,
+    review: Review = None,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -73,6 +86,7 @@ def infer(
     """Inspect one frame or every frame of a folder: score, verdict, overlay and raw map."""
     samples = find_inputs(paths, split)
     with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
+        inspector.limits = _moved(inspector.limits, threshold, review)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         results = []
@@ -80,12 +94,13 @@ def infer(
             results.append(result)
             if not as_json:
                 _print_result(result)
-        record = inspector.record
+        record, limits = inspector.record, inspector.limits
     if as_json:
         shared.print_json(
             {
                 "category": record.category,
-                "threshold": record.threshold,
+                "threshold": limits.reject,
+                "review": limits.review,
                 "weights": record.weights,
                 "frames": [{k: v for k, v in asdict(r).items() if v is not None} for r in results],
             }
@@ -107,6 +122,8 @@ def evaluate(
     model: Model = None,
     bundle: BundleOption = None,
     layout: LayoutOption = None,
+    threshold: Reject = None,
+    review: Review = None,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -118,13 +135,14 @@ def evaluate(
     """Metrics over a test split: I-AUROC, P-AUROC, AUPRO@30/10/5/1 in both named modes, per defect kind."""
     samples = find_samples(data, split)
     with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
+        inspector.limits = _moved(inspector.limits, threshold, review)
         frames = track(samples, "inspecting", console=shared.talk, transient=True)
         found = evaluate_samples(inspector, frames, with_maps=maps, without=without)
-        record = inspector.record
+        record, limits = inspector.record, inspector.limits
     result = {
         "category": record.category,
         "split": f"{split} without {without}" if without else split,
-        "threshold": record.threshold,
+        "threshold": limits.reject,
         "weights": record.weights,
         **found,
     }
@@ -221,6 +239,13 @@ def _inspector(
             yield inspector
     else:
         yield Inspector(_opened(bundle), layout)
+
+
+def _moved(limits: Limits, threshold: float | None, review: float | None) -> Limits:
+    try:
+        return limits.moved(threshold, review)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _opened(path: Path) -> Bundle:
