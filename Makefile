@@ -33,6 +33,7 @@ check: $(READY) ## Formatting, lint and types
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/vermin --quiet --no-tips -t=3.10- --violations core trt_plugins client triton_repo export calibrate
+	$(BIN)/mypy examples
 	git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs --no-run-if-empty $(BIN)/clang-format --dry-run --Werror
 
 format: $(READY) ## Write the formatting `check` wants
