@@ -20,7 +20,7 @@ from m3ad_runtime.worker import END_TO_END, INFERENCE_ONLY
 
 from m3ad_client.bench import StageTime, mean_stage_times, stage_times
 from m3ad_client.memory import hardware, server_pid
-from m3ad_client.triton import TritonInspector
+from m3ad_client.triton import Door, TritonInspector
 
 Map = npt.NDArray[np.float32]
 
@@ -179,16 +179,20 @@ class WorkerProcess:
 
 
 class Served:
-    """A pipeline on a Triton server, asked over gRPC from this process."""
+    """A door of a category on a Triton server, asked over gRPC from this process.
 
-    regions: tuple[str, ...] = (INFERENCE_ONLY, END_TO_END)
+    Through the door for frames there is no inference only: a frame goes in and a verdict comes out.
+    """
+
     cold_start_ms: float | None = None  # the server was started by somebody else
     device_bytes: int | None = None
 
-    def __init__(self, inspector: TritonInspector) -> None:
-        self.inspector = inspector
-        self.name = f"triton {inspector.record.layout}"
-        self.traits: tuple[str, ...] = (inspector.url, inspector.model)
+    def __init__(self, inspector: TritonInspector, door: Door) -> None:
+        self.inspector, self.door = inspector, door
+        by_frames = door == "frames"
+        self.regions: tuple[str, ...] = (END_TO_END,) if by_frames else (INFERENCE_ONLY, END_TO_END)
+        self.name = f"triton {inspector.record.layout}{', frames' if by_frames else ''}"
+        self.traits: tuple[str, ...] = (inspector.url, inspector.doors[door])
         self.pid = server_pid(inspector.url)
         serving = inspector.serving
         self.conditions: dict[str, Any] = {
@@ -205,18 +209,22 @@ class Served:
         self._before = inspector.counters()
 
     def measure(self, sample: Sample, region: str) -> Measured:
-        """Run one frame, the clock around inference only or end to end."""
-        preprocessing = self.inspector.preprocessing
-        prepared = None if region == END_TO_END else prepare(read_sample(sample), preprocessing)
+        """Run one frame, the clock around inference only or end to end, which ends with a list of defects."""
+        prepared = prepare(read_sample(sample), self.inspector.preprocessing)
         started = time.perf_counter_ns()
-        if prepared is None:
-            prepared = prepare(read_sample(sample), preprocessing)
-        self.inspector.inspect_prepared(prepared)
+        if region == INFERENCE_ONLY:
+            self.inspector.inspect_prepared(prepared)
+        elif self.door == "frames":
+            self.inspector.inspect_frame(read_sample(sample))
+        else:
+            self.inspector.inspect_by_tensors(read_sample(sample))
         return Measured((time.perf_counter_ns() - started) / 1e6, len(prepared.points))
 
     def anomaly_map(self, sample: Sample, folder: Path) -> Map:
         """The map of one frame [224, 224]."""
-        return self.inspector.inspect(read_sample(sample)).anomaly_map
+        frame, by_frames = read_sample(sample), self.door == "frames"
+        inspect = self.inspector.inspect_frame if by_frames else self.inspector.inspect_by_tensors
+        return inspect(frame).anomaly_map
 
     def start_stages(self) -> None:
         """Read the server's counters."""
@@ -257,8 +265,8 @@ class Candidates:
         )
 
     def add_server(self, inspector: TritonInspector) -> None:
-        """A pipeline on a server."""
-        self.all.append(Served(inspector))
+        """A category on a server, through each of its doors."""
+        self.all += [Served(inspector, door) for door in ("tensors", "frames") if door in inspector.doors]
 
     def add_baseline(self, form: str, detector: Path, threads: int, device: str) -> None:
         """A plain PyTorch form of a trained detector.

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def run_bench(
         say: is told what is being done.
 
     Returns:
-        `rows` (one a candidate and region, each with its conditions), `ratios` and `ratio_spread` of inference only,
-        `stages`, `memory`, `paper`; every candidate under a name of its own.
+        `rows` (one a candidate and region, each with its conditions), `ratios` and `ratio_spread` of inference only (of
+        a server's door for frames: end to end, over its door for tensors), `stages`, `memory`, `paper`; every candidate
+        under a name of its own.
     """
     load = os.getloadavg()[0]
     reference = candidates[0]
@@ -58,8 +60,9 @@ def run_bench(
     for region in REGIONS:
         taking_part = {name: c for name, c in named.items() if region in c.regions}
         say(f"{region}: {REGIONS[region]}, {', '.join(taking_part)} ...")
-        for number in range(max(warmup, 1)) if region == INFERENCE_ONLY else ():
-            for candidate in taking_part.values():
+        cold = [candidate for candidate in taking_part.values() if candidate.regions[0] == region]
+        for number in range(max(warmup, 1)):
+            for candidate in cold:
                 candidate.measure(samples[number % len(samples)], region)
         for candidate in taking_part.values():
             candidate.start_stages()
@@ -85,9 +88,12 @@ def run_bench(
     errors = map_errors(named, samples[0])
     memory = {name: _memory(c, samples, resident[name]) for name, c in named.items()}
     ratios, spread = {}, {}
-    for other in names[1:]:
-        name = f"{other}/{names[0]}"
-        ratios[name], spread[name] = ratio(times[other, INFERENCE_ONLY], times[names[0], INFERENCE_ONLY])
+    for before, other in pairwise(names):
+        # A server's door for frames stands behind its door for tensors, and has no inference only to compare.
+        region = named[other].regions[0]
+        than = names[0] if region == INFERENCE_ONLY else before
+        name = f"{other}/{than}"
+        ratios[name], spread[name] = ratio(times[other, region], times[than, region])
     if rgb_share:
         name = f"{names[0]}{OWN_ENCODER}"
         ratios[name], spread[name] = ratio(rgb_share, [1.0] * len(rgb_share))
@@ -162,7 +168,7 @@ def _memory(candidate: Candidate, samples: Sequence[Sample], resident: Sequence[
     if candidate.pid is not None:
         with PeakMemory([candidate.pid]) as peak:
             candidate.measure(
-                samples[0], INFERENCE_ONLY
+                samples[0], candidate.regions[0]
             )  # after the first frames the peak is the same in every one
         found["peak"] = asdict(peak.peaks[candidate.pid])
     if len(resident) > GROWTH_FROM:

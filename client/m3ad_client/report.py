@@ -58,7 +58,10 @@ def bench_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
             ]
             for result, row in rows
         ],
-        [*dict.fromkeys(conditions(row) for _, row in rows), *(n for r in results for n in _own_encoder(r))],
+        [
+            *dict.fromkeys(conditions(row) for _, row in rows),
+            *(n for r in results for n in (*_own_encoder(r), *_doors(r))),
+        ],
     )
     stages = Table(
         "Time per stage and frame (inference only)",
@@ -91,6 +94,20 @@ def _ratio_cell(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         return ""
     spread = result["ratio_spread"][name]
     return f"{result['ratios'][name]:.2f} ({spread['low']:.2f} .. {spread['high']:.2f})"
+
+
+def _doors(result: Mapping[str, Any]) -> list[str]:
+    inside = {row["name"] for row in result["rows"] if row["region"].startswith(INFERENCE_ONLY)}
+    told = []
+    for name in dict.fromkeys(row["name"] for row in result["rows"] if row["name"] not in inside):
+        for ratio, value in result["ratios"].items():
+            if ratio.startswith(f"{name}/"):
+                spread = result["ratio_spread"][ratio]
+                times = f"{value:.2f} ({spread['low']:.2f} .. {spread['high']:.2f}) times"
+                told.append(
+                    f"end to end a frame of {name} takes {times} one of {ratio.removeprefix(f'{name}/')}"
+                )
+    return told
 
 
 def _own_encoder(result: Mapping[str, Any]) -> list[str]:

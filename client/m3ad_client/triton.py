@@ -95,6 +95,10 @@ class TritonInspector:
         """
         if self.door(frame) == "frames" and not with_maps:
             return self.inspect_frame(frame)
+        return self.inspect_by_tensors(frame, with_maps=with_maps)
+
+    def inspect_by_tensors(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
+        """Prepare one frame, let the server inspect its tensors, and judge its map; raises as `inspect`."""
         found = self.inspect_prepared(prepare(frame, self.preprocessing), with_maps=True)
         return found.with_defects(frame, self.record.score_maps, self.preprocessing, self.limits, with_maps)
 

@@ -74,7 +74,7 @@ def overlay(inspected: Inspected, limits: Limits) -> Image.Image:
 
 def defect_line(defect: Defect) -> str:
     """What is known of a defect in one line, lengths in mm."""
-    parts = ["no area" if defect.area_mm2 is None else f"{defect.area_mm2:.4g} mm\N{SUPERSCRIPT TWO}"]
+    parts = ["no area" if defect.area_mm2 is None else f"{defect.area_mm2:.4g} mm^2"]
     if defect.height_mm is not None:
         side = "out" if defect.height_mm > 0 else "deep"
         parts.append(f"{abs(defect.height_mm):.2f} mm {side}")

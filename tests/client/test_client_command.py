@@ -327,6 +327,11 @@ def test_served_bench_sees_stages_and_server_memory(server: LocalServer, categor
     assert told["memory"]["triton chain"]["peak"]["pss_bytes"] > 0
     assert told["rows"][0]["cold_start_ms"] is None  # somebody else started it
     assert told["rows"][0]["runtime"] == "onnxruntime"
+    names = [(row["name"], row["region"].partition(":")[0]) for row in told["rows"]]
+    tensors, frames = "triton chain", "triton chain, frames"
+    assert names == [(tensors, INFERENCE_ONLY), (tensors, END_TO_END), (frames, END_TO_END)]
+    assert told["ratios"].keys() == {f"{frames}/{tensors}"}
+    assert told["rows"][2]["map_max_error"] == 0.0
 
 
 @pytest.mark.slow

@@ -153,6 +153,20 @@ def test_curl(server: LocalServer, frames: list[Files]) -> None:
         )
 
 
+def test_json_is_for_small_frames(server: LocalServer, frames: list[Files]) -> None:
+    told = run(
+        str(EXAMPLES / "curl_json.sh"),
+        server.http_url,
+        "other",
+        *frames[1].raw,
+        *frames[1].size,
+        succeeds=False,
+    )
+    assert told == (
+        "a frame of 640 x 480 is too large for JSON, at most 65536 pixels are sent so; use curl_binary.sh\n"
+    )
+
+
 def test_cpp(server: LocalServer, frames: list[Files], cpp_client: Path) -> None:
     host, port = host_port(server.http_url).split(":")
     command = [str(cpp_client), host, port]
@@ -160,7 +174,7 @@ def test_cpp(server: LocalServer, frames: list[Files], cpp_client: Path) -> None
         assert_same(json.loads(run(*command, "other", *frame.raw, *frame.size)), frame.want)
     moved = run(*command, "other", *frames[0].raw, *frames[0].size, LIMIT)
     assert_same(json.loads(moved), frames[0].want, "good")
-    assert "HTTP 400: " in run(*command, "nobody", *frames[0].raw, *frames[0].size, succeeds=False)
+    assert "HTTP 404: " in run(*command, "nobody", *frames[0].raw, *frames[0].size, succeeds=False)
     told = run(*command, "other", *frames[0].raw, *frames[1].size, succeeds=False)
     assert "rgb.raw holds 150528 bytes, expected 921600" in told
     assert "nothing answers at" in run(

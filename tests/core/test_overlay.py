@@ -83,7 +83,7 @@ def test_each_defect_has_a_box_and_a_line():
     assert after.height - before.height > 20
     # Twenty grid pixels and half a pixel of edge on each side of a field of 200 mm.
     assert defects[0].area_mm2 == pytest.approx((20 * 200 / 224) ** 2, rel=0.15)
-    assert defect_line(defects[0]).endswith("mm\N{SUPERSCRIPT TWO}, 0.00 mm deep")
+    assert defect_line(defects[0]).endswith("mm^2, 0.00 mm deep")
     rows = np.array(after)[before.height :]
     assert (rows < 100).any()
     left, top, right, bottom = (round(v * 448 / 400) for v in defects[0].box_px)
