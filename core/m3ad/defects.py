@@ -82,14 +82,16 @@ def find_defects(
         names: of the score maps.
 
     Returns:
-        At most 64, none where the map lies nowhere above the threshold.
+        At most 64, at least one unless the map lies nowhere above the threshold.
     """
+    if not anomaly_map.max() > threshold:
+        return []
     height, width = xyz.shape[:2]
     on_frame = to_frame(anomaly_map, height, width)
     grid_px = max(height, width) / IMAGE_SIZE
-    labels, regions = _regions(on_frame, threshold, grid_px)
-    if not regions:
-        return []
+    # Interpolation can lower the peak that made the part defective: it is a defect all the same.
+    reached = min(threshold, float(np.nextafter(on_frame.max(), np.float32(-np.inf))))
+    labels, regions = _regions(on_frame, reached, grid_px)
     boxes: list[Any] = ndimage.find_objects(labels)
     lifts = {} if score_maps is None else _lifts(score_maps, names, (height, width))
     return [_measure(n, labels, boxes[n - 1], on_frame, xyz, grid_px, lifts) for n in regions]
@@ -100,10 +102,7 @@ def _regions(on_frame: Map, threshold: float, grid_px: float) -> tuple[Labels, l
     middle = float(np.median(on_frame))
     level = threshold - HYSTERESIS * max(0.0, threshold - middle)
     labels, count = ndimage.label(on_frame > level, EIGHT)
-    index = np.arange(1, count + 1)
-    if not count or not on_frame.max() > threshold:
-        return labels, []
-    peaks = ndimage.maximum(on_frame, labels, index)
+    peaks = np.asarray(ndimage.maximum(on_frame, labels, np.arange(1, count + 1)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     order = [int(i) for i in np.argsort(-peaks, kind="stable") if peaks[i] > threshold]
     large = [i for i in order if sizes[i] >= LEAST_GRID_PX * grid_px**2] or order[:1]
@@ -128,9 +127,9 @@ def _measure(
     seen = measured(points)
     rows, columns = np.nonzero(region)
     values = on_frame[around][region].astype(np.float64)
-    weights = values - values.min() + 1e-9
-    edge = values.min()
-    core = region & (on_frame[around] >= edge + CORE * (values.max() - edge))
+    edge, peak = values.min(), values.max()
+    weights = values - edge + 1e-9
+    core = region & (on_frame[around] >= edge + CORE * (peak - edge))
     height = deviation(points, region, core, seen, labels[around] > 0, grid_px)
     own = points[region & seen].astype(np.float64)
     return Defect(
@@ -140,7 +139,7 @@ def _measure(
             top + float(np.average(rows, weights=weights)),
         ),
         area_px=len(values),
-        peak=float(values.max()),
+        peak=float(peak),
         box_m=(_point(own.min(axis=0)), _point(own.max(axis=0))) if len(own) else None,
         centroid_m=_point(own.mean(axis=0)) if len(own) else None,
         area_mm2=area_mm2(points, region, seen, grid_px),

@@ -202,7 +202,6 @@ def test_a_text_is_counted_alike_by_a_stub_for_either_numpy(length: int) -> None
     assert len(sent) % 16 == 0
 
 
-@pytest.mark.slow
 def test_a_repository_without_frames_has_one_door(tiny_bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "repository"
     written = write_repository(
@@ -216,18 +215,14 @@ def test_a_repository_without_frames_has_one_door(tiny_bundle: Bundle, tmp_path:
         "plain_head",
     }
     assert find_problems(path) == []
-    frame = make_frame()
-    with LocalServer([path]) as server, TritonInspector(server.grpc_url) as inspector:
-        assert inspector.doors == {"tensors": "plain_tensors"}
-        assert_same(inspector.inspect(frame), Inspector(tiny_bundle, "fused").inspect(frame))
-        for name in ("plain", "plain_tensors"):
-            with TritonInspector(server.grpc_url, name) as named:
-                assert named.doors == inspector.doors
 
 
 @pytest.mark.slow
-def test_a_door_that_is_named_is_the_one_used(server: LocalServer) -> None:
+def test_a_door_that_is_named_is_the_one_used(server: LocalServer, tiny_bundle: Bundle) -> None:
+    """As where a repository was written without frames."""
     with TritonInspector(server.grpc_url, "other_tensors") as inspector:
+        assert inspector.doors == {"tensors": "other_tensors"}
+        assert_same(inspector.inspect(make_frame()), Inspector(tiny_bundle, "fused").inspect(make_frame()))
         assert inspector.door(make_frame()) == "tensors"
         inspector.doors = {"frames": "other"}
         with pytest.raises(ServerError, match="takes frames alone; leave --model out"):

@@ -180,6 +180,15 @@ def test_specks_are_left_out_unless_one_is_all_there_is():
     assert find_defects(grid, 3.0, scene().xyz) == []
 
 
+def test_a_peak_that_the_frame_s_pixels_smooth_away_is_a_defect_all_the_same():
+    grid = np.zeros((224, 224), np.float32)
+    grid[100, 100] = 1.0
+    small = scene((60, 60)).xyz
+    (defect,) = find_defects(grid, 0.9, small)
+    assert defect.peak < 0.9
+    assert defect.centroid_px == pytest.approx((100.5 * 60 / 224 - 0.5, 100.5 * 60 / 224 - 0.5), abs=0.5)
+
+
 def test_shares_are_those_of_the_logarithms():
     grid = two_spots(0.0)
     spot = grid > 1.9
