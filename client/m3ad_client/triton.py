@@ -114,7 +114,10 @@ class TritonInspector:
         """Let the server prepare, inspect and judge one frame; raises as `inspect`."""
         wanted = ["score", "anomaly_map", DEFECTS.name]
         arrays: dict[str, npt.NDArray[Any]] = {RGB.name: frame.rgb, XYZ.name: frame.xyz}
-        values = self._infer(self.doors["frames"], arrays, wanted)
+        own = {REJECT: self.limits.reject, REVIEW: self.limits.review}
+        moved = {name: value for name, value in own.items() if value is not None}
+        parameters = moved if self.limits != self.record.limits else None
+        values = self._infer(self.doors["frames"], arrays, wanted, parameters)
         judged = Inspection.judged(values["score"], self.limits, values["anomaly_map"], {}, None)
         return replace(judged, defects=_defects(self.model, values[DEFECTS.name].item()))
 
@@ -132,7 +135,11 @@ class TritonInspector:
         return Inspection.judged(values["score"], self.limits, values["anomaly_map"], {}, maps)
 
     def _infer(
-        self, model: str, arrays: Mapping[str, npt.NDArray[Any]], wanted: Sequence[str]
+        self,
+        model: str,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        wanted: Sequence[str],
+        parameters: Mapping[str, float] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         inputs = []
         for name, array in arrays.items():
@@ -140,16 +147,9 @@ class TritonInspector:
             entry.set_data_from_numpy(array)
             inputs.append(entry)
         outputs = [grpcclient.InferRequestedOutput(name) for name in wanted]
-        own = {REJECT: self.limits.reject, REVIEW: self.limits.review}
-        parameters = {name: value for name, value in own.items() if value is not None}
-        moved = self.limits != self.record.limits
         try:
             result = self.client.infer(
-                model,
-                inputs,
-                outputs=outputs,
-                client_timeout=self.timeout_s,
-                parameters=parameters if moved else None,
+                model, inputs, outputs=outputs, parameters=parameters, client_timeout=self.timeout_s
             )
         except InferenceServerException as error:
             if error.status() == "StatusCode.INVALID_ARGUMENT":

@@ -10,7 +10,8 @@ from m3ad.errors import ArtifactError
 from m3ad_triton import config
 from m3ad_triton.cli import app
 from m3ad_triton.manifest import FORMAT
-from m3ad_triton.verify import ensemble_problems, find_problems, read_configs, verify_repository
+from m3ad_triton.verify import find_problems, read_configs, verify_repository
+from m3ad_triton.wiring import ensemble_problems
 from serving import rehash
 from typer.testing import CliRunner
 
