@@ -14,6 +14,7 @@ from m3ad.contract import LAYOUTS, Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
 from m3ad.limits import Limits
+from m3ad.overlay import defect_line
 from m3ad.preprocess import Modality
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
@@ -275,6 +276,8 @@ def _print_result(result: FrameResult) -> None:
     shared.print_text(
         f"{result.frame}: {verdict}, score {result.score:.4f}, {result.latency_ms:.0f} ms{picture}"
     )
+    for number, defect in enumerate(result.defects or (), 1):
+        shared.print_text(f"  {number}  {defect_line(defect)}")
 
 
 def _print(result: dict[str, Any], tables: list[report.Table], as_json: bool, markdown: bool) -> None:

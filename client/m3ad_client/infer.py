@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from m3ad.defects import Defect
 from m3ad.errors import FrameError
 from m3ad.frames import EYECANDIES_FOLDERS, SPLITS, Frame, Sample, find_pairs, find_samples, read_sample
 from m3ad.limits import Limits, Verdict
@@ -40,7 +41,7 @@ class FrameResult:
     score: float | None = None
     is_anomalous: bool | None = None
     verdict: Verdict | None = None
-    defects: list[dict[str, Any]] | None = None
+    defects: list[Defect] | None = None
     latency_ms: float | None = None
     overlay: str | None = None
     anomaly_map: str | None = None
@@ -101,7 +102,7 @@ def inspect_samples(
             shown = Inspected(frame, result.anomaly_map, result.score, defects=result.defects or ())
             save_png(overlay(shown, inspector.limits), Path(files["overlay"]))
             _save_npy(result.anomaly_map, Path(files["anomaly_map"]))
-        defects = [defect.to_json() for defect in result.defects or ()]
+        defects = list(result.defects or ())
         yield FrameResult(
             name, result.score, result.is_anomalous, result.verdict, defects, milliseconds, **files
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from m3ad.contract import CONTRACT_VERSION
 from m3ad.frames import Frame, find_samples, read_frame, read_sample, read_sample_mask
 from m3ad.metrics import evaluate
 from m3ad.preprocess import prepare_mask
+from m3ad_client.cli import app
 from m3ad_export.detector import Detector
 from m3ad_export.saved import save_detector
 from m3ad_runtime.pipeline import Inspector
@@ -25,6 +27,7 @@ from m3ad_runtime.worker import END_TO_END, INFERENCE_ONLY
 from m3ad_triton.server import LocalServer
 from PIL import Image
 from serving import make_frame, write_frame
+from typer.testing import CliRunner
 
 COMMAND = str(Path(sys.executable).parent / "m3ad-client")
 
@@ -67,6 +70,23 @@ def test_infer_in_process_writes_overlay_and_map(tiny_bundle: Bundle, category: 
     with Image.open(frame["overlay"]) as picture:
         assert picture.format == "PNG"
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"000.overlay.png", "000.map.npy"}
+
+
+def test_infer_tells_each_defect_in_a_line(tiny_bundle: Bundle, category: Path) -> None:
+    rgb, xyz = (
+        str(category / f"test/bump/{part}/000{end}") for part, end in (("rgb", ".png"), ("xyz", ".tiff"))
+    )
+    want = Inspector(tiny_bundle).inspect(read_frame(Path(rgb), Path(xyz)))
+    limits = ("--threshold", str(want.score - 1e-4), "--review", str(want.score - 1e-3))
+    told = CliRunner().invoke(app, ["infer", rgb, xyz, "--bundle", str(tiny_bundle.path), *limits])
+    first, *lines = told.stdout.splitlines()
+    assert first.startswith(f"000: DEFECT, score {want.score:.4f}, ")
+    assert lines
+    assert all(re.match(rf"  {n}  [\d.]+ mm\^2, ", line) for n, line in enumerate(lines, 1))
+    above = CliRunner().invoke(
+        app, ["infer", rgb, xyz, "--bundle", str(tiny_bundle.path), "--threshold", "1e6"]
+    )
+    assert [line.partition(",")[0] for line in above.stdout.splitlines()] == ["000: good"]
 
 
 def test_a_bad_frame_does_not_stop_the_next(tiny_bundle: Bundle, tmp_path: Path) -> None:
