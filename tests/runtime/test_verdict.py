@@ -37,7 +37,7 @@ def test_both_inspectors_refuse_it(tiny_bundle: Bundle, monkeypatch: pytest.Monk
     monkeypatch.setattr(here.pipeline, "run", lambda _: (values, {}))
     there = TritonInspector.__new__(TritonInspector)  # no server: only its answer matters
     there.model, there.timeout_s, there.record = "tiny", 1.0, here.record
-    there.tensors, there.limits = here.tensors, here.limits
+    there.tensors, there.limits, there.doors = here.tensors, here.limits, {"tensors": "tiny_tensors"}
     answer = SimpleNamespace(as_numpy=values.__getitem__)
     there.client = SimpleNamespace(infer=lambda *_, **__: answer)
     for inspector in (here, there):
