@@ -14,10 +14,11 @@ from m3ad.errors import ArtifactError, ServerError
 from m3ad.manifest import FileEntry
 from m3ad_triton import config
 from m3ad_triton.binary import Binary
-from m3ad_triton.docker import docker_line
+from m3ad_triton.docker import JETSON_IMAGE, docker_line, write_context
 from m3ad_triton.manifest import Plugins
 from m3ad_triton.repository import Repository, server_arguments, write_repository
 from m3ad_triton.server import LocalServer
+from m3ad_triton.verify import find_problems
 from serving import renamed
 
 STAGES = ("rgb_extractor", "xyz_extractor", "project", "mfm", "mgm", "vm")
@@ -279,3 +280,57 @@ def test_a_folder_that_docker_cannot_mount_is_told(chain_repository: Path, tmp_p
     shutil.copytree(chain_repository, tmp_path / "a:b")
     with pytest.raises(ArtifactError, match="a:b: docker's -v cannot mount a path with a colon"):
         docker_line([Repository.open(tmp_path / "a:b")])
+
+
+def test_an_image_for_stages_on_the_cpu_has_all_they_need(
+    chain_repository: Path, fused_repository: Path, tmp_path: Path
+) -> None:
+    wheel = tmp_path / "m3ad-0.1.0-py3-none-linux_x86_64.whl"
+    wheel.write_bytes(b"a wheel")
+    opened = [Repository.open(path) for path in (chain_repository, fused_repository)]
+    line = write_context(opened, tmp_path / "image", wheel)
+    assert line.startswith(
+        f"docker build -t m3ad-tiny-other {tmp_path / 'image'} && docker run --rm -p 8000-8002:8000-8002 "
+    )
+    assert line.endswith(" m3ad-tiny-other")
+    assert "--gpus" not in line
+    lines = (tmp_path / "image" / "Dockerfile").read_text().splitlines()
+    assert f"RUN pip install --no-cache-dir '/tmp/{wheel.name}[cpu]'" in lines
+    for copied in (line.split()[1] for line in lines if line.startswith("COPY ")):
+        assert (tmp_path / "image" / copied).exists()
+    entry = json.loads(lines[-1].removeprefix("ENTRYPOINT "))
+    places = [a.partition("=/")[2] for a in entry if a.startswith("--model-repository=")]
+    assert [Repository.open(tmp_path / "image" / place).manifest for place in places] == [
+        r.manifest for r in opened
+    ]
+    for place in places:
+        assert find_problems(tmp_path / "image" / place) == []
+
+
+def test_an_image_for_plans_needs_no_wheel(bundle: Path, tmp_path: Path) -> None:
+    add_engines(bundle, "native", "8.7")
+    repository = write_repository(bundle, tmp_path / "gpu", "tensorrt", "chain")
+    line = write_context([repository], tmp_path / "image", jetson=True)
+    assert "--runtime=nvidia" in line
+    text = (tmp_path / "image" / "Dockerfile").read_text()
+    assert text.startswith(f"FROM {JETSON_IMAGE}\nCOPY models /models\n")
+    with pytest.raises(ArtifactError, match="image exists already"):
+        write_context([repository], tmp_path / "image", jetson=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "need m3ad's wheel in the image, none is named: python -m build --wheel, then --wheel FILE"),
+        ("m3ad-0.1.0-py3-none-linux_x86_64.whl", "is no wheel of m3ad for aarch64, which the image is for"),
+    ],
+)
+def test_an_image_without_the_right_wheel_is_not_written(
+    chain_repository: Path, tmp_path: Path, name: str | None, message: str
+) -> None:
+    wheel = tmp_path / name if name else None
+    if wheel is not None:
+        wheel.touch()
+    with pytest.raises(ArtifactError, match=message):
+        write_context([Repository.open(chain_repository)], tmp_path / "image", wheel, jetson=True)
+    assert not (tmp_path / "image").exists()

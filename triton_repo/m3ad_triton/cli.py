@@ -11,7 +11,7 @@ from m3ad.contract import Layout
 from m3ad.errors import ArtifactError
 
 from m3ad_triton.binary import find_binary
-from m3ad_triton.docker import IMAGE, docker_line
+from m3ad_triton.docker import IMAGE, docker_line, write_context
 from m3ad_triton.manifest import Runtime
 from m3ad_triton.repository import Repository, write_repository
 from m3ad_triton.server import LOOPBACK, LocalServer, Ports, Tls
@@ -154,10 +154,31 @@ def serve(
 
 @app.command()
 def docker(
-    repos: Repositories, image: Annotated[str, typer.Option(help="the official image to use")] = IMAGE
+    repos: Repositories,
+    image: Annotated[str, typer.Option(help="the official image to use")] = IMAGE,
+    write_to: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FOLDER", help="write a Dockerfile and all it needs instead"),
+    ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="with --write: m3ad's wheel, which stages on the CPU need")
+    ] = None,
+    jetson: Annotated[
+        bool, typer.Option("--jetson", help="with --write: for a Jetson's integrated GPU")
+    ] = False,
 ) -> None:
-    """Print the `docker run` line that serves repositories with the official image."""
-    shared.print_text(docker_line([Repository.open(repo) for repo in repos], image))
+    """Print the `docker run` line that serves repositories with the official image.
+
+    With --write, a folder for `docker build` is made, repositories inside, and the line that builds and runs it is
+    printed. Building fetches the official image and Python packages; the image that comes of it needs no network.
+    """
+    if write_to is None and (wheel or jetson):
+        raise typer.BadParameter("--wheel and --jetson go with --write")
+    opened = [Repository.open(repo) for repo in repos]
+    if write_to is None:
+        shared.print_text(docker_line(opened, image))
+    else:
+        shared.print_text(write_context(opened, write_to, wheel, jetson=jetson))
 
 
 def _summary(repository: Repository) -> dict[str, Any]:
