@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from m3ad_runtime.worker import END_TO_END, INFERENCE_ONLY
 from m3ad_client.bench import OWN_ENCODER, latency, ratio
 from m3ad_client.candidates import Candidate, distinct_names
 from m3ad_client.memory import PeakMemory, tree_rss
+from m3ad_client.power import energy_of
 
 GROWTH_FROM = 20  # arenas have settled by then
 REGIONS = {INFERENCE_ONLY: "tensors ready -> map", END_TO_END: "files -> verdict"}
@@ -45,8 +47,8 @@ def run_bench(
 
     Returns:
         `rows` (one a candidate and region, each with its conditions), `ratios` and `ratio_spread` of inference only (of
-        a server's door for frames: end to end, over its door for tensors), `stages`, `memory`, `paper`; every candidate
-        under a name of its own.
+        a server's door for frames: end to end, over its door for tensors), `stages`, `memory`, `energy`, `paper`; every
+        candidate under a name of its own.
     """
     load = os.getloadavg()[0]
     reference = candidates[0]
@@ -87,6 +89,14 @@ def run_bench(
     say("maps and memory ...")
     errors = map_errors(named, samples[0])
     memory = {name: _memory(c, samples, resident[name]) for name, c in named.items()}
+    energy: dict[str, Any] = {}
+    not_measured = None
+    for name, candidate in named.items():
+        measured_energy = energy_of(partial(candidate.measure, samples[0], candidate.regions[0]), frames)
+        if isinstance(measured_energy, str):
+            not_measured = measured_energy
+            break
+        energy[name] = asdict(measured_energy)
     ratios, spread = {}, {}
     for before, other in pairwise(names):
         # A server's door for frames stands behind its door for tensors, and has no inference only to compare.
@@ -118,6 +128,8 @@ def run_bench(
         "ratio_spread": spread,
         "stages": stages,
         "memory": memory,
+        "energy": energy,
+        "energy_not_measured": not_measured,
         "paper": efficiency_table(),
     }
 

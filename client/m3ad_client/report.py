@@ -61,6 +61,9 @@ def bench_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         [
             *dict.fromkeys(conditions(row) for _, row in rows),
             *(n for r in results for n in (*_own_encoder(r), *_doors(r))),
+            *dict.fromkeys(
+                f"energy is not measured: {why}" for r in results if (why := r.get("energy_not_measured"))
+            ),
         ],
     )
     stages = Table(
@@ -83,8 +86,9 @@ def bench_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         [[name, *_memory_cells(found)] for result in results for name, found in result["memory"].items()],
         ["a peak is of the form's own process, for Triton of the server and its children; empty: not seen"],
     )
+    energy = [table for result in results for table in _energy_tables(result.get("energy"))]
     made = [_artefact_table(result["artefacts"]) for result in results if "artefacts" in result]
-    return [speed, stages, memory, *made, paper_table(results[0]["paper"])]
+    return [speed, stages, memory, *energy, *made, paper_table(results[0]["paper"])]
 
 
 def _ratio_cell(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -123,6 +127,22 @@ def _memory_cells(found: Mapping[str, Any]) -> list[str]:
     sizes = (found["parameter_bytes"], peak.get("pss_bytes"), peak.get("rss_bytes"), found["device_bytes"])
     cells = ["" if size is None else f"{size / MIB:.0f}" for size in sizes]
     return [*cells, f"{growth['bytes'] / MIB:+.0f} up to frame {growth['frames']}" if growth else ""]
+
+
+def _energy_tables(energy: Mapping[str, Any] | None) -> list[Table]:
+    if not energy:
+        return []
+    return [
+        Table(
+            "Energy of a frame (inference only), of the board on a Jetson, of the first GPU elsewhere",
+            ["form", "joules a frame", "mean watts", "frames", "read from"],
+            [
+                [name, f"{e['joules_per_frame']:.2f}", f"{e['watts']:.1f}", str(e["frames"]), e["source"]]
+                for name, e in energy.items()
+            ],
+            ["what the machine takes idle is in it"],
+        )
+    ]
 
 
 def _artefact_table(made: Mapping[str, Any]) -> Table:

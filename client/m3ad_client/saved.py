@@ -97,6 +97,15 @@ class Memory(Struct):
     growth: Growth | None = None
 
 
+class FrameEnergy(Struct):
+    """What a frame takes of the board's power."""
+
+    source: Text
+    frames: float
+    watts: float
+    joules_per_frame: float
+
+
 class Spread(Struct):
     """Lowest and highest ratio of a frame."""
 
@@ -144,6 +153,8 @@ class Bench(Struct):
     memory: dict[Text, Memory]
     paper: Paper
     artefacts: Artefacts | UnsetType = UNSET
+    energy: dict[Text, FrameEnergy] | UnsetType = UNSET
+    energy_not_measured: Text | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         if missing := [name for name in self.ratios if name not in self.ratio_spread]:

@@ -61,6 +61,15 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert "| image auroc | 1.0000 | 1.0000 |" in told
 
 
+def test_energy_is_shown_or_why_it_is_not(tmp_path: Path) -> None:
+    energy = {"a": {"source": "tegrastats", "frames": 5, "watts": 12.34, "joules_per_frame": 1.5}}
+    told = show({**BENCH, "energy": energy, "energy_not_measured": None}, tmp_path / "bench.json")
+    assert "| a | 1.50 | 12.3 | 5 | tegrastats |" in told
+    missing = {"energy": {}, "energy_not_measured": "neither tegrastats nor NVML is on this machine"}
+    told = show({**BENCH, **missing}, tmp_path / "bench.json")
+    assert "- energy is not measured: neither tegrastats nor NVML is on this machine" in told
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
