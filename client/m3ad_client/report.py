@@ -134,13 +134,13 @@ def _energy_tables(energy: Mapping[str, Any] | None) -> list[Table]:
         return []
     return [
         Table(
-            "Energy of a frame (inference only), of the board on a Jetson, of the first GPU elsewhere",
+            "Energy of a frame: of the board on a Jetson, of the first GPU elsewhere",
             ["form", "joules a frame", "mean watts", "frames", "read from"],
             [
                 [name, f"{e['joules_per_frame']:.2f}", f"{e['watts']:.1f}", str(e["frames"]), e["source"]]
                 for name, e in energy.items()
             ],
-            ["what the machine takes idle is in it"],
+            ["inference only, through a door for frames end to end; what the machine takes idle is in it"],
         )
     ]
 
