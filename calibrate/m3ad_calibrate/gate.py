@@ -135,13 +135,18 @@ def gate(
     if half == "fp16":
         native = Runner(bundle, layouts[-1:], bundle.path / "onnx")
     labels, all_masks = np.array([not s.is_good for s in samples]), np.stack(masks)
-    wanted = _metrics(before, all_masks, labels)
+    unquantized = _metrics(before, all_masks, labels)
     figures = {}
     for layout in layouts:
-        found = _metrics(after[layout], all_masks, labels)
+        quantized = _metrics(after[layout], all_masks, labels)
         figures[layout] = {
             **{
-                n: {"source": wanted[n], "quantized": found[n], "drop": wanted[n] - found[n]} for n in METRICS
+                n: {
+                    "source": unquantized[n],
+                    "quantized": quantized[n],
+                    "drop": unquantized[n] - quantized[n],
+                }
+                for n in METRICS
             },
             "rank_correlation": {"lowest": min(ranks[layout]), "mean": float(np.mean(ranks[layout]))},
         }

@@ -115,8 +115,8 @@ class Probe:
         worst: QualityLoss | None = None
         for layout in layouts if changed else ():
             maps = self._maps(changed, layout)
-            found, wanted = self._metrics(maps), self.metrics[layout]
-            drop = {name: wanted[name] - found[name] for name in METRICS}
+            actual, expected = self._metrics(maps), self.metrics[layout]
+            drop = {name: expected[name] - actual[name] for name in METRICS}
             rank = min(
                 rank_correlation(a.ravel()[f.scored_pixel], b.ravel()[f.scored_pixel])
                 for a, b, f in zip(self.reference[layout], maps, self.frames, strict=True)

@@ -175,7 +175,7 @@ def verify(graph: gs.Graph, chosen: dict[str, str]) -> None:
     Raises:
         ArtifactError: one reads something else than the plan says.
     """
-    wanted = {
+    expected = {
         "int8": ({TensorProto.INT8}, 2),
         "int8_weights": ({TensorProto.INT8}, 1),
         "fp8": ({TensorProto.FLOAT8E4M3FN}, 2),
@@ -184,8 +184,8 @@ def verify(graph: gs.Graph, chosen: dict[str, str]) -> None:
         if node.op == "DequantizeLinear":
             continue
         pairs = [maker for t in node.inputs if (maker := dequantizer(t)) is not None]
-        found = ({element_type(p.inputs[2]) for p in pairs}, len(pairs))
-        if found != wanted.get(chosen.get(node.name, ""), (set(), 0)):
+        actual = ({element_type(p.inputs[2]) for p in pairs}, len(pairs))
+        if actual != expected.get(chosen.get(node.name, ""), (set(), 0)):
             raise ArtifactError(
                 f"{node.name} was to be {chosen.get(node.name, 'floating point')}, the quantizer wrote something else; "
                 f"update onnxruntime or keep the node in the plan"

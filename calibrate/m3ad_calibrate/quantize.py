@@ -71,8 +71,8 @@ class Graph:
             model = quantized_by_modelopt(self.model, self.stage, plan, self.runs, self.settings.method)
         else:
             kind: EightBits = "fp8" if plan.precision == "fp8" else "int8"
-            wanted = qdq.activations(self.model, self.stage, plan)
-            limits = {name: limit(self.seen[name], self.settings.method, kind) for name in wanted}
+            activations = qdq.activations(self.model, self.stage, plan)
+            limits = {name: limit(self.seen[name], self.settings.method, kind) for name in activations}
             model = qdq.quantized(self.model, self.stage, plan, limits)
         result = half_model(model, self.stage, plan)
         del result.metadata_props[:]  # the quantizers drop the graph's own and leave theirs

@@ -162,6 +162,6 @@ class Walk:
         if isinstance(stage, TiledHead):
             tokens = {n: arrays[n] for n in stage.tokens.inputs}
             spread = stage.spread(arrays)
-            rows = {n: spread[n].operator.apply(spread[n].table) for n in stage.rows.inputs}
+            rows = {n: spread[n].operator.apply(spread[n].tokens) for n in stage.rows.inputs}
             return {graphs[0]: tokens, graphs[1]: rows}
         return {graphs[0]: {n: arrays[n] for n in stage.inputs}} if isinstance(stage, OnnxGraph) else {}

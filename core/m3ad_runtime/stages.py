@@ -65,7 +65,7 @@ def operators(arrays: Arrays, dims: Dims) -> dict[str, SparseRows]:
 
 
 def modality_of(name: str) -> str:
-    """`rgb` or `xyz`: tokens, tables and rows begin with their modality's name."""
+    """`rgb` or `xyz`: tokens, projected tokens and rows begin with their modality's name."""
     return name.partition("_")[0]
 
 
@@ -169,17 +169,17 @@ class TiledHead:
         """First layers on the tokens, then every scored pixel, a tile at a time."""
         return self.vote({"scores": self.scores(arrays), "scored_pixel": arrays["scored_pixel"]})
 
-    def tables(self, arrays: Arrays) -> dict[str, FloatArray]:
+    def projected_tokens(self, arrays: Arrays) -> dict[str, FloatArray]:
         """Everything that is spread over the pixels: the tokens themselves and what the first layers make of them."""
         own = {name: arrays[name] for name in ("rgb_tokens", "xyz_tokens")}
         return {**own, **self.tokens(arrays)}
 
     def spread(self, arrays: Arrays) -> dict[str, Any]:
-        """Rows of the scored pixels by name: spread tables, formed when asked for, and rows that the stage is given."""
+        """Rows of the scored pixels by name: spread tokens, formed when asked for, and rows that are given."""
         read = {*self.rows.inputs, *(pair.feature for pair in self.pairs)}
         by_side = operators(arrays, self.dims)
-        tables = {name: table for name, table in self.tables(arrays).items() if name in read}
-        spread = {name: by_side[modality_of(name)].interpolated(table) for name, table in tables.items()}
+        tokens = {name: each for name, each in self.projected_tokens(arrays).items() if name in read}
+        spread = {name: by_side[modality_of(name)].interpolated(each) for name, each in tokens.items()}
         given = {name for pair in self.pairs for name in pair.reconstructed} & arrays.keys()
         return {**spread, **{name: arrays[name] for name in given}}
 
@@ -233,7 +233,7 @@ def pair_scores(
 
     Args:
         pairs: what is compared.
-        rows: of the whole frame: spread tables, or plain rows [R, D].
+        rows: of the whole frame: spread tokens, or plain rows [R, D].
         outputs: of this tile, [T, D] by name.
         start: the tile's first row.
         threads: of the comparison.

@@ -9,7 +9,7 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 # indptr, indices, weights; indptr may start above 0, at a range's first row.
 Sparse = tuple[Int32, Int32, Float32]
-# indptr, indices, weights and a table: the sparse rows times the table; without the first three, rows as they are.
+# indptr, indices, weights and tokens: the sparse rows times the tokens; without the first three, rows as they are.
 Features = tuple[Int32 | None, Int32 | None, Float32 | None, Float32]
 
 
@@ -21,20 +21,20 @@ def checked(
     Raises:
         ValueError: not an array of this dtype and shape, or a float that is not finite.
     """
-    found = array if isinstance(array, np.ndarray) else np.asarray(array)
-    fits = found.ndim == len(dims) and all(
-        isinstance(want, str) or want == got for want, got in zip(dims, found.shape, strict=True)
+    actual = array if isinstance(array, np.ndarray) else np.asarray(array)
+    fits = actual.ndim == len(dims) and all(
+        isinstance(want, str) or want == got for want, got in zip(dims, actual.shape, strict=True)
     )
-    if not fits or found.dtype != dtype:
+    if not fits or actual.dtype != dtype:
         expected = ", ".join(str(dim) for dim in dims)
-        raise ValueError(f"{name}: expected {dtype} [{expected}], got {found.dtype} {list(found.shape)}")
-    if finite and dtype == "float32" and not np.isfinite(found).all():
-        bad = int(np.count_nonzero(~np.isfinite(found)))
+        raise ValueError(f"{name}: expected {dtype} [{expected}], got {actual.dtype} {list(actual.shape)}")
+    if finite and dtype == "float32" and not np.isfinite(actual).all():
+        bad = int(np.count_nonzero(~np.isfinite(actual)))
         raise ValueError(
-            f"{name}: {bad} of {found.size} values are NaN or infinite; remove the missing points first "
+            f"{name}: {bad} of {actual.size} values are NaN or infinite; remove the missing points first "
             "(m3ad.preprocess.prepare does)"
         )
-    return np.ascontiguousarray(found)
+    return np.ascontiguousarray(actual)
 
 
 def checked_pixels(point_pixel: Int32, count: int, image_size: int) -> Int32:

@@ -65,16 +65,15 @@ def fused(detector: Detector) -> Form:
     def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
         centers, tokens = xyz_tokens(detector, points)
         own = {"rgb_tokens": rgb_encoder(image), "xyz_tokens": tokens}
-        tables = {**own, **dict(zip(head.tables, head.tokens(*own.values()), strict=True))}
+        by_name = {**own, **dict(zip(head.projected, head.tokens(*own.values()), strict=True))}
         pixel = scored_pixels(point_pixel)
         three = three_nearest(points, centers)
         spread = {}
         for name in spread_names(head, pairs):
-            table = tables[name]
             if modality_of(name) == "rgb":
-                spread[name] = upsampled(table, side)[pixel]
+                spread[name] = upsampled(by_name[name], side)[pixel]
             else:
-                spread[name] = pooled(interpolated(table, *three), point_pixel)[pixel]
+                spread[name] = pooled(interpolated(by_name[name], *three), point_pixel)[pixel]
         tiles = zip(*(torch.split(each, ROWS_AT_ONCE) for each in spread.values()), strict=True)
         scores = [tile_scores(head, pairs, dict(zip(spread, tile, strict=True))) for tile in tiles]
         anomaly_map: Tensor = head.vote(torch.cat(scores, dim=1), pixel)[0]

@@ -90,21 +90,6 @@ def op_bodies(nodes: Iterable[onnx.NodeProto], opset: int) -> list[onnx.Function
     return bodies
 
 
-def drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes and initializers that no output of the graph needs."""
-    needed = {v.name for v in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(nodes))
-    kept = [i for i in graph.initializer if i.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the standard ops that a model is written in."""
     return next(int(entry.version) for entry in model.opset_import if not entry.domain)

@@ -85,16 +85,16 @@ def head_stages(contract: Contract, head: FusedHead) -> dict[str, tuple[nn.Modul
     inputs = {t.name: t for t in stage.inputs}
     rgb_tokens, xyz_tokens = inputs["rgb_tokens"], inputs["xyz_tokens"]
     side = {"rgb": rgb_tokens.dims[0], "xyz": xyz_tokens.dims[0]}
-    tables = tuple(Tensor(n, (side[n.partition("_")[0]], width)) for n, width in head.tables.items())
+    projected = tuple(Tensor(n, (side[n.partition("_")[0]], width)) for n, width in head.projected.items())
     widths = {t.name: t.dims[1] for t in stage.inputs if len(t.dims) > 1}
-    widths |= {**head.tables, **head.outputs}
+    widths |= {**head.projected, **head.outputs}
 
     def rows(names: Sequence[str]) -> tuple[Tensor, ...]:
         return tuple(Tensor(name, ("R", widths[name])) for name in names)
 
     scores = Tensor("scores", (len(pairs), "R"))
     return {
-        "head_tokens": (head.tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), tables)),
+        "head_tokens": (head.tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), projected)),
         "head_rows": (head.rows, Stage("head_rows", rows(head.inputs), rows([*head.outputs]))),
         "head_scores": (PairScores(pairs), Stage("head_scores", rows(pair_names(pairs)), (scores,))),
         "head_vote": (head.vote, Stage("head_vote", (scores, inputs["scored_pixel"]), stage.outputs)),

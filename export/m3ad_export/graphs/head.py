@@ -26,26 +26,26 @@ def read_parts(folder: Path) -> dict[str, onnx.ModelProto]:
 def head_model(contract: Contract, parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
     """The parts as one graph: TokenInterpolate and bilinear taps between them, the rows in a loop over tiles.
 
-    A modality's tables stand side by side in one, so that they are spread in one go. Rows that the stage is given go
+    A modality's projected tokens stand side by side, so that they are spread in one go. Rows that the stage is given go
     into the loop as they are.
     """
     stage, dims = contract.stages["head"], contract.dims
     opset = max(opset_of(part) for part in parts.values())
-    made = [v.name for v in parts["head_tokens"].graph.output]
+    projected = [v.name for v in parts["head_tokens"].graph.output]
     read = {v.name: _width(v) for name in TILED_PARTS for v in parts[name].graph.input}
     own = [t.name for t in stage.inputs if t.name in read and t.dims[0] != "R"]
     given = [t for t in stage.inputs if t.name in read and t.dims[0] == "R"]
     widths = {
-        side: {name: read[name] for name in (*made, *own) if modality_of(name) == side}
+        side: {name: read[name] for name in (*projected, *own) if modality_of(name) == side}
         for side in ("rgb", "xyz")
     }
     bilinear = rgb_rows(dims.rgb_side, "rgb_table", "tile_pixel", "rgb_rows")
-    # The rows carry the tables' names inside the loop.
+    # The rows carry the tokens' names inside the loop.
     tokens = compose.add_prefix(parts["head_tokens"], "head_tokens.", rename_inputs=False)
     joined = [
         helper.make_node(
             "Concat",
-            [f"head_tokens.{name}" if name in made else name for name in columns],
+            [f"head_tokens.{name}" if name in projected else name for name in columns],
             [f"{side}_table"],
             name=f"{side}_table",
             axis=1,
@@ -131,7 +131,7 @@ def tile_loop_body(
 ) -> onnx.GraphProto:
     """One trip: the tile's pixels, their rows cut out and split, the parts; scores [pairs, T] are stacked by the loop.
 
-    It reads all_pixel, all_rows, the RGB table and the padded rows that are given of the graph around it.
+    It reads all_pixel, all_rows, the RGB tokens and the padded rows that are given of the graph around it.
     """
     cuts = "".join(
         f"        {_in_tile(t.name)} = Slice (all_{t.name}, start, stop, tile_axis)\n" for t in given

@@ -107,9 +107,9 @@ def check_parity(
         for layout in layouts:
             wiring = contract.steps(layout)
             for form, functions in loaded.items():
-                found, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
+                actual, _ = Pipeline(wiring, functions).run(inputs, keep_all=True)
                 deviations += [
-                    _deviation(f"{layout} {form}", count, step.stage, value, found[value], expected[value])
+                    _deviation(f"{layout} {form}", count, step.stage, value, actual[value], expected[value])
                     for step in wiring
                     for value in step.outputs.values()
                     if value in expected
@@ -146,14 +146,14 @@ def summary(deviations: list[Deviation]) -> dict[str, Any]:
 
 
 def _deviation(
-    form: str, points: int, stage: str, value: str, found: npt.NDArray[Any], expected: npt.NDArray[Any]
+    form: str, points: int, stage: str, value: str, actual: npt.NDArray[Any], expected: npt.NDArray[Any]
 ) -> Deviation:
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return Deviation(form, points, stage, value, float("inf"), float("inf"), None, False)
-    error = float(np.abs(found.astype(np.float64) - expected).max())
+    error = float(np.abs(actual.astype(np.float64) - expected).max())
     scale = float(np.abs(expected).max())
     relative = error / scale if scale else error
-    rank = rank_correlation(found.reshape(-1), expected.reshape(-1)) if value == "anomaly_map" else None
+    rank = rank_correlation(actual.reshape(-1), expected.reshape(-1)) if value == "anomaly_map" else None
     if np.issubdtype(expected.dtype, np.integer):
         passed = error == 0
     elif value == "anomaly_map":

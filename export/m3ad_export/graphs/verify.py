@@ -17,9 +17,9 @@ def verify_interface(path: Path, stage: Stage) -> None:
     """
     onnx.checker.check_model(str(path), full_check=False)
     model = onnx.load(path, load_external_data=False)
-    found = [v.SerializeToString() for v in (*model.graph.input, *model.graph.output)]
-    wanted = [value_info(t).SerializeToString() for t in (*stage.inputs, *stage.outputs)]
-    if found != wanted:
+    actual = [v.SerializeToString() for v in (*model.graph.input, *model.graph.output)]
+    expected = [value_info(t).SerializeToString() for t in (*stage.inputs, *stage.outputs)]
+    if actual != expected:
         names = [v.name for v in (*model.graph.input, *model.graph.output)]
         raise ArtifactError(f"{path} has the tensors {names}, the contract's stage {stage.name} has others")
 

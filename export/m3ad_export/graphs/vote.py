@@ -2,11 +2,13 @@
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from m3ad.contract import IMAGE_SIZE, MAX_POINTS, OP_DOMAIN, OP_VERSION, Stage, Tensor
 from onnx import helper, numpy_helper
 
-from m3ad_export.graphs.compose import drop_unused, op_bodies, op_node, opset_of
+from m3ad_export.graphs.compose import op_bodies, op_node, opset_of
 from m3ad_export.graphs.head import prefixed
+from m3ad_export.graphs.surgery import edited
 from m3ad_export.graphs.trace import dense_model
 from m3ad_export.heads.voting import OneClassSvm, SvmRows
 
@@ -18,16 +20,15 @@ def with_svm(model: onnx.ModelProto, rows: SvmRows, svm: OneClassSvm) -> onnx.Mo
 
     What made them before is dropped; how the score_maps are made stays.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+
+    def keep_score_maps(graph: gs.Graph) -> None:
+        graph.outputs = [tensor for tensor in graph.outputs if tensor.name == "score_maps"]
+
+    result = edited(model, keep_score_maps)
     graph = result.graph
-    outputs = list(model.graph.output)
-    (score_maps,) = (v for v in outputs if v.name == "score_maps")
-    del graph.output[:], graph.value_info[:]
-    graph.output.append(score_maps)
-    drop_unused(graph)
+    (score_maps,) = graph.output
     del graph.output[:]
-    graph.output.extend(outputs)
+    graph.output.extend(model.graph.output)
     count = score_maps.type.tensor_type.shape.dim[0].dim_value
     stage = Stage(
         "svm",

@@ -48,11 +48,11 @@ def split_columns(layer: nn.Linear, width: int) -> tuple[Tensor, Tensor]:
     return weight[:, :width], weight[:, width:]
 
 
-TABLES = ("rgb_mfm", "rgb_mgm", "rgb_rotated", "xyz_mfm", "xyz_mgm", "xyz_rotated")  # of HeadTokens
+PROJECTED = ("rgb_mfm", "rgb_mgm", "rgb_rotated", "xyz_mfm", "xyz_mgm", "xyz_rotated")  # of HeadTokens
 
 
 class HeadTokens(nn.Module):
-    """rgb_tokens [P, D], xyz_tokens [G, D] -> TABLES, whose rows of the scored pixels the rest of the head takes.
+    """rgb_tokens [P, D], xyz_tokens [G, D] -> PROJECTED, whose rows of the scored pixels the rest of the head takes.
 
     Every first layer that reads the tokens: MFM's [H], and MGM's of the mapping to the other modality [H']. The RGB
     ones have their bias, because bilinear weights sum to one; those of pooling do not at the foreground's border, so
@@ -72,12 +72,12 @@ class HeadTokens(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """Columns of TABLES."""
+        """Columns of PROJECTED."""
         rgb, xyz = (
             (self.rgb_mfm, self.rgb_mgm, self.rgb_rotation),
             (self.xyz_mfm, self.xyz_mgm, self.xyz_rotation),
         )
-        return dict(zip(TABLES, (layer.out_features for layer in (*rgb, *xyz)), strict=True))
+        return dict(zip(PROJECTED, (layer.out_features for layer in (*rgb, *xyz)), strict=True))
 
     def forward(
         self, rgb_tokens: Tensor, xyz_tokens: Tensor

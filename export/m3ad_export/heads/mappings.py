@@ -105,7 +105,7 @@ class MapTokens(nn.Module):
 
 
 class MapRows(nn.Module):
-    """Rows of the two tables at T scored pixels, [T, H] -> rgb_reconstructed [T, D], xyz_reconstructed [T, D']."""
+    """Projected tokens at T scored pixels, [T, H] each -> rgb_reconstructed [T, D], xyz_reconstructed [T, D']."""
 
     def __init__(self, networks: Mappings) -> None:
         super().__init__()
@@ -118,9 +118,9 @@ class MapRows(nn.Module):
 
 def mapping_head(maps: Mappings, vote: nn.Module) -> FusedHead:
     """The fused head of two mappings: first layers on the tokens, the rest on rows, then `vote`."""
-    tables = {"rgb_map": maps.to_xyz.input.out_features, "xyz_map": maps.to_rgb.input.out_features}
+    projected = {"rgb_map": maps.to_xyz.input.out_features, "xyz_map": maps.to_rgb.input.out_features}
     outputs = {
         "rgb_reconstructed": maps.to_rgb.output.out_features,
         "xyz_reconstructed": maps.to_xyz.output.out_features,
     }
-    return FusedHead(MapTokens(maps), tables, MapRows(maps), tuple(tables), outputs, vote)
+    return FusedHead(MapTokens(maps), projected, MapRows(maps), tuple(projected), outputs, vote)

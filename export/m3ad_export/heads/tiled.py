@@ -1,4 +1,4 @@
-"""The fused head of any method in PyTorch: tokens -> tables -> rows, tile by tile -> scores -> vote."""
+"""The fused head of any method in PyTorch: tokens -> projected tokens -> rows, tile by tile -> scores -> vote."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ class FusedHead:
     """The modules of a `head` stage.
 
     Attributes:
-        tokens: rgb_tokens [P, D], xyz_tokens [G, D'] -> tables.
-        tables: names and widths of what `tokens` returns; names begin with their modality's.
-        rows: rows [T, ...] of some tables -> outputs [T, ...].
-        inputs: names of the tables that `rows` takes.
+        tokens: rgb_tokens [P, D], xyz_tokens [G, D'] -> projected tokens, what the first layers make of them.
+        projected: names and widths of what `tokens` returns; names begin with their modality's.
+        rows: rows [T, ...] of some projected tokens -> outputs [T, ...].
+        inputs: names of those that `rows` takes.
         outputs: names and widths of what it returns.
         vote: scores [pairs, R], scored_pixel [R] -> anomaly_map, score, score_maps.
     """
 
     tokens: nn.Module
-    tables: Mapping[str, int]
+    projected: Mapping[str, int]
     rows: nn.Module
     inputs: tuple[str, ...]
     outputs: Mapping[str, int]
@@ -32,15 +32,15 @@ class FusedHead:
 
 
 def spread_names(head: FusedHead, pairs: tuple[Pair, ...]) -> list[str]:
-    """What is spread over the pixels: the tables, and the tokens that a pair compares as they are."""
+    """What is spread over the pixels: the projected tokens, and the tokens that a pair compares as they are."""
     tokens = [p.feature for p in pairs if p.feature in ("rgb_tokens", "xyz_tokens")]
-    return list(dict.fromkeys([*head.tables, *tokens]))
+    return list(dict.fromkeys([*head.projected, *tokens]))
 
 
 def tile_scores(head: FusedHead, pairs: tuple[Pair, ...], tile: Mapping[str, Tensor]) -> Tensor:
     """Scores [pairs, T] of a tile: rows of `spread_names` and those that the stage is given, by name, [T, ...]."""
-    made = head.rows(*(tile[name] for name in head.inputs))
-    values = {**tile, **dict(zip(head.outputs, made, strict=True))}
+    outputs = head.rows(*(tile[name] for name in head.inputs))
+    values = {**tile, **dict(zip(head.outputs, outputs, strict=True))}
     return PairScores(pairs)(*(values[name] for name in pair_names(pairs)))
 
 

@@ -173,10 +173,10 @@ def frame_scores(
         scores [pairs, R] and scored_pixel [R].
     """
     own = {"rgb_tokens": frame.rgb_tokens, "xyz_tokens": frame.xyz_tokens}
-    made = head.tokens(*map(torch.from_numpy, own.values()))
-    tables = {**own, **{n: t.numpy() for n, t in zip(head.tables, made, strict=True)}}
-    wanted = spread_names(head, pairs)
-    rgb, xyz = ({n: tables[n] for n in wanted if modality_of(n) == side} for side in ("rgb", "xyz"))
+    projected = head.tokens(*map(torch.from_numpy, own.values()))
+    tokens = {**own, **{n: t.numpy() for n, t in zip(head.projected, projected, strict=True)}}
+    names = spread_names(head, pairs)
+    rgb, xyz = ({n: tokens[n] for n in names if modality_of(n) == side} for side in ("rgb", "xyz"))
     scores: list[Tensor] = []
     start = 0
     for tile in frame.chunks(rgb, xyz):

@@ -4,7 +4,7 @@ import torch
 from conftest import make_input, randomise
 from m3ad.methods.mentor3ad import METHOD
 from m3ad_export.heads.fused import (
-    TABLES,
+    PROJECTED,
     HeadRows,
     HeadTokens,
     RotatedOutput,
@@ -104,9 +104,9 @@ def test_first_layers_on_tokens_commute_with_interpolation_and_pooling(
     with torch.no_grad():
         first, rest = HeadTokens(mfm, mgm), HeadRows(mfm, mgm)
         head = FusedHead(first, first.widths, rest, rest.INPUTS, rest.widths, torch.nn.Identity())
-        tables = dict(zip(TABLES, first(*tokens.values()), strict=True))
-        assert first.widths == {name: table.shape[1] for name, table in tables.items()}
-        rows = {name: project(name, table) for name, table in (tokens | tables).items()}
+        projected = dict(zip(PROJECTED, first(*tokens.values()), strict=True))
+        assert first.widths == {name: each.shape[1] for name, each in projected.items()}
+        rows = {name: project(name, each) for name, each in (tokens | projected).items()}
         found = tile_scores(head, METHOD.pairs, rows)
         expected = plain_scores(mfm, mgm, rows["rgb_features"], rows["xyz_features"])
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)

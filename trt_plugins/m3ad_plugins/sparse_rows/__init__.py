@@ -56,7 +56,7 @@ class SparseRows:
             ValueError: tokens are not as described.
         """
         rows = self.interpolated(tokens)
-        out = np.empty((len(self.scored_pixel), rows.table.shape[1]), np.float32)
+        out = np.empty((len(self.scored_pixel), rows.tokens.shape[1]), np.float32)
         rows.write(0, out)
         return out
 
@@ -68,23 +68,23 @@ class SparseRows:
         """
         return InterpolatedRows(self, checked("tokens", tokens, "float32", (self.groups, "D")))
 
-    def tiles(self, tables: Mapping[str, Float32], rows: int) -> Iterator[dict[str, Float32]]:
-        """A @ table for each table, at most `rows` rows at a time, in buffers that the next tile overwrites.
+    def tiles(self, tokens: Mapping[str, Float32], rows: int) -> Iterator[dict[str, Float32]]:
+        """A @ tokens for each of these, at most `rows` rows at a time, in buffers that the next tile overwrites.
 
         Args:
-            tables: by name, [G, D] float32, finite.
+            tokens: by name, [G, D] float32, finite.
             rows: of a tile.
 
         Yields:
             By the same names, [rows, D] float32; the last tile has what is left.
 
         Raises:
-            ValueError: a table is not as described, or a tile has no rows.
+            ValueError: some are not as described, or a tile has no rows.
         """
-        interpolated = {name: self.interpolated(table) for name, table in tables.items()}
+        interpolated = {name: self.interpolated(each) for name, each in tokens.items()}
         if rows < 1:
             raise ValueError(f"rows: expected at least 1, got {rows}")
-        buffers = {name: np.empty((rows, table.shape[1]), np.float32) for name, table in tables.items()}
+        buffers = {name: np.empty((rows, each.shape[1]), np.float32) for name, each in tokens.items()}
         for start in range(0, len(self.scored_pixel), rows):
             count = min(rows, len(self.scored_pixel) - start)
             tile = {name: buffer[:count] for name, buffer in buffers.items()}
@@ -95,10 +95,10 @@ class SparseRows:
 
 @dataclass(frozen=True, slots=True)
 class InterpolatedRows:
-    """A @ table [R, D], formed where it is needed; `SparseRows.interpolated` makes one."""
+    """A @ tokens [R, D], formed where it is needed; `SparseRows.interpolated` makes one."""
 
     operator: SparseRows
-    table: Float32
+    tokens: Float32
 
     def write(self, start: int, out: Float32, threads: int | None = None) -> None:
         """Form the rows start .. start + T - 1.
@@ -112,15 +112,15 @@ class InterpolatedRows:
             ValueError: there are no such rows, or out is not as described.
         """
         operator, have = self.operator, len(self.operator.scored_pixel)
-        fits = out.ndim == 2 and out.shape[1] == self.table.shape[1] and 0 <= start <= have - len(out)
+        fits = out.ndim == 2 and out.shape[1] == self.tokens.shape[1] and 0 <= start <= have - len(out)
         if not fits or out.dtype != np.float32 or not out.flags.carray:
             raise ValueError(
-                f"out: expected float32 [T, {self.table.shape[1]}] in C order for rows of {have} from {start} on, got "
+                f"out: expected float32 [T, {self.tokens.shape[1]}] in C order for rows of {have} from {start} on, got "
                 f"{out.dtype} {list(out.shape)}"
             )
         indptr = operator.indptr[start : start + len(out) + 1]
         apply = native.choose(apply_in_cpp, apply_in_numpy)
-        apply((indptr, operator.indices, operator.weights), self.table, out, threads)
+        apply((indptr, operator.indices, operator.weights), self.tokens, out, threads)
 
 
 def cosine_scores(
@@ -166,28 +166,28 @@ def _checked_pair(
     if not isinstance(features, InterpolatedRows):
         rows_as_they_are = checked("features", features, "float32", (rows, width), finite=False)
         return (None, None, None, rows_as_they_are), again
-    operator, table = features.operator, features.table
+    operator, tokens = features.operator, features.tokens
     have = len(operator.scored_pixel)
-    if not 0 <= start <= have - rows or table.shape[1] != width:
+    if not 0 <= start <= have - rows or tokens.shape[1] != width:
         raise ValueError(
             f"features: expected interpolated rows {start}..{start + rows - 1} of {width} columns, got "
-            f"{have} rows of {table.shape[1]}"
+            f"{have} rows of {tokens.shape[1]}"
         )
-    return (operator.indptr[start : start + rows + 1], operator.indices, operator.weights, table), again
+    return (operator.indptr[start : start + rows + 1], operator.indices, operator.weights, tokens), again
 
 
-def apply_in_cpp(rows: Sparse, table: Float32, out: Float32, num_threads: int | None = None) -> None:
-    """The sparse rows times a table [G, D] into out."""
-    sizes = (len(out), table, table.shape[1], out, num_threads or native.threads())
+def apply_in_cpp(rows: Sparse, tokens: Float32, out: Float32, num_threads: int | None = None) -> None:
+    """The sparse rows times tokens [G, D] into out."""
+    sizes = (len(out), tokens, tokens.shape[1], out, num_threads or native.threads())
     native.call("apply_rows", "pppipipi", *rows, *sizes)
 
 
-def apply_in_numpy(rows: Sparse, table: Float32, out: Float32, num_threads: int | None = None) -> None:
-    """The sparse rows times a table [G, D] into out, on one thread whatever is asked for."""
+def apply_in_numpy(rows: Sparse, tokens: Float32, out: Float32, num_threads: int | None = None) -> None:
+    """The sparse rows times tokens [G, D] into out, on one thread whatever is asked for."""
     indptr, indices, weights = rows
     first, last = indptr[0], indptr[-1]
     parts = (weights[first:last], indices[first:last], indptr - first)
-    out[:] = sparse.csr_matrix(parts, shape=(len(out), len(table))) @ table
+    out[:] = sparse.csr_matrix(parts, shape=(len(out), len(tokens))) @ tokens
 
 
 def scores_in_cpp(

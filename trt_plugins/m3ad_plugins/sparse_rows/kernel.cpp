@@ -131,24 +131,24 @@ M3AD_CLONES void scoreRows(float const* features, Blocks const& reconstructed, i
     }
 }
 
-//! The same for features that are sparse rows times a table, formed a few at a time and never stored.
-void scoreSparseRows(SparseRows a, float const* table, Blocks const& reconstructed, int32_t begin,
+//! The same for features that are sparse rows times a tokens, formed a few at a time and never stored.
+void scoreSparseRows(SparseRows a, float const* tokens, Blocks const& reconstructed, int32_t begin,
                      int32_t end, float* scores) {
     int32_t const width = reconstructed.width;
     std::vector<float> features(static_cast<size_t>(kSCORED) * width);
     for (int32_t row = begin; row < end; row += kSCORED) {
         int32_t const count = std::min(kSCORED, end - row);
-        applyRange({a.indptr + row, a.indices, a.weights}, 0, count, table, width, features.data());
+        applyRange({a.indptr + row, a.indices, a.weights}, 0, count, tokens, width, features.data());
         scoreRows(features.data(), reconstructed, row, row + count, scores);
     }
 }
 
 } // namespace
 
-void applyRows(SparseRows const& a, int32_t rows, float const* table, int32_t width, float* out,
+void applyRows(SparseRows const& a, int32_t rows, float const* tokens, int32_t width, float* out,
                int32_t threads) {
     parallelFor(rows, threads,
-                [&](int32_t begin, int32_t end, int32_t) { applyRange(a, begin, end, table, width, out); });
+                [&](int32_t begin, int32_t end, int32_t) { applyRange(a, begin, end, tokens, width, out); });
 }
 
 void cosineScores(Features const* features, Blocks const* reconstructed, int32_t pairs, int32_t rows,
@@ -170,9 +170,9 @@ void cosineScores(Features const* features, Blocks const* reconstructed, int32_t
 } // namespace m3ad
 
 M3AD_API m3ad_apply_rows(int32_t const* indptr, int32_t const* indices, float const* weights, int32_t rows,
-                         float const* table, int32_t width, float* out, int32_t threads) {
+                         float const* tokens, int32_t width, float* out, int32_t threads) {
     return m3ad::guarded(
-        [&] { m3ad::applyRows({indptr, indices, weights}, rows, table, width, out, threads); });
+        [&] { m3ad::applyRows({indptr, indices, weights}, rows, tokens, width, out, threads); });
 }
 
 //! features: per pair indptr, indices and weights of the sparse rows (null without) and the values.

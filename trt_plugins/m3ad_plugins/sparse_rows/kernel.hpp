@@ -1,4 +1,4 @@
-//! Sparse rows times tables, and the scores of such rows, on plain pointers; reference.py is the
+//! Sparse rows times tokens, and the scores of such rows, on plain pointers; reference.py is the
 //! specification. Inputs are already checked (__init__.py).
 #pragma once
 
@@ -13,11 +13,11 @@ struct SparseRows {
     float const* weights;
 };
 
-//! out [rows, width] = the sparse rows times table [groups, width].
-void applyRows(SparseRows const& a, int32_t rows, float const* table, int32_t width, float* out,
+//! out [rows, width] = the sparse rows times tokens [groups, width].
+void applyRows(SparseRows const& a, int32_t rows, float const* tokens, int32_t width, float* out,
                int32_t threads);
 
-//! Rows [rows, width]: the sparse rows times the table `values`, or `values` themselves where indptr is null.
+//! Rows [rows, width]: the sparse rows times tokens `values`, or `values` themselves where indptr is null.
 struct Features {
     SparseRows rows;
     float const* values;
