@@ -6,7 +6,6 @@ A hole is a point that is (0, 0, 0), NaN or infinite, or has a number that a bun
 `preprocess` alone decides what is foreground.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from m3ad.clouds import read_cloud, read_cloud_header
-from m3ad.decode import open_image, open_npy, open_tiff, require_file
+from m3ad.decode import open_image, open_npy, open_tiff_cloud, require_file
 from m3ad.errors import FrameError
 from m3ad.eyecandies import DEPTH_ENDING, RGB_ENDING, xyz_from_depth
 
 SPLITS = ("train", "validation", "test")
-RGB_SUFFIXES = (".png", ".jpg", ".jpeg")
+RGB_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 XYZ_SUFFIXES = (".tiff", ".tif", ".npy", ".ply", ".pcd")
 
 EYECANDIES_FOLDERS = {"train": "train", "validation": "val", "test": "test_public"}
@@ -97,11 +97,11 @@ def find_samples(root: Path, split: str) -> list[Sample]:
         samples = _find_eyecandies(eyecandies, split)
         expected = f"NNN{RGB_ENDING} and NNN{DEPTH_ENDING}"
     elif (root / split).is_dir():
-        folders = [folder for folder in sorted((root / split).iterdir()) if folder.is_dir()]
+        folders = [folder for folder in _visible(root / split) if folder.is_dir()]
         samples = [s for folder in folders for s in _find_mvtec(folder, split)]
         expected = "<good or a defect's name>/rgb/NNN.png and .../xyz/NNN.tiff"
     else:
-        categories = [p.name for p in sorted(root.iterdir()) if any((p / s).is_dir() for s in SPLITS)]
+        categories = [p.name for p in _visible(root) if any((p / s).is_dir() for s in SPLITS)]
         hint = (
             f"it holds the categories {', '.join(categories)}: name one of them"
             if categories
@@ -134,7 +134,7 @@ def find_pairs(folder: Path) -> list[Sample]:
     samples = _find_mvtec(folder, "") if (folder / "rgb").is_dir() else _pair(folder, folder, None, "", "")
     if not samples:
         raise FrameError(
-            f"{folder} holds no frames; expected images (png, jpg) and clouds (tiff, npy, ply, pcd) "
+            f"{folder} holds no frames; expected images (png, jpg, bmp, tif, webp) and clouds (tiff, npy, ply, pcd) "
             "of the same names"
         )
     return samples
@@ -149,7 +149,7 @@ def read_frame(rgb_path: Path, xyz_path: Path, name: str | None = None) -> Frame
     """Read a frame from its two files.
 
     Args:
-        rgb_path: PNG or JPG, turned as its EXIF tag says; 16-bit colour only where it uses the full range.
+        rgb_path: PNG, JPG, BMP, TIFF or WEBP, turned as its EXIF tag says; 16-bit colour only where it uses the full range.
         xyz_path: TIFF or NPY [H, W, 3] float32 or float64 metres, organized PLY or PCD (row-major, one
             point a pixel, its own grid the image's), or an Eyecandies depth PNG with its info and pose files beside it.
         name: the frame's name; the image's file name without its ending when not given.
@@ -165,7 +165,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Read a ground-truth mask; every non-zero pixel is defective.
 
     Args:
-        path: PNG of one channel or several equal ones.
+        path: a picture of one channel or several equal ones.
         shape: (H, W) of the frame it belongs to.
 
     Raises:
@@ -202,7 +202,10 @@ def _find_mvtec(folder: Path, split: str) -> list[Sample]:
 def _pair(
     rgb_folder: Path, xyz_folder: Path, gt_folder: Path | None, defect: str, split: str
 ) -> list[Sample]:
-    images, clouds = _by_stem(rgb_folder, RGB_SUFFIXES), _by_stem(xyz_folder, XYZ_SUFFIXES)
+    if rgb_folder == xyz_folder:
+        images, clouds = _side_by_side(rgb_folder)
+    else:
+        images, clouds = _by_stem(rgb_folder, RGB_SUFFIXES), _by_stem(xyz_folder, XYZ_SUFFIXES)
     for present, absent, folder, kind in (
         (clouds, images, rgb_folder, f"image ({', '.join(RGB_SUFFIXES)})"),
         (images, clouds, xyz_folder, f"cloud ({', '.join(XYZ_SUFFIXES)})"),
@@ -210,27 +213,40 @@ def _pair(
         if alone := sorted(present.keys() - absent.keys()):
             count = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
             raise FrameError(f"{present[alone[0]]}{count} has no {kind} of the same name in {folder}")
-    masks = _by_stem(gt_folder, (".png",)) if gt_folder else {}
+    masks = _by_stem(gt_folder, MASK_SUFFIXES) if gt_folder else {}
     return [
         Sample(images[stem], clouds[stem], masks.get(stem), defect, split, stem) for stem in sorted(images)
     ]
 
 
+def _side_by_side(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and clouds of one folder: beside a picture of another kind a TIFF is the cloud, beside a cloud the image."""
+    images = _by_stem(folder, tuple(s for s in RGB_SUFFIXES if s not in XYZ_SUFFIXES))
+    clouds = _by_stem(folder, tuple(s for s in XYZ_SUFFIXES if s not in RGB_SUFFIXES))
+    for stem, path in _by_stem(folder, tuple(s for s in XYZ_SUFFIXES if s in RGB_SUFFIXES)).items():
+        if stem in images and stem in clouds:
+            raise FrameError(f"{path} and {clouds[stem].name} have the same name; keep one of them")
+        (images if stem in clouds else clouds)[stem] = path
+    return images, clouds
+
+
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(_files(folder)):
-        if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
+    for path in _visible(folder) if folder.is_dir() else ():
+        is_wanted = path.suffix.lower() in suffixes and path.is_file()
+        if is_wanted and found.setdefault(path.stem, path) != path:
             raise FrameError(f"{found[path.stem]} and {path.name} have the same name; keep one of them")
     return found
 
 
-def _files(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
+def _visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """What lies in a folder, sorted; other systems leave `._NAME` and `.DS_Store` behind, which are nobody's frames."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def _find_eyecandies(folder: Path, split: str) -> list[Sample]:
     samples = []
-    for rgb_path in sorted(folder.glob(f"*{RGB_ENDING}")):
+    for rgb_path in _visible(folder, f"*{RGB_ENDING}"):
         name = rgb_path.name.removesuffix(RGB_ENDING)
         depth_path, mask_path = folder / f"{name}{DEPTH_ENDING}", folder / f"{name}_mask.png"
         if not depth_path.is_file():
@@ -272,7 +288,7 @@ def _read_xyz(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
         return _read_organized_cloud(path, shape)
     if suffix not in XYZ_SUFFIXES:
         raise FrameError(f"{path} is not a cloud that can be read; expected one of {', '.join(XYZ_SUFFIXES)}")
-    xyz = open_npy(path) if suffix == ".npy" else open_tiff(path)
+    xyz = open_npy(path) if suffix == ".npy" else open_tiff_cloud(path)
     return _metres(xyz)
 
 

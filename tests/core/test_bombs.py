@@ -71,14 +71,19 @@ def claim(path: Path, tags: tuple[int, ...], value: int) -> None:
     path.write_bytes(content)
 
 
-def large_tiles(path: Path) -> None:
+def bmp_of(side: int) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + head
+
+
+def large_tiles(path: Path, dtype: str = "f4") -> None:
     """An image of 16 x 16 in one tile of 16,384 x 16,384."""
     tile = imagecodecs.zlib_encode(bytes(1 << 20))
     tifffile.imwrite(
         path,
         iter([tile]),
         shape=(16, 16, 3),
-        dtype="f4",
+        dtype=dtype,
         photometric="rgb",
         tile=(16, 16),
         compression="zlib",
@@ -139,6 +144,12 @@ CASES: dict[str, tuple[Writer, str]] = {
     "packed.pcd": (lambda p: sparse_pcd(p, "binary_compressed"), "is a grid of 30000x30000 points"),
     "bits.png": (lambda p: p.write_bytes(zeros_png(30000, 30000, 1, 0)), "cannot be read as an image"),
     "rgba16.png": (lambda p: p.write_bytes(zeros_png(SIDE, SIDE, 16, 6)), "claims 8190x8190 pixels, 512 MiB"),
+    "deep.tif": (lambda p: zeros_tiff(p, "u2"), "claims 8190x8190 pixels, 384 MiB"),
+    "large-tile.tif": (
+        lambda p: large_tiles(p, "u1"),
+        "cannot be read as TIFF .*its tiles or strips of 8.05e\\+08",
+    ),
+    "largest.bmp": (lambda p: p.write_bytes(bmp_of(30000)), "cannot be read as an image|claims 30000x30000"),
     "rgb8.png": (lambda p: p.write_bytes(zeros_png(SIDE, SIDE, 8, 2)), "claims 8190x8190 pixels"),
 }
 
@@ -149,7 +160,8 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, name: str) -> None:
     write(path)
     Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
     np.save(tmp_path / "small.npy", np.ones((64, 64, 3), np.float32))
-    pair = (path, tmp_path / "small.npy") if name.endswith("png") else (tmp_path / "small.png", path)
+    is_picture = name.endswith(("png", "bmp", "tif"))
+    pair = (path, tmp_path / "small.npy") if is_picture else (tmp_path / "small.png", path)
     done = subprocess.run(
         [sys.executable, "-c", READ, *map(str, pair)], capture_output=True, text=True, check=True
     )
@@ -209,6 +221,26 @@ def test_a_picture_in_a_tile_of_floats_is_not_decoded(tmp_path: Path, dtype: str
     with pytest.raises(
         FrameError, match=r"tile.tiff is compressed by PNG, expected one of none, LZW, deflate"
     ):
+        read_frame(tmp_path / "small.png", path)
+
+
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}])
+def test_pages_in_a_circle_end(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "circle.tiff"
+    tifffile.imwrite(path, np.ones((2, 16, 16, 3), np.float32), photometric="rgb", metadata=None, **options)
+    with tifffile.TiffFile(path) as file:
+        first, second = (page.offset for page in file.pages)
+        assert len(file.pages) == 2
+    content = path.read_bytes()
+    order, kind = ">" if "byteorder" in options else "<", "Q" if "bigtiff" in options else "I"
+    (count,) = struct.unpack_from(f"{order}{'Q' if kind == 'Q' else 'H'}", content, second)
+    at = second + (8 + 20 * count if kind == "Q" else 2 + 12 * count)
+    assert struct.unpack_from(f"{order}{kind}", content, at) == (0,)  # the last page names none
+    path.write_bytes(
+        content[:at] + struct.pack(f"{order}{kind}", first) + content[at + struct.calcsize(kind) :]
+    )
+    Image.new("RGB", (16, 16)).save(tmp_path / "small.png")
+    with pytest.raises(FrameError, match=r"circle.tiff cannot be read as TIFF \(its pages name each other"):
         read_frame(tmp_path / "small.png", path)
 
 

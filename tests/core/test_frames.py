@@ -72,7 +72,7 @@ def test_a_missing_partner_is_named_even_when_the_counts_agree(tmp_path, rng):
     _, _, _, xyz_path = write_pair(tmp_path / "train" / "good", "001", rng)
     xyz_path.rename(xyz_path.with_name("002.tiff"))
     with pytest.raises(
-        FrameError, match=r"002.tiff has no image \(.png, .jpg, .jpeg\) of the same name in .*rgb"
+        FrameError, match=r"002.tiff has no image \(.png, .jpg, .*\) of the same name in .*rgb"
     ):
         find_samples(tmp_path, "train")
     xyz_path.with_name("002.tiff").unlink()
@@ -84,6 +84,55 @@ def test_two_files_of_one_name_are_refused(tmp_path, rng):
     write_pair(tmp_path, "000", rng)
     write_pair(tmp_path, "000", rng, rgb_suffix=".jpg")
     with pytest.raises(FrameError, match=r"000.jpg and 000.png have the same name; keep one"):
+        find_pairs(tmp_path)
+
+
+def test_names_that_begin_with_a_dot_are_no_frames(tmp_path, rng):
+    """What other systems leave behind: ._NAME (AppleDouble), .DS_Store, Thumbs.db, __MACOSX."""
+    category, eyecandies, plain = tmp_path / "part", tmp_path / "candy", tmp_path / "plain"
+    write_pair(category / "test" / "hole", "000", rng)
+    write_mask(category / "test" / "hole", "000", np.ones((20, 30), bool))
+    write_eyecandies(eyecandies / "train" / "data", "000", rng)
+    for path in write_pair(plain, "000", rng)[2:]:
+        path.rename(plain / path.name)
+    for folder in ("rgb", "xyz"):
+        (plain / folder).rmdir()
+    for path in [p for p in tmp_path.rglob("*") if p.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(bytes.fromhex("00051607") + bytes(100))
+    for folder in [p for p in tmp_path.rglob("*") if p.is_dir()]:
+        (folder / ".DS_Store").write_bytes(b"Bud1")
+        (folder / "Thumbs.db").write_bytes(b"x")
+    write_pair(category / "test" / ".hidden", "000", rng)
+    (category / "__MACOSX").mkdir()
+    (sample,) = find_samples(category, "test")
+    assert (sample.defect, sample.mask_path.name) == ("hole", "000.png")
+    assert [s.name for s in find_samples(eyecandies, "train")] == ["000"]
+    assert [s.name for s in find_pairs(plain)] == ["000"]
+    with pytest.raises(FrameError, match="it holds the categories candy, part: name one of them"):
+        find_samples(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("rgb_suffix", "xyz_suffix"), [(".bmp", ".tif"), (".tif", ".npy"), (".JPG", ".TIFF")]
+)
+def test_side_by_side_a_tiff_is_what_its_partner_is_not(tmp_path, rng, rgb_suffix, xyz_suffix):
+    _, xyz, rgb_path, xyz_path = write_pair(tmp_path, "000", rng)
+    Image.open(rgb_path).save(tmp_path / f"000{rgb_suffix}")
+    path = tmp_path / f"000{xyz_suffix}"
+    np.save(path, xyz) if xyz_suffix == ".npy" else xyz_path.rename(path)
+    for left in (rgb_path, xyz_path):
+        left.unlink(missing_ok=True)
+    for folder in ("rgb", "xyz"):
+        (tmp_path / folder).rmdir()
+    (sample,) = find_pairs(tmp_path)
+    assert (sample.rgb_path.suffix, sample.xyz_path.suffix) == (rgb_suffix, xyz_suffix)
+    np.testing.assert_array_equal(read_sample(sample).xyz, xyz)
+    tifffile.imwrite(tmp_path / "001.tif", xyz, photometric="rgb")
+    with pytest.raises(FrameError, match=r"001.tif has no image .* of the same name"):
+        find_pairs(tmp_path)
+    np.save(tmp_path / "001.npy", xyz)
+    Image.new("RGB", (30, 20)).save(tmp_path / "001.png")
+    with pytest.raises(FrameError, match=r"001.tif and 001.npy have the same name; keep one"):
         find_pairs(tmp_path)
 
 
@@ -135,6 +184,28 @@ def test_clouds_are_read_as_stored(tmp_path, rng, dtype, suffix):
     assert frame.name == "000"
     np.testing.assert_array_equal(frame.rgb, rgb)
     np.testing.assert_array_equal(frame.xyz, xyz.astype(np.float32))
+
+
+def test_a_tiff_s_planes_lie_as_its_tags_say(tmp_path, rng):
+    rgb, xyz, rgb_path, _ = write_pair(tmp_path, "000", rng)
+    planes = np.ascontiguousarray(np.moveaxis(xyz, -1, 0))
+    written = {
+        "interleaved": lambda p: tifffile.imwrite(p, xyz, photometric="rgb"),
+        "planar": lambda p: tifffile.imwrite(p, planes, planarconfig="separate", photometric="rgb"),
+        "pages": lambda p: tifffile.imwrite(p, planes, photometric="minisblack", metadata=None),
+        "described": lambda p: tifffile.imwrite(p, planes, photometric="minisblack"),
+        "big": lambda p: tifffile.imwrite(p, xyz, photometric="rgb", bigtiff=True, byteorder=">"),
+        "tiles": lambda p: tifffile.imwrite(p, xyz, photometric="rgb", tile=(16, 16), compression="lzw"),
+        "predictor": lambda p: tifffile.imwrite(p, xyz, photometric="rgb", compression="zlib", predictor=3),
+    }
+    for name, write in written.items():
+        write(tmp_path / f"{name}.tiff")
+        np.testing.assert_array_equal(read_frame(rgb_path, tmp_path / f"{name}.tiff").xyz, xyz, name)
+    tifffile.imwrite(tmp_path / "two.tiff", planes[:2], photometric="minisblack")
+    with pytest.raises(
+        FrameError, match=r"two.tiff holds float32 \[2, 20, 30\], expected float32 or float64"
+    ):
+        read_frame(rgb_path, tmp_path / "two.tiff")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])

@@ -4,9 +4,11 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from m3ad.errors import FrameError
 from m3ad.frames import read_frame
 from PIL import Image, ImageOps
@@ -93,15 +95,75 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path, kind: str, tag: in
         read(tmp_path, file.getvalue(), name, upright.shape[1::-1])
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "EPS", "PPM", "WEBP"])
+@pytest.mark.parametrize("kind", ["GIF", "EPS", "PPM"])
 def test_the_content_decides_what_an_image_is(tmp_path: Path, kind: str) -> None:
     """A GIF that is called PNG is none, and PostScript is never run."""
     file = io.BytesIO()
     Image.fromarray(picture()).save(file, kind)
     with pytest.raises(
-        FrameError, match=r"part.png cannot be read as an image \(PNG or JPEG\) \(cannot identify"
+        FrameError,
+        match=r"part.png cannot be read as an image \(PNG, JPEG, BMP, WEBP or TIFF\) \(cannot identify",
     ):
         read(tmp_path, file.getvalue())
     file = io.BytesIO()
     Image.fromarray(picture()).save(file, "PNG")
     np.testing.assert_array_equal(read(tmp_path, file.getvalue(), "part.jpg"), picture())
+
+
+MODES = {
+    "BMP": "1 L P RGB RGBA",
+    "TIFF": "1 L LA P PA RGB RGBA CMYK",
+    "WEBP": "L RGB RGBA",
+    "PNG": "1 L LA P RGB RGBA",
+    "JPEG": "L RGB CMYK",
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(k, m) for k, modes in MODES.items() for m in modes.split()])
+def test_pictures_of_every_format_become_the_rgb_that_their_writer_kept(
+    tmp_path: Path, kind: str, mode: str
+) -> None:
+    file, options = io.BytesIO(), {"lossless": True} if kind == "WEBP" else {}
+    Image.fromarray(picture()).convert(mode).save(file, kind, **options)
+    name = f"part.{kind.lower()}"
+    if (kind, mode) == ("TIFF", "CMYK"):
+        with pytest.raises(
+            FrameError, match="stores its colours as SEPARATED, expected RGB, grey or a palette"
+        ):
+            read(tmp_path, file.getvalue(), name)
+    else:
+        expected = np.array(Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
+        np.testing.assert_array_equal(read(tmp_path, file.getvalue(), name), expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (np.moveaxis(picture(), -1, 0), {"photometric": "rgb", "planarconfig": "separate"}),
+        (picture().astype(np.uint16) * 257, {"photometric": "rgb", "compression": "lzw", "predictor": 2}),
+        (255 - picture()[..., 0], {"photometric": "miniswhite"}),
+        (picture()[::-1, ::-1], {"photometric": "rgb", "extratags": [(274, 3, 1, 3, True)]}),
+        (picture(), {"photometric": "rgb", "tile": (16, 16), "compression": "zlib"}),
+    ],
+)
+def test_tiff_pictures_are_read_by_their_tags(
+    tmp_path: Path, pixels: np.ndarray, options: dict[str, Any]
+) -> None:
+    tifffile.imwrite(tmp_path / "written.tif", pixels, **options)
+    found = read(tmp_path, (tmp_path / "written.tif").read_bytes(), "part.tif")
+    grey = options["photometric"] == "miniswhite"
+    np.testing.assert_array_equal(found, picture()[..., :1].repeat(3, axis=2) if grey else picture())
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.ones((HEIGHT, WIDTH, 3), np.float32), r"is float32 \[24, 40, 3\], expected an 8-bit RGB or grey"),
+        (np.full((HEIGHT, WIDTH, 3), 4095, np.uint16), "no value above 4095, so how many of its bits count"),
+        (np.zeros((HEIGHT, WIDTH, 7), np.uint8), r"holds uint8 \[24, 40, 7\], expected one image"),
+    ],
+)
+def test_tiffs_that_are_no_pictures_are_refused(tmp_path: Path, pixels: np.ndarray, message: str) -> None:
+    tifffile.imwrite(tmp_path / "written.tif", pixels, photometric="rgb" if pixels.shape[2] == 3 else None)
+    with pytest.raises(FrameError, match=message):
+        read(tmp_path, (tmp_path / "written.tif").read_bytes(), "part.tif")
