@@ -52,7 +52,7 @@ def rig_command(
             f"only {rig.coverage:.0%} of the pixels have a point: look at exposure and working distance"
         )
     if rig.left_out:
-        print_text(f"left out, their plane is another: {', '.join(rig.left_out)}")
+        print_text(f"left out, their plane or what they measure is another: {', '.join(rig.left_out)}")
 
 
 @app.command("drift")

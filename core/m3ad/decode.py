@@ -162,7 +162,7 @@ def _tiff(
 
 def _require_pages_that_end(path: Path) -> None:
     """Raise ValueError when a TIFF's pages name each other in a circle, which tifffile would follow for ever."""
-    content = np.memmap(path, np.uint8, "r")
+    content: Any = np.memmap(path, np.uint8, "r")
 
     def number(kind: str, at: int) -> int:
         return int(struct.unpack_from(f"{order}{kind}", content, at)[0])
@@ -184,8 +184,8 @@ def _tiff_picture(path: Path) -> npt.NDArray[Any]:
     pixels, tags = _tiff(path)
     if tags.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE):
         raise FrameError(
-            f"{path} stores its colours as {getattr(tags.photometric, 'name', tags.photometric)}, expected RGB, grey or "
-            "a palette; export it as RGB"
+            f"{path} stores its colours as {getattr(tags.photometric, 'name', tags.photometric)}, expected RGB, grey "
+            "or a palette; export it as RGB"
         )
     if pixels.ndim == 3:
         pixels = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0]

@@ -149,7 +149,7 @@ def read_frame(rgb_path: Path, xyz_path: Path, name: str | None = None) -> Frame
     """Read a frame from its two files.
 
     Args:
-        rgb_path: PNG, JPG, BMP, TIFF or WEBP, turned as its EXIF tag says; 16-bit colour only where it uses the full range.
+        rgb_path: PNG, JPG, BMP, TIFF or WebP, turned as its EXIF tag says; 16-bit colour where it uses the full range.
         xyz_path: TIFF or NPY [H, W, 3] float32 or float64 metres, organized PLY or PCD (row-major, one
             point a pixel, its own grid the image's), or an Eyecandies depth PNG with its info and pose files beside it.
         name: the frame's name; the image's file name without its ending when not given.
@@ -220,7 +220,7 @@ def _pair(
 
 
 def _side_by_side(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Images and clouds of one folder: beside a picture of another kind a TIFF is the cloud, beside a cloud the image."""
+    """Images and clouds of one folder: beside another image a TIFF is the cloud, beside another cloud the image."""
     images = _by_stem(folder, tuple(s for s in RGB_SUFFIXES if s not in XYZ_SUFFIXES))
     clouds = _by_stem(folder, tuple(s for s in XYZ_SUFFIXES if s not in RGB_SUFFIXES))
     for stem, path in _by_stem(folder, tuple(s for s in XYZ_SUFFIXES if s in RGB_SUFFIXES)).items():

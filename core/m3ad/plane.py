@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from m3ad.errors import FrameError
+from m3ad.holes import measured
 
 BORDER_PX = 10
+DEAD_SHARE, FILLED_SHARE = 0.1, 0.98
 INLIER_M = 0.004
 MIN_BORDER_POINTS = 50
 MAX_BORDER_POINTS = 1024
@@ -21,11 +23,44 @@ MAX_REFITS = 20  # the inliers settle after a few
 Plane = tuple[float, float, float, float]
 
 
+def measured_area(seen: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns of a frame that its sensor covers; the whole frame where no side of it is dead.
+
+    Stereo and registered cameras measure nothing along some sides. A side is dead where its outer 10 px hold less than
+    a tenth of the points; it ends at the first line that is half as full as the fullest.   (ours)
+
+    Args:
+        seen: [H, W], True where a point was measured.
+    """
+    found = []
+    for axis in (0, 1):
+        lines = seen if axis == 0 else seen.T
+        count = lines.sum(axis=1)
+        full = np.flatnonzero(2 * count >= max(int(count.max()), 1))
+        first, last = (int(full[0]), int(full[-1])) if len(full) else (0, len(count) - 1)
+        is_dead = [strip.mean() < DEAD_SHARE for strip in (lines[:BORDER_PX], lines[-BORDER_PX:])]
+        found.append(slice(first if is_dead[0] else 0, last + 1 if is_dead[1] else len(count)))
+    area = seen[found[0], found[1]]
+    covers = all(2 * side >= size for side, size in zip(area.shape, seen.shape, strict=True))
+    inside, ring = np.count_nonzero(area), _ring(area)
+    # What is smaller, or no rectangle, is a part that is seen without its support.
+    if not covers or inside < FILLED_SHARE * np.count_nonzero(seen) or 2 * np.count_nonzero(ring) < len(ring):
+        return slice(0, seen.shape[0]), slice(0, seen.shape[1])
+    return found[0], found[1]
+
+
 def border_points(xyz: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Take all points, holes included, within 10 px of the edges of a cloud [H, W, 3]; returns [M, 3] metres."""
-    middle = xyz[BORDER_PX:-BORDER_PX]
-    strips = (xyz[:BORDER_PX], xyz[-BORDER_PX:], middle[:, :BORDER_PX], middle[:, -BORDER_PX:])
-    return np.concatenate([strip.reshape(-1, 3) for strip in strips])
+    """The measured points within 10 px of the edges of what a cloud [H, W, 3] measured; returns [M, 3] metres."""
+    seen = measured(xyz)
+    area = measured_area(seen)
+    return np.asarray(_ring(xyz[area])[_ring(seen[area])])
+
+
+def _ring(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Values [H, W, ..] within 10 px of the edges, [M, ..]."""
+    middle = values[BORDER_PX:-BORDER_PX]
+    strips = (values[:BORDER_PX], values[-BORDER_PX:], middle[:, :BORDER_PX], middle[:, -BORDER_PX:])
+    return np.concatenate([strip.reshape(-1, *values.shape[2:]) for strip in strips])
 
 
 def fit_plane(points: npt.NDArray[np.floating[Any]], seed: int = 0) -> Plane:
@@ -41,7 +76,7 @@ def fit_plane(points: npt.NDArray[np.floating[Any]], seed: int = 0) -> Plane:
     if len(points) < MIN_BORDER_POINTS:
         raise FrameError(
             f"no plane can be fitted: the frame's border holds {len(points)} points, expected at least "
-            f"{MIN_BORDER_POINTS}; use plane removal `fixed`, or `none` for a part seen without its support"
+            f"{MIN_BORDER_POINTS}; use plane removal `none` for a part seen without its support"
         )
     points = points[:: -(-len(points) // MAX_BORDER_POINTS)].astype(np.float64)
     origin = points.mean(axis=0)  # centred, so that d does not cost precision
@@ -54,7 +89,7 @@ def fit_plane(points: npt.NDArray[np.floating[Any]], seed: int = 0) -> Plane:
     if not usable.any():
         raise FrameError(
             "no plane can be fitted: the points at the frame's border lie on one line; "
-            "use plane removal `fixed`"
+            "use plane removal `none` for a part seen without its support"
         )
     normals = normals[usable] / lengths[usable, None]
     offsets = np.einsum("kd,kd->k", normals, a[usable])

@@ -278,8 +278,7 @@ def _off_plane(
     plane = preprocessing.plane_coefficients
     if plane is None:
         try:
-            border = _with_zeros(border_points(frame.xyz), preprocessing)
-            plane = fit_plane(border[measured(border)], preprocessing.seed)
+            plane = fit_plane(border_points(_with_zeros(frame.xyz, preprocessing)), preprocessing.seed)
         except FrameError as error:
             raise FrameError(f"frame {frame.name}: {error}") from error
     return distance_m(xyz, plane) >= preprocessing.plane_distance_m

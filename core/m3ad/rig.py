@@ -16,7 +16,7 @@ from m3ad.bundle import write_json
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
 from m3ad.holes import measured
-from m3ad.plane import INLIER_M, Plane, border_points, distance_m, fit_plane
+from m3ad.plane import BORDER_PX, INLIER_M, Plane, border_points, distance_m, fit_plane, measured_area
 from m3ad.typed_json import read_json, typed
 
 FORMAT = "m3ad-rig"
@@ -37,6 +37,7 @@ class View:
         residual_m: root mean square distance of the border points within 4 mm of that plane.
         distance_m: from the sensor to the plane.
         coverage: share of the frame's pixels with a point.
+        area: (top, bottom, left, right) of what is measured, pixels.
     """
 
     name: str
@@ -44,6 +45,7 @@ class View:
     residual_m: float
     distance_m: float
     coverage: float
+    area: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class Rig:
         coverage: the least share of pixels with a point among the frames that agreed.
         coverage_limit: what a later frame must have.
         frames: names of those that agreed.
-        left_out: names of those that did not.
+        left_out: names of those that did not, or showed no plane.
     """
 
     plane: Plane
@@ -118,7 +120,7 @@ def view(frame: Frame) -> View:
     Raises:
         FrameError: the border shows no plane.
     """
-    seen = _border(frame)
+    seen = border_points(frame.xyz)
     try:
         plane = fit_plane(seen)
     except FrameError as error:
@@ -129,12 +131,14 @@ def view(frame: Frame) -> View:
     near = distance_m(seen, plane)
     near = near[near < INLIER_M]
     residual = math.sqrt(float(np.square(near).mean())) if len(near) else math.inf
+    rows, cols = measured_area(measured(frame.xyz))
     return View(
         name=frame.name,
         plane=plane,
         residual_m=residual,
         distance_m=abs(plane[3]),
         coverage=float(measured(frame.xyz).mean()),
+        area=(rows.start, rows.stop, cols.start, cols.stop),
     )
 
 
@@ -142,29 +146,43 @@ def fit_rig(frames: Sequence[Frame]) -> Rig:
     """One plane for a rig from empty or good frames.
 
     Each frame's border is fitted by RANSAC; the frame whose plane is the median of all starts, frames within 4 mm and
-    one degree of it agree, and the plane is fitted once more to the borders of those.   (ours)
+    one degree of it that measure the same area within 10 px agree, and the plane is fitted once more to their
+    borders.   (ours)
 
     Args:
         frames: views of the same rig; a part may lie in the middle, the border shows the support.
 
     Raises:
-        FrameError: there are none, one shows no plane, or fewer than half of them agree.
+        FrameError: there are none, none shows a plane, or fewer than half of them agree.
     """
     if not frames:
         raise FrameError("there are no frames to calibrate the rig with; give empty or good ones")
-    views = [view(frame) for frame in frames]
-    middle = _middle(frames[0])
+    views, shown, blind = [], list[Frame](), list[FrameError]()
+    for frame in frames:
+        try:
+            views.append(view(frame))
+            shown.append(frame)
+        except FrameError as error:
+            blind.append(error)
+    if not views:
+        raise blind[0]
+    middle = _middle(shown[0])
     off = np.array([[_offset(a.plane, b.plane, middle) for a in views] for b in views])
     start = views[int(np.median(off, axis=1).argmin())].plane
+    area = np.median([v.area for v in views], axis=0)
+    # A nudged camera, a hand in the view, an area that was not measured.
     agree = [
-        _offset(v.plane, start, middle) < INLIER_M and _tilt_deg(v.plane, start) < 1 for v in views
-    ]  # a nudged camera, a hand in the view
-    if sum(agree) * 2 < len(views) or not any(agree):
+        _offset(v.plane, start, middle) < INLIER_M
+        and _tilt_deg(v.plane, start) < 1
+        and np.abs(v.area - area).max() <= BORDER_PX
+        for v in views
+    ]
+    if sum(agree) * 2 < len(frames) or not any(agree):
         raise FrameError(
-            f"only {sum(agree)} of {len(views)} frames show one plane within {INLIER_M * 1e3:g} mm and one degree; "
+            f"only {sum(agree)} of {len(frames)} frames show one plane within {INLIER_M * 1e3:g} mm and one degree; "
             f"a fixed plane needs a rig that stands still, use plane removal `ransac` for this one"
         )
-    borders = [_border(f) for f, is_in in zip(frames, agree, strict=True) if is_in]
+    borders = [border_points(f.xyz) for f, is_in in zip(shown, agree, strict=True) if is_in]
     share = max(1, 20_000 // len(borders))
     plane = fit_plane(np.concatenate([b[:: max(1, len(b) // share)] for b in borders]))
     chosen = [v for v, is_in in zip(views, agree, strict=True) if is_in]
@@ -179,7 +197,7 @@ def fit_rig(frames: Sequence[Frame]) -> Rig:
         coverage=min(v.coverage for v in chosen),
         coverage_limit=LEAST_COVERAGE * min(v.coverage for v in chosen),
         frames=[v.name for v in chosen],
-        left_out=[v.name for v, is_in in zip(views, agree, strict=True) if not is_in],
+        left_out=[f.name for f in frames if f.name not in {v.name for v in chosen}],
     )
 
 
@@ -204,13 +222,8 @@ def drift(rig: Rig, frame: Frame) -> list[str]:
     return found
 
 
-def _border(frame: Frame) -> npt.NDArray[np.float32]:
-    points = border_points(frame.xyz)
-    return np.asarray(points[measured(points)])
-
-
 def _middle(frame: Frame) -> npt.NDArray[np.float64]:
-    return np.asarray(_border(frame).mean(axis=0), np.float64)
+    return np.asarray(border_points(frame.xyz).mean(axis=0), np.float64)
 
 
 def _offset(a: Plane, b: Plane, at: npt.NDArray[np.float64]) -> float:

@@ -187,7 +187,7 @@ def test_clouds_are_read_as_stored(tmp_path, rng, dtype, suffix):
 
 
 def test_a_tiff_s_planes_lie_as_its_tags_say(tmp_path, rng):
-    rgb, xyz, rgb_path, _ = write_pair(tmp_path, "000", rng)
+    _, xyz, rgb_path, _ = write_pair(tmp_path, "000", rng)
     planes = np.ascontiguousarray(np.moveaxis(xyz, -1, 0))
     written = {
         "interleaved": lambda p: tifffile.imwrite(p, xyz, photometric="rgb"),

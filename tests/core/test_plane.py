@@ -50,6 +50,41 @@ def test_border_is_ten_pixels_wide_on_all_sides():
     assert set(map(tuple, points)) == expected
 
 
+def floor_of(height=96, width=128, seed=0):
+    """A pinhole camera's view of a tilted floor with 0.2 mm of noise."""
+    v, u = np.indices((height, width))
+    rays = np.stack([(u - width / 2) / 150, (v - height / 2) / 150, np.ones(u.shape)], axis=-1)
+    depth = 0.5 / (rays @ (0.05, 0.1, 1)) + np.random.default_rng(seed).normal(0, 2e-4, u.shape)
+    return (rays * depth[..., None]).astype(np.float32)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rim=st.tuples(*[st.integers(0, 30)] * 4), hole=st.sampled_from([0.0, np.nan]), missing=st.floats(0, 0.2)
+)
+def test_a_dead_rim_of_any_width_leaves_the_plane(rim, hole, missing):
+    top, bottom, left, right = rim
+    xyz, inside = floor_of(160, 200), np.zeros((160, 200), bool)
+    inside[top : 160 - bottom, left : 200 - right] = True
+    expected = fit_plane(border_points(xyz))
+    xyz[~inside | (np.random.default_rng(1).random(inside.shape) < missing)] = hole
+    points = border_points(xyz)
+    assert len(points) > 1000
+    found = fit_plane(points)
+    assert distance_m(np.float32([[0, 0, 0.5]]), found) == pytest.approx(
+        distance_m(np.float32([[0, 0, 0.5]]), expected), abs=1e-4
+    )
+    assert abs(np.dot(found[:3], expected[:3])) > np.cos(np.deg2rad(0.1))
+
+
+@pytest.mark.parametrize("shape", ["round", "small"])
+def test_a_part_without_its_support_has_no_border(shape):
+    xyz, (v, u) = floor_of(), np.indices((96, 128))
+    part = np.hypot(v - 48, u - 64) < 36 if shape == "round" else (abs(v - 48) < 20) & (abs(u - 64) < 30)
+    xyz[~part] = 0
+    assert len(border_points(xyz)) == 0
+
+
 def test_many_points_are_thinned_over_their_whole_range():
     rng = np.random.default_rng(0)
     points, normal, _ = points_on((0, 0, 1), -0.4, rng, count=50_000)
@@ -60,7 +95,7 @@ def test_many_points_are_thinned_over_their_whole_range():
 
 def test_no_plane_is_said():
     with pytest.raises(
-        FrameError, match="border holds 49 points, expected at least 50; use plane removal `fixed`"
+        FrameError, match="border holds 49 points, expected at least 50; use plane removal `none`"
     ):
         fit_plane(np.random.default_rng(0).normal(size=(49, 3)))
     line = np.linspace(0, 1, 200)[:, None] * np.array([0.1, 0.2, 0.3]) + (0, 0, 0.4)

@@ -62,10 +62,26 @@ def test_a_nudged_frame_is_left_out_and_most_must_agree() -> None:
         fit_rig(moved)
     with pytest.raises(FrameError, match="there are no frames to calibrate the rig with"):
         fit_rig([])
-    blind = view_of(0)
-    blind.xyz[:12] = blind.xyz[-12:] = blind.xyz[:, :12] = blind.xyz[:, -12:] = 0
-    with pytest.raises(FrameError, match="frame view 0 shows no support at its border"):
+    blind = view_of(8)
+    blind.xyz[:30] = blind.xyz[60:] = blind.xyz[:, :40] = blind.xyz[:, 80:] = 0
+    with pytest.raises(FrameError, match="frame view 8 shows no support at its border"):
         fit_rig([blind])
+    assert fit_rig([blind, *views]).left_out == ["view 8"]
+
+
+def test_a_rim_without_points_moves_the_border_and_another_rim_is_named() -> None:
+    def dead(seed: int) -> Frame:
+        frame = view_of(seed)
+        frame.xyz[:12] = frame.xyz[-12:] = frame.xyz[:, :14] = frame.xyz[:, -12:] = np.nan
+        return frame
+
+    full, rim = fit_rig([view_of(s) for s in range(5)]), fit_rig([dead(s) for s in range(5)])
+    assert (len(rim.frames), rim.left_out) == (5, [])
+    at = np.append(NORMAL * DISTANCE_M, 1)
+    assert abs((np.array(full.plane) - rim.plane) @ at) < 1e-4
+    np.testing.assert_allclose(rim.plane[:3], NORMAL, atol=1e-3)
+    mixed = fit_rig([*(view_of(s) for s in range(4)), dead(4)])
+    assert (len(mixed.frames), mixed.left_out) == (4, ["view 4"])
 
 
 @pytest.mark.parametrize(
