@@ -3,14 +3,17 @@
 Reads with weights_only, names what is missing or foreign, and guesses nothing.
 """
 
+import argparse
 import hashlib
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from m3ad.errors import ArtifactError
 from torch import Tensor, nn
@@ -30,6 +33,19 @@ UNREADABLE = (
 )
 
 
+# What trainers save beside their tensors. None of it runs code: NumPy's scalars are built from bytes.
+PLAIN_OBJECTS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
+    np.float64(0).__reduce__()[0],
+    *(type(np.dtype(kind)) for kind in ("b1", "i1", "u1", "i2", "i4", "i8", "f2", "f4", "f8")),
+]
+FOREIGN_OBJECT = re.compile(
+    r"Unsupported (?:global|class|operand|type)?:?\s*(?:GLOBAL )?([\w.]+) was not an allowed"
+)
+
+
 def require_file(path: Path) -> None:
     """Raise an ArtifactError when there is no such file."""
     if not path.is_file():
@@ -37,15 +53,23 @@ def require_file(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A .pth file of plain tensors and values, on the CPU; nothing in it is executed.
+    """A .pth file of tensors and plain values, on the CPU; nothing in it is executed.
+
+    Trainers also save their arguments and NumPy scalars: `argparse.Namespace` is read as a bag of values.
 
     Raises:
-        ArtifactError: it is missing, damaged, or holds more than that.
+        ArtifactError: it is missing, damaged, or holds more than that; the message names what.
     """
     require_file(path)
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN_OBJECTS):
+            document = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
+        if found := FOREIGN_OBJECT.search(str(error)):
+            raise ArtifactError(
+                f"{path} holds an object of type {found[1]}, which could run code when it is read; save its state dict "
+                "alone, where you trust the file: torch.save(torch.load(FILE, weights_only=False)[KEY], NEW)"
+            ) from error
         raise ArtifactError(
             f"{path} cannot be read as a PyTorch checkpoint of plain tensors "
             f"({type(error).__name__}); download it again, or convert it offline to a flat state dict"
@@ -70,12 +94,14 @@ def strip_prefixes(state: State, prefixes: Iterable[str]) -> State:
 
 
 def dino_state(document: dict[str, Any]) -> State:
-    """The backbone of a DINO file: flat, or the full training file with its teacher and projection head."""
-    for role in ("teacher", "student"):
+    """The backbone of a DINO or DINOv2 file: flat, wrapped, or the full training file with its teacher and heads."""
+    state: dict[str, Any] = document
+    for role in ("teacher", "student", "model", "state_dict"):
         if isinstance(document.get(role), dict):
-            state = strip_prefixes(document[role], ("module.", "backbone."))
-            return {k: v for k, v in state.items() if not k.startswith("head.")}
-    return dict(document)
+            state = document[role]
+            break
+    state = strip_prefixes(state, ("module.", "backbone."))
+    return {k: v for k, v in state.items() if k != "mask_token" and not k.startswith("head.")}
 
 
 def load_strictly(network: nn.Module, state: State, path: Path) -> None:

@@ -1,9 +1,11 @@
+import argparse
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_RGB, TINY_XYZ, randomise
@@ -55,6 +57,35 @@ def test_a_full_dino_training_file_gives_its_teacher(vit_state: State, tmp_path:
     }
     network, _ = load_rgb_encoder(TINY_RGB, saved(document, tmp_path / "full.pth"))
     assert_holds(network, vit_state)
+
+
+class Trainer:
+    """An object of a trainer's own code."""
+
+
+@pytest.mark.parametrize("role", ["teacher", "model", "state_dict", None])
+def test_checkpoints_load_as_their_trainers_save_them(
+    role: str | None, vit_state: State, tmp_path: Path
+) -> None:
+    """DINO's args, DINOv2's mask token, a wrapper's prefix, NumPy's scalars: read without running anything."""
+    state = {f"module.{k}": v for k, v in vit_state.items()} | {"module.mask_token": torch.zeros(1, 24)}
+    beside = {
+        "optimizer": {"state": {}, "param_groups": []},
+        "epoch": np.int64(100),
+        "loss": [np.float32(0.5), np.float64(0.25)],
+        "args": argparse.Namespace(arch="vit_small", patch_size=8, lr=np.float64(1e-3)),
+    }
+    document = {role: state, **beside} if role else state
+    network, _ = load_rgb_encoder(TINY_RGB, saved(document, tmp_path / "dino.pth"))
+    assert_holds(network, vit_state)
+
+
+def test_what_is_in_the_way_is_named(vit_state: State, tmp_path: Path) -> None:
+    path = saved({"model": vit_state, "trainer": Trainer()}, tmp_path / "dino.pth")
+    with pytest.raises(
+        ArtifactError, match=r"dino.pth holds an object of type [\w.]*Trainer, which could run code"
+    ):
+        load_rgb_encoder(TINY_RGB, path)
 
 
 def test_a_larger_position_grid_is_folded_at_load(vit_state: State, tmp_path: Path) -> None:
@@ -110,7 +141,9 @@ def test_what_is_not_a_checkpoint_of_plain_tensors_is_refused(
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "truncated.pth").write_bytes(whole[: len(whole) // 2])
     saved({"norm": Code()}, tmp_path / "code.pth")
-    for name in ("text", "empty", "truncated", "code"):
+    with pytest.raises(ArtifactError, match=r"code\.pth holds an object of type print, which could run code"):
+        load_rgb_encoder(TINY_RGB, tmp_path / "code.pth")
+    for name in ("text", "empty", "truncated"):
         with pytest.raises(ArtifactError, match=f"{name}.pth cannot be read as a PyTorch checkpoint"):
             load_rgb_encoder(TINY_RGB, tmp_path / f"{name}.pth")
     assert "executed" not in capsys.readouterr().out
