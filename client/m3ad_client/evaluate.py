@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from m3ad.contract import IMAGE_SIZE
 from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.metrics import evaluate, image_auroc, pixel_auroc
 from m3ad.preprocess import Modality, prepare, prepare_mask, with_holes, without_modality
 
 from m3ad_client.infer import AnyInspector
+
+NOTHING = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.bool_)  # the mask of a defect that nobody drew
 
 
 def evaluate_samples(
@@ -23,50 +26,67 @@ def evaluate_samples(
 
     Args:
         inspector: in process or on a server.
-        samples: good and defective frames with their masks.
+        samples: good and defective frames, with masks as far as they are drawn.
         without: a modality that is masked out in every frame, good ones too.
         with_maps: also image and pixel AUROC of each score map alone, an image's score being its map's maximum.
 
     Returns:
         `metrics` over all frames, `per_defect` for each kind against the good frames, `verdicts` at the threshold,
-        and `score_maps` when asked for.
+        `without_mask` with the number of defective frames of each kind that no mask marks, which pixel metrics leave
+        out, and `score_maps` when asked for.
 
     Raises:
         FrameError: a frame cannot be read or inspected, or the split lacks good or defective ones.
     """
-    maps, scores, masks, kinds, parts = [], [], [], [], []
+    maps, scores, kinds, parts = [], [], [], []
+    masks = list[npt.NDArray[np.bool_]]()
     for sample in samples:
         frame = read_sample(sample)
         shown = without_modality(with_holes(frame, inspector.preprocessing), without) if without else frame
         result = inspector.inspect_prepared(prepare(shown, inspector.preprocessing), with_maps=with_maps)
         maps.append(result.anomaly_map)
         scores.append(result.score)
-        masks.append(prepare_mask(read_sample_mask(sample, (frame.rgb.shape[0], frame.rgb.shape[1]))))
+        height, width = frame.rgb.shape[:2]
+        is_drawn = sample.is_good or sample.mask_path is not None
+        masks.append(prepare_mask(read_sample_mask(sample, (height, width))) if is_drawn else NOTHING)
         kinds.append(sample.defect)
         if result.score_maps is not None:
             parts.append(result.score_maps)
     all_maps, all_scores, all_masks = np.stack(maps), np.array(scores, np.float64), np.stack(masks)
     kind = np.array(kinds)
     is_bad = kind != "good"
+    is_marked = ~is_bad | all_masks.any(axis=(1, 2))
+
+    def metrics(chosen: npt.NDArray[np.bool_]) -> dict[str, float]:
+        seen = chosen & is_marked
+        if (seen & is_bad).any():
+            by_pixel = evaluate(all_maps[seen], all_scores[seen], all_masks[seen], is_bad[seen])
+        else:
+            by_pixel = {}
+        return {**by_pixel, "image_auroc": image_auroc(all_scores[chosen], is_bad[chosen])}
+
     document: dict[str, Any] = {
         "frames": len(kinds),
-        "metrics": evaluate(all_maps, all_scores, all_masks, is_bad),
+        "metrics": metrics(np.ones(len(kinds), np.bool_)),
         "per_defect": {},
         "verdicts": _verdicts(all_scores > inspector.limits.reject, is_bad),
+        "without_mask": {
+            name: int(((kind == name) & ~is_marked).sum()) for name in np.unique(kind[~is_marked]).tolist()
+        },
     }
     for name in sorted({*kinds} - {"good"}):
-        chosen = (kind == name) | ~is_bad
-        metrics = evaluate(all_maps[chosen], all_scores[chosen], all_masks[chosen], is_bad[chosen])
-        document["per_defect"][name] = {"frames": int((kind == name).sum()), **metrics}
+        found = metrics((kind == name) | ~is_bad)
+        document["per_defect"][name] = {"frames": int((kind == name).sum()), **found}
     if parts:
         by_map = np.stack(parts, axis=1)  # [maps, frames, 224, 224]
-        document["score_maps"] = {
-            name: {
-                "image_auroc": image_auroc(values.max(axis=(1, 2)).astype(np.float64), is_bad),
-                "pixel_auroc": pixel_auroc(values, all_masks),
-            }
-            for name, values in zip(inspector.record.score_maps, by_map, strict=True)
-        }
+        document["score_maps"] = {}
+        for name, values in zip(inspector.record.score_maps, by_map, strict=True):
+            tops = values.max(axis=(1, 2)).astype(np.float64)
+            document["score_maps"][name] = {"image_auroc": image_auroc(tops, is_bad)}
+            if (is_marked & is_bad).any():
+                document["score_maps"][name]["pixel_auroc"] = pixel_auroc(
+                    values[is_marked], all_masks[is_marked]
+                )
     return document
 
 

@@ -196,11 +196,11 @@ def eval_tables(result: Mapping[str, Any]) -> list[Table]:
             [
                 ["frames", *(str(found["frames"]) for found in kinds.values())],
                 *(
-                    [metric.replace("_", " "), *(f"{found[metric]:.4f}" for found in kinds.values())]
+                    [metric.replace("_", " "), *(_number(found, metric) for found in kinds.values())]
                     for metric in result["metrics"]
                 ),
             ],
-            [note],
+            [note, *([_unmarked(result)] if result.get("without_mask") else [])],
         )
     ]
     if "score_maps" in result:
@@ -209,12 +209,24 @@ def eval_tables(result: Mapping[str, Any]) -> list[Table]:
                 "Each score map alone",
                 ["map", "image auroc", "pixel auroc"],
                 [
-                    [name, f"{m['image_auroc']:.4f}", f"{m['pixel_auroc']:.4f}"]
+                    [name, _number(m, "image_auroc"), _number(m, "pixel_auroc")]
                     for name, m in result["score_maps"].items()
                 ],
             )
         )
     return tables
+
+
+def _number(found: Mapping[str, float], metric: str) -> str:
+    return f"{found[metric]:.4f}" if metric in found else ""
+
+
+def _unmarked(result: Mapping[str, Any]) -> str:
+    told = ", ".join(
+        f"{count} of {result['per_defect'][kind]['frames']} frames of `{kind}`"
+        for kind, count in result["without_mask"].items()
+    )
+    return f"no mask marks a defect on {told}; metrics by pixel leave them out"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ class ScoreMap(Struct):
     """Metrics of one score map alone."""
 
     image_auroc: float
-    pixel_auroc: float
+    pixel_auroc: float | UnsetType = UNSET
 
 
 class Evaluation(Struct):
@@ -39,10 +39,15 @@ class Evaluation(Struct):
     per_defect: dict[Text, Numbers]
     verdicts: Verdicts
     score_maps: dict[Text, ScoreMap] = {}
+    without_mask: dict[Text, int] = {}
 
     def __post_init__(self) -> None:
+        if unknown := self.without_mask.keys() - self.per_defect.keys():
+            raise ValueError(f"`without_mask` names `{min(unknown)}`, which `per_defect` has not")
+        # Kinds of defects without a mask have no metrics by pixel.
         for kind, values in self.per_defect.items():
-            if missing := ({"frames"} | self.metrics.keys()) - values.keys():
+            needed = self.metrics.keys() if kind not in self.without_mask else {"image_auroc"}
+            if missing := ({"frames"} | needed) - values.keys():
                 raise ValueError(f"`per_defect` `{kind}` has no `{min(missing)}`")
 
 

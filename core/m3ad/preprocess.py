@@ -29,6 +29,7 @@ IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32)
 # [256, 3]: the normalised value of every grey level of every channel.
 NORMALISED = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
+EIGHT = np.ones((3, 3), np.bool_)  # a pixel's neighbours
 FARTHEST_M = 100.0  # no inspection sensor sees farther; a larger median distance means millimetres
 # Settings of bundles that were written before these had a name.
 BEFORE = {"without": None, "hole": None, "zero_rule": "any_coordinate", "extent_m": None}
@@ -222,9 +223,27 @@ def without_modality(frame: Frame, modality: Modality) -> Frame:
 
 
 def prepare_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Bring a mask [H, W] onto the 224 x 224 grid: edge-replicated to a square, nearest centre (CFM)."""
-    square = Image.fromarray(_square(mask.astype(np.uint8)))
-    return np.array(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST)) > 0
+    """Bring a mask [H, W] onto the 224 x 224 grid: edge-replicated to a square, nearest centre (CFM).
+
+    A region that falls between the grid's centres keeps the pixel that its own middle lies in.   (ours)
+    """
+    square = _square(mask.astype(np.uint8)) > 0
+    labels, count = ndimage.label(square, EIGHT)
+    resized = Image.fromarray(labels.astype(np.int32)).resize(
+        (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST
+    )
+    grid = np.array(resized)
+    corner = (len(square) - np.array(mask.shape)) // 2
+    missing = sorted({*range(1, count + 1)} - {*np.unique(grid).tolist()})
+    boxes = ndimage.find_objects(labels)
+    for region in missing:
+        pixels = np.argwhere(labels[boxes[region - 1]] == region) + [s.start for s in boxes[region - 1]]
+        pixels = pixels[
+            ((pixels >= corner) & (pixels < corner + mask.shape)).all(axis=1)
+        ]  # not in the padding
+        middle = pixels[np.square(pixels - pixels.mean(axis=0)).sum(axis=1).argmin()]
+        grid[tuple(middle * IMAGE_SIZE // len(square))] = region
+    return grid > 0
 
 
 def to_frame(grid: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
@@ -285,8 +304,7 @@ def _off_plane(
 
 
 def _largest_component(foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    eight = np.ones((3, 3), np.bool_)
-    labels, _ = ndimage.label(ndimage.binary_dilation(foreground, eight), eight)
+    labels, _ = ndimage.label(ndimage.binary_dilation(foreground, EIGHT), EIGHT)
     labels[~foreground] = 0
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0

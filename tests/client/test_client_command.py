@@ -126,6 +126,28 @@ def test_eval_equals_the_metrics_computed_here(tiny_bundle: Bundle, category: Pa
         assert found["image_auroc"] == np.mean([b > g for b in tops[bad] for g in tops[~bad]])
 
 
+def test_a_split_without_masks_has_image_metrics_and_verdicts(
+    tiny_bundle: Bundle, category: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(category, tmp_path / "plate")
+    shutil.rmtree(tmp_path / "plate/test/bump/gt")
+    shutil.rmtree(tmp_path / "plate/test/good/gt")
+    with_masks = document("eval", category, "--bundle", tiny_bundle.path, "--maps")
+    told = document("eval", tmp_path / "plate", "--bundle", tiny_bundle.path, "--maps")
+    assert told["metrics"] == {"image_auroc": with_masks["metrics"]["image_auroc"]}
+    assert told["verdicts"] == with_masks["verdicts"]
+    assert told["without_mask"] == {"bump": 2}
+    assert with_masks["without_mask"] == {}
+    for name, found in told["score_maps"].items():
+        assert found == {"image_auroc": with_masks["score_maps"][name]["image_auroc"]}
+    # A second kind, drawn: what can be said of it is said.
+    shutil.copytree(category / "test/bump", tmp_path / "plate/test/drawn")
+    told = document("eval", tmp_path / "plate", "--bundle", tiny_bundle.path)
+    assert told["per_defect"]["bump"].keys() == {"frames", "image_auroc"}
+    assert told["per_defect"]["drawn"] == with_masks["per_defect"]["bump"]
+    assert told["metrics"]["pixel_auroc"] == with_masks["metrics"]["pixel_auroc"]
+
+
 def test_bench_holds_forms_side_by_side(tiny_bundle: Bundle, tiny_detector: Detector, tmp_path: Path) -> None:
     detector, folder = tmp_path / "detector", tmp_path / "frames"
     detector.mkdir()

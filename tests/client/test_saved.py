@@ -28,6 +28,7 @@ EVALUATION = {
     "per_defect": {"bump": {"frames": 1, **METRICS}},
     "verdicts": {"found": 1, "missed": 0, "false_alarms": 0, "passed": 1},
     "score_maps": {"rgb": METRICS},
+    "without_mask": {},
 }
 
 
@@ -52,6 +53,18 @@ def show(document: Any, path: Path) -> str:
     for table in tables:
         table.to_rich()
     return "\n".join(table.to_markdown() for table in tables)
+
+
+def test_kinds_without_masks_have_no_metrics_by_pixel(tmp_path: Path) -> None:
+    bare = {**EVALUATION["per_defect"], "scratch": {"frames": 3, "image_auroc": 0.75}}
+    told = show({**EVALUATION, "per_defect": bare, "without_mask": {"scratch": 2}}, tmp_path / "eval.json")
+    assert "| image auroc | 1.0000 | 1.0000 | 0.7500 |" in told
+    assert "| pixel auroc | 0.5000 | 0.5000 |  |" in told
+    assert "no mask marks a defect on 2 of 3 frames of `scratch`; metrics by pixel leave them out" in told
+    with pytest.raises(ArtifactError, match="`per_defect` `scratch` has no `pixel_auroc`"):
+        show({**EVALUATION, "per_defect": bare}, tmp_path / "eval.json")
+    with pytest.raises(ArtifactError, match="`without_mask` names `dent`, which `per_defect` has not"):
+        show({**EVALUATION, "without_mask": {"dent": 1}}, tmp_path / "eval.json")
 
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:

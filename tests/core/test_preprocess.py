@@ -14,6 +14,7 @@ from m3ad.frames import Frame
 from m3ad.methods import contract_of
 from m3ad.preprocess import Preprocessing, prepare, prepare_mask, to_frame, without_modality
 from PIL import Image
+from scipy import ndimage
 
 SIZES = [(224, 224), (300, 300), (500, 800), (801, 333), (97, 150)]
 
@@ -232,11 +233,35 @@ def test_settings_mask_every_frame(modality):
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_mask_equals_cfm(height, width):
-    mask = np.random.default_rng(1).random((height, width)) < 0.3
+    coarse = np.random.default_rng(1).random((-(-height // 12), -(-width // 12))) < 0.3
+    mask = np.kron(coarse, np.ones((12, 12), bool))[
+        :height, :width
+    ]  # no region falls between the grid's centres
     left, right, top, bottom = padding(height, width)
     square = np.pad(mask, ((top, bottom), (left, right)), mode="edge")
     pixel_centre = np.floor((np.arange(224) + 0.5) * len(square) / 224).astype(int)
     np.testing.assert_array_equal(prepare_mask(mask), square[np.ix_(pixel_centre, pixel_centre)])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    height=st.integers(225, 700),
+    width=st.integers(225, 700),
+    spots=st.lists(st.tuples(st.floats(0, 0.999), st.floats(0, 0.999), st.integers(1, 3)), max_size=6),
+)
+def test_no_region_of_a_mask_vanishes(height, width, spots):
+    mask = np.zeros((height, width), bool)
+    for v, u, size in spots:
+        top, left = int(v * height), int(u * width)
+        mask[top : top + size, left : left + size] = True
+    grid, side = prepare_mask(mask), max(height, width)
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    for region in range(1, count + 1):
+        rows, cols = np.nonzero(labels == region)
+        places = np.array([rows + (side - height) // 2, cols + (side - width) // 2]) * 224 / side
+        near = np.abs(np.argwhere(grid).T[:, :, None] + 0.5 - places[:, None]).max(axis=0)
+        assert near.min() <= 1
+    assert grid.sum() <= 9 * max(len(spots), 1) + height + width  # nothing but the regions, edges replicated
 
 
 @settings(max_examples=30, deadline=None)
