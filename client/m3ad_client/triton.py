@@ -24,6 +24,7 @@ from m3ad.typed_json import parse_json, typed
 from m3ad_runtime.pipeline import Inspection, model_arrays
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from m3ad_client.address import is_loopback, mistake_in, plain_address
 from m3ad_client.bench import Counters
 
 REWRITE = "Write the repository again: m3ad-triton write BUNDLE REPO"
@@ -65,13 +66,15 @@ class TritonInspector:
     def __init__(
         self, url: str, model: str | None = None, *, tls: Tls | None = None, timeout_s: float = 60.0
     ) -> None:
-        self.url, self.timeout_s = url, timeout_s
+        self.url, self.timeout_s, self.tls = plain_address(url), timeout_s, tls
         tls_options = {}
         if tls:
             paths = {"root_certificates": tls.ca, "private_key": tls.key, "certificate_chain": tls.cert}
             tls_options = {"ssl": True, **{k: None if p is None else str(p) for k, p in paths.items()}}
         try:
-            self.client = grpcclient.InferenceServerClient(url, **tls_options)
+            self.client = grpcclient.InferenceServerClient(
+                self.url, channel_args=_channel_options(self.url), **tls_options
+            )
         except OSError as error:
             raise ServerError(f"TLS file {error.filename} cannot be read: {error.strerror}") from error
         try:
@@ -241,6 +244,8 @@ class TritonInspector:
     def _sentence(self, error: InferenceServerException) -> ServerError:
         status, message = error.status(), error.message()
         if status == "StatusCode.UNAVAILABLE":
+            if mistake := mistake_in(self.url, self.tls is not None):
+                return ServerError(mistake)
             return ServerError(
                 f"no Triton answers at {self.url} ({message}); start one: m3ad-triton serve REPO, and give its gRPC "
                 "port with --url"
@@ -269,6 +274,14 @@ def _defects(model: str, text: bytes) -> list[Defect]:
         return typed(parse_json(text, source, REWRITE), list[Defect], source, REWRITE)
     except ArtifactError as error:
         raise ServerError(str(error)) from error
+
+
+def _channel_options(address: str) -> list[tuple[str, int]]:
+    """Messages of any size, as tritonclient has them; to this machine itself never through a proxy."""
+    sizes = [
+        (f"grpc.max_{way}_message_length", grpcclient.MAX_GRPC_MESSAGE_SIZE) for way in ("send", "receive")
+    ]
+    return [*sizes, *([("grpc.enable_http_proxy", 0)] if is_loopback(address) else [])]
 
 
 def _record(model: str, text: str) -> ServingRecord:
