@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from m3ad.bundle import Bundle
+from m3ad.bundle import Bundle, require_place
 from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frames import find_pairs, find_samples, read_sample
@@ -32,6 +32,7 @@ def rig_command(
 ) -> None:
     """Find the plane that parts lie on from empty or good frames, and how far and how well it is seen."""
     opened = Bundle.open(bundle) if bundle else None
+    require_place(out)
     samples = find_samples(data, "train") if (data / "train").is_dir() else find_pairs(data)
     step = -(-len(samples) // MAX_FRAMES)
     settings = Preprocessing(hole=hole)

@@ -228,6 +228,22 @@ def write_json(path: Path, document: Any) -> None:
     os.replace(temporary, path)
 
 
+def require_place(path: Path) -> None:
+    """Check that a file can be written at `path`, before the work whose result it gets.
+
+    Raises:
+        ArtifactError: it cannot; the message says why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be written ({error.strerror}); name another path, or make room there"
+        ) from error
+
+
 @contextmanager
 def new_folder(target: Path, expected_format: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that takes its place when the block ends without an error.
@@ -235,7 +251,7 @@ def new_folder(target: Path, expected_format: str | None = None) -> Iterator[Pat
     An existing target is replaced only when its manifest says it is of `expected_format` (or it is empty).
 
     Raises:
-        ArtifactError: `target` exists and is something else.
+        ArtifactError: `target` exists and is something else, or cannot be written.
     """
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -243,7 +259,7 @@ def new_folder(target: Path, expected_format: str | None = None) -> Iterator[Pat
         if expected_format is None:
             raise ArtifactError(f"{target} exists already. {advice}")
         read_manifest(target, expected_format, advice)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    require_place(target)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary

@@ -1,11 +1,13 @@
 """What a deployment tells its clients: the record of the served bundle, JSON in the ensemble's parameters."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from m3ad.bundle import Bundle
 from m3ad.contract import Dims, Layout
+from m3ad.errors import ArtifactError
 from m3ad.limits import Limits
 from m3ad.manifest import Encoder, OfficialWeights
 from m3ad.method import Contract
@@ -14,6 +16,22 @@ from m3ad.typed_json import parse_json, require_whole, typed
 
 # Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
 RECORD_PARAMETER, SERVING_PARAMETER = "m3ad", "m3ad_serving"
+
+# What Triton takes as a model's name, and what needs no quoting on any command line.
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def require_model_name(category: str, advice: str) -> None:
+    """Check that a category can name a Triton model.
+
+    Raises:
+        ArtifactError: it cannot; the message ends in the advice.
+    """
+    if not MODEL_NAME.fullmatch(category):
+        raise ArtifactError(
+            f"category {category!r} cannot name a Triton model; expected ASCII letters and digits, '_', '-' and '.', a "
+            f"letter or digit first: {advice}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from m3ad.cli import print_json, print_text, run, talk
 from m3ad.contract import MAX_POINTS, MIN_POINTS, Layout
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import Preprocessing, prepare
+from m3ad.serving import require_model_name
 
 from m3ad_export.graphs.precision import Precision
 from m3ad_export.train_commands import DataOpt, DetectorArg, Json, methods, train, vote
@@ -63,6 +64,9 @@ def bundle(
     points: Annotated[
         list[int] | None, typer.Option(min=MIN_POINTS, max=MAX_POINTS, help="cloud sizes to prove parity for")
     ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="another name for the category, which names its model")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export to ONNX, prove parity with PyTorch, and write the bundle; a failing parity writes nothing."""
@@ -71,6 +75,8 @@ def bundle(
     from m3ad_export.saved import load_detector
 
     trained = load_detector(detector)
+    trained.record["category"] = category or trained.record["category"]
+    require_model_name(trained.record["category"], "name one with --category")
     sample = find_samples(data, "validation")[0]
     golden = prepare(read_sample(sample), Preprocessing.from_json(trained.record["preprocessing"]))
     deviations = write_bundle(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from m3ad.bundle import require_place
 from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import M3adError
 from m3ad.frames import find_samples
@@ -15,6 +16,7 @@ from m3ad.holes import ZeroRule
 from m3ad.methods import DEFAULT_METHOD, METHODS, method_named
 from m3ad.preprocess import Modality, PlaneRemoval, Preprocessing
 from m3ad.rig import read_rig
+from m3ad.serving import require_model_name
 from rich.progress import Progress
 
 from m3ad_export.nets.configs import RGB_ENCODERS, BnMode, XyzEncoderConfig
@@ -93,6 +95,9 @@ def train(
     from m3ad_export.training import Encoders, settings_of
     from m3ad_export.training import train as train_detector
 
+    name = category or data.resolve().name
+    require_model_name(name, "name one with --category")
+    require_place(out / "detector.json")
     declared = method_named(method if modality == "both" else f"{method}_{modality}")
     chosen = settings_of(declared.name, _pairs(settings) | ({} if seed is None else {"seed": str(seed)}))
     if (plane == "fixed") != (rig is not None):
@@ -103,7 +108,6 @@ def train(
         raise M3adError(
             f"--hole must be a finite number, got {hole}; NaN and infinite points are holes anyway"
         )
-    name = category or data.resolve().name
     encoders = Encoders()
     if "image" in declared.inputs:
         encoder, weights = known.load_rgb_encoder(

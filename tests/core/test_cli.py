@@ -22,7 +22,7 @@ def outcome(app: Typer, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("place", ["afile", "afile/below", "/proc/results"])
-@pytest.mark.parametrize("command", ["infer", "write", "rig", "sample-data"])
+@pytest.mark.parametrize("command", ["infer", "write", "rig", "sample-data", "train"])
 def test_a_place_that_cannot_be_written_is_one_sentence(
     command: str,
     place: str,
@@ -41,11 +41,13 @@ def test_a_place_that_cannot_be_written_is_one_sentence(
         "write": (triton, ["write", str(tiny_bundle.path), out]),
         "rig": (calibrate, ["rig", "--data", frames, "--out", f"{out}/rig.json"]),
         "sample-data": (export, ["sample-data", out]),
+        "train": (export, ["train", frames, out, "--rgb-weights", "random"]),
     }[command]
     assert outcome(app, arguments, monkeypatch) == 1
     told = capsys.readouterr()
     (line,) = [line for line in told.err.splitlines() if line.startswith("error: ")]
     assert place.split("/")[0 if place[0] != "/" else 1] in line
+    assert "/." not in line  # the place that was named, not a temporary one
     assert "Traceback" not in told.err
     assert "score" not in told.out  # no frame was inspected
     assert (tmp_path / "afile").read_text() == "mine"

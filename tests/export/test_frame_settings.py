@@ -1,16 +1,18 @@
 """What training fixes about frames: declared holes, the rule for zeros, and how large the part is."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from m3ad.errors import FrameError, M3adError
+from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import find_pairs, read_sample
 from m3ad.preprocess import Preprocessing, prepare
-from m3ad_export import training
+from m3ad_export import bundle_writer, saved, training
 from m3ad_export.cli import app
+from m3ad_export.detector import Detector
 from m3ad_export.training import with_extent
 from serving import make_frame, write_frame
 from typer.testing import CliRunner
@@ -77,6 +79,44 @@ def test_command_passes_the_holes_on(
     command = ["train", str(category), str(tmp_path / "out"), "--rgb-weights", "random", *options]
     assert isinstance(CliRunner().invoke(app, command).exception, Stopped)
     assert seen["preprocessing"] == expected
+
+
+@pytest.mark.parametrize("name", ["Teil 7 (grün)", "Stück", ".part"])
+def test_a_category_that_cannot_be_served_is_refused_before_training(
+    category: Path, tmp_path: Path, seen: dict[str, Any], name: str
+) -> None:
+    folder, out = tmp_path / name, tmp_path / "out"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        (category / split).rename(folder / split)
+    refused = CliRunner().invoke(app, ["train", str(folder), str(out)])
+    assert isinstance(refused.exception, ArtifactError)
+    assert f"category {name!r} cannot name a Triton model; expected" in str(refused.exception)
+    assert "name one with --category" in str(refused.exception)
+    assert not seen
+    assert not out.exists()
+    command = ["train", str(folder), str(out), "--rgb-weights", "random", "--category", "part-7"]
+    assert isinstance(CliRunner().invoke(app, command).exception, Stopped)
+    assert seen["category"] == "part-7"
+
+
+def test_a_bundle_may_have_another_category(
+    category: Path, tmp_path: Path, tiny_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def write(detector: Detector, *_: object, **__: object) -> list[object]:
+        written.append(detector.record["category"])
+        return []
+
+    named = replace(tiny_detector, record={**tiny_detector.record, "category": "Teil 7"})
+    monkeypatch.setattr(saved, "load_detector", lambda _: named)
+    monkeypatch.setattr(bundle_writer, "write_bundle", write)
+    command = ["bundle", str(tmp_path), str(tmp_path / "bundle"), "--data", str(category)]
+    refused = CliRunner().invoke(app, command)
+    assert "category 'Teil 7' cannot name a Triton model" in str(refused.exception)
+    done = CliRunner().invoke(app, [*command, "--category", "part-7"])
+    assert (done.exit_code, written) == (0, ["part-7"])
 
 
 def test_a_hole_that_is_no_number_is_refused(category: Path, tmp_path: Path, seen: dict[str, Any]) -> None:

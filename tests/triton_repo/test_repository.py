@@ -87,9 +87,13 @@ def test_nothing_half_written_is_left(bundle: Path, tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_category_that_cannot_name_a_model_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    path = renamed(tiny_bundle, "two words", tmp_path)
-    with pytest.raises(ArtifactError, match="'two words' cannot name a Triton model"):
+@pytest.mark.parametrize("name", ["two words", "Teil 7 (grün)", "grün", "-part"])
+def test_a_category_that_cannot_name_a_model_is_refused(
+    name: str, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    path = renamed(tiny_bundle, name, tmp_path)
+    message = rf"{re.escape(repr(name))} cannot name a Triton model; .*: m3ad-export bundle --category NAME$"
+    with pytest.raises(ArtifactError, match=message):
         write_repository(path, tmp_path / "repository", "onnxruntime", "chain")
 
 

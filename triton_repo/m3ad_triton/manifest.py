@@ -4,7 +4,6 @@ Nothing of a repository is loaded, linked or run before this file has looked at 
 """
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -16,17 +15,16 @@ from m3ad.errors import ArtifactError
 from m3ad.manifest import FileEntry, Json, Sha256, is_inside
 from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
+from m3ad.serving import MODEL_NAME
 from m3ad.typed_json import require_whole, typed
 from msgspec import Meta, Struct
 
 Runtime = Literal["onnxruntime", "tensorrt"]
 FORMAT = "m3ad-repository"
 ADVICE = "Write it again: m3ad-triton write BUNDLE REPO"
-# What Triton takes as a model's name, and what needs no quoting on any command line.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 BYTECODE = "__pycache__"
 
-Name = Annotated[str, Meta(pattern=rf"^{NAME.pattern}\Z")]
+Name = Annotated[str, Meta(pattern=rf"^{MODEL_NAME.pattern}\Z")]
 Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]  # what a terminal shows as it is
 Bytes = Annotated[int, Meta(ge=0, le=2**50)]
 

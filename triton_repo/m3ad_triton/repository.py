@@ -24,11 +24,11 @@ from m3ad.contract import CONTRACT_VERSION, Layout, Step
 from m3ad.engines import Engines
 from m3ad.errors import ArtifactError
 from m3ad.frame_door import JUDGE, PREPARE
-from m3ad.serving import RECORD_PARAMETER, ServingRecord
+from m3ad.serving import RECORD_PARAMETER, ServingRecord, require_model_name
 
 from m3ad_triton import config
 from m3ad_triton.engines import find_engines, place_plugins
-from m3ad_triton.manifest import ADVICE, FORMAT, NAME, RepositoryManifest, Runtime, file_problems
+from m3ad_triton.manifest import ADVICE, FORMAT, RepositoryManifest, Runtime, file_problems
 
 VERSION = "1"
 MODEL_PY = '''"""The stage that this model's parameters name."""
@@ -99,11 +99,7 @@ def write_repository(
     bundle = Bundle.open(bundle_path)
     bundle.verify_usable()
     written = bundle.precision
-    if not NAME.fullmatch(bundle.name):
-        raise ArtifactError(
-            f"category {bundle.name!r} cannot name a Triton model; expected letters, digits, '_', '-' and '.': "
-            "export the bundle under such a name"
-        )
+    require_model_name(bundle.name, "export it under another: m3ad-export bundle --category NAME")
     contract = bundle.contract
     layout = bundle.layout(layout)
     wiring = contract.steps(layout)
