@@ -117,7 +117,7 @@ def gate(
     masks: list[npt.NDArray[np.bool_]] = []
     timed: list[ModelInput] = []
     for i, sample in enumerate(samples):
-        frame = read_sample(sample)
+        frame = read_sample(sample, preprocessing.camera)
         prepared = prepare(frame, preprocessing)
         masks.append(prepare_mask(read_sample_mask(sample, (frame.rgb.shape[0], frame.rgb.shape[1]))))
         (full,) = reference.maps(prepared).values()

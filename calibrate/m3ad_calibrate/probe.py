@@ -96,7 +96,7 @@ class Probe:
         preprocessing = bundle.preprocessing
         self.frames = []
         for i, sample in enumerate(samples):
-            frame = with_holes(read_sample(sample), preprocessing)
+            frame = with_holes(read_sample(sample, preprocessing.camera), preprocessing)
             clean = prepare(frame, preprocessing)
             self.frames.append(self._probed(clean, np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.bool_)))
             defective, mask = with_defect(frame, i)

@@ -117,14 +117,16 @@ def record(
         raise FrameError(f"{data} has no good frames in the split {split!r} to calibrate on")
     recorder = Recorder(bundle)
     preprocessing = bundle.preprocessing
-    first = prepare(read_sample(samples[0]), preprocessing)
+    first = prepare(read_sample(samples[0], preprocessing.camera), preprocessing)
     shares = budget(recorder.run_bytes(first), megabytes, len(samples))
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, shares.frames).astype(int)]
     chosen = list(dict.fromkeys(chosen))  # distinct, in order
     rows, tile_rows = shares.rows // len(chosen), recorder.tile_rows * shares.tiles // len(chosen) + 1
     frames = []
     for i, sample in enumerate(chosen):
-        frames.append(recorder.frame(prepare(read_sample(sample), preprocessing), rows, tile_rows))
+        frames.append(
+            recorder.frame(prepare(read_sample(sample, preprocessing.camera), preprocessing), rows, tile_rows)
+        )
         say(f"recorded {i + 1} of {len(chosen)}: {sample.split}/{sample.defect}/{sample.name}")
     feeds = stacked(frames, recorder.axes, recorder.tile_rows, shares.tiles)
     return write_record(bundle, feeds, chosen)

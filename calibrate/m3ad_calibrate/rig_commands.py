@@ -72,7 +72,7 @@ def drift_command(
     samples = find_pairs(frames)
     drifted = 0
     for sample in samples:
-        frame = with_holes(read_sample(sample), settings)
+        frame = with_holes(read_sample(sample, settings.camera), settings)
         found = drift(rig, frame)
         drifted += bool(found)
         for line in found:

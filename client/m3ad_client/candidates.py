@@ -210,19 +210,19 @@ class Served:
 
     def measure(self, sample: Sample, region: str) -> Measured:
         """Run one frame, the clock around inference only or end to end, which ends with a list of defects."""
-        prepared = prepare(read_sample(sample), self.inspector.preprocessing)
+        prepared = prepare(read_sample(sample, self.inspector.preprocessing.camera), self.inspector.preprocessing)
         started = time.perf_counter_ns()
         if region == INFERENCE_ONLY:
             self.inspector.inspect_prepared(prepared)
         elif self.door == "frames":
-            self.inspector.inspect_frame(read_sample(sample))
+            self.inspector.inspect_frame(read_sample(sample, self.inspector.preprocessing.camera))
         else:
-            self.inspector.inspect_by_tensors(read_sample(sample))
+            self.inspector.inspect_by_tensors(read_sample(sample, self.inspector.preprocessing.camera))
         return Measured((time.perf_counter_ns() - started) / 1e6, len(prepared.points))
 
     def anomaly_map(self, sample: Sample, folder: Path) -> Map:
         """The map of one frame [224, 224]."""
-        frame, by_frames = read_sample(sample), self.door == "frames"
+        frame, by_frames = read_sample(sample, self.inspector.preprocessing.camera), self.door == "frames"
         inspect = self.inspector.inspect_frame if by_frames else self.inspector.inspect_by_tensors
         return inspect(frame).anomaly_map
 

@@ -41,7 +41,7 @@ def evaluate_samples(
     maps, scores, kinds, parts = [], [], [], []
     masks = list[npt.NDArray[np.bool_]]()
     for sample in samples:
-        frame = read_sample(sample)
+        frame = read_sample(sample, inspector.preprocessing.camera)
         shown = without_modality(with_holes(frame, inspector.preprocessing), without) if without else frame
         result = inspector.inspect_prepared(prepare(shown, inspector.preprocessing), with_maps=with_maps)
         maps.append(result.anomaly_map)

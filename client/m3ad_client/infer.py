@@ -89,7 +89,7 @@ def inspect_samples(
         name = f"{sample.defect}/{sample.name}".lstrip("/")
         started = time.perf_counter()
         try:
-            frame = read_sample(sample)
+            frame = read_sample(sample, inspector.preprocessing.camera)
             result = inspector.inspect(frame)
         except FrameError as error:
             yield FrameResult(name, error=str(error))

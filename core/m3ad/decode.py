@@ -48,6 +48,7 @@ UPRIGHT: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 }
 
 PLAIN_MODES = ("1", "L", "RGB", "I", "I;16", "I;16B", "I;16L", "F")
+DEPTH_TYPES = ("uint16", "int16", "int32", "uint32", "float16", "float32", "float64")
 # How a TIFF stores its colours (tag 262).
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)
 
@@ -118,7 +119,7 @@ def open_tiff(path: Path) -> npt.NDArray[Any]:
 
 
 def open_tiff_cloud(path: Path) -> npt.NDArray[Any]:
-    """Read a cloud in a TIFF, [H, W, 3] float32 or float64.
+    """Read a cloud in a TIFF, [H, W, 3] float32 or float64, or a depth image [H, W] of integers or floats.
 
     Raises:
         FrameError: the file is missing, damaged, or holds something else or more than a frame may.
@@ -202,7 +203,7 @@ def _upright(pixels: npt.NDArray[Any], orientation: object) -> npt.NDArray[Any]:
 
 
 def open_npy(path: Path) -> npt.NDArray[Any]:
-    """Read a cloud in an NPY without pickles, [H, W, 3] float32 or float64.
+    """Read a cloud in an NPY without pickles, [H, W, 3] float32 or float64, or a depth image [H, W].
 
     Raises:
         FrameError: the file is missing, damaged, or holds something else or more than a frame may.
@@ -231,9 +232,12 @@ def damaged(path: Path, kind: str, error: BaseException | str) -> FrameError:
 
 
 def _require_cloud(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if len(shape) == 2 and dtype.newbyteorder("=") in DEPTH_TYPES:
+        _require_size(path, shape[0], shape[1], 12)  # of the cloud that it becomes
+        return
     if len(shape) != 3 or shape[2] != 3 or dtype.newbyteorder("=") not in ("float32", "float64"):
         raise FrameError(
-            f"{path} holds {dtype} {list(shape)}, expected float32 or float64 [H, W, 3] in metres"
+            f"{path} holds {dtype} {list(shape)}, expected float32 or float64 [H, W, 3] in metres, or depth [H, W]"
         )
     _require_size(path, shape[0], shape[1], 3 * dtype.itemsize)
 

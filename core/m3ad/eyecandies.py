@@ -33,23 +33,22 @@ def xyz_from_depth(path: Path) -> npt.NDArray[np.float32]:
     Raises:
         FrameError: a file is missing, damaged, or does not hold what Eyecandies publishes.
     """
-    stem = path.name.removesuffix(DEPTH_ENDING)
-    info_path, pose_path = path.with_name(f"{stem}_info_depth.yaml"), path.with_name(f"{stem}_pose.txt")
+    limits_path, pose_path = info_path(path), path.with_name(f"{_stem(path)}_pose.txt")
     raw = open_image(path)
     if raw.ndim != 2 or raw.dtype not in ("uint16", "int32"):
         raise FrameError(f"{path} is {raw.dtype} {list(raw.shape)}, expected a 16-bit depth image [H, W]")
     if raw.size > MAX_PIXELS:
         raise FrameError(f"{path} has {raw.shape[1]}x{raw.shape[0]} pixels, Eyecandies publishes 512x512")
-    require_file(info_path)
+    require_file(limits_path)
     require_file(pose_path)
-    limits = dict(re.findall(r"\b(min|max):\s*([-+.\deE]+)", info_path.read_text(errors="replace")))
+    limits = dict(re.findall(r"\b(min|max):\s*([-+.\deE]+)", limits_path.read_text(errors="replace")))
     try:
         near_m, far_m = float(limits["min"]), float(limits["max"])
         pose = np.loadtxt(pose_path).reshape(4, 4)
         camera_to_world = np.linalg.inv(pose)
     except (KeyError, ValueError, np.linalg.LinAlgError) as error:
         raise FrameError(
-            f"{info_path} or {pose_path.name} cannot be used ({error}); expected the files as Eyecandies "
+            f"{limits_path} or {pose_path.name} cannot be used ({error}); expected the files as Eyecandies "
             "publishes them: normalization min and max, and an invertible 4 x 4 pose"
         ) from error
     height, width = raw.shape
@@ -74,3 +73,12 @@ def xyz_from_depth(path: Path) -> npt.NDArray[np.float32]:
     xyz = world[..., [0, 2, 1]] * (0.1, -0.1, 0.1)
     xyz[background] = 0
     return np.asarray(xyz, np.float32)
+
+
+def info_path(path: Path) -> Path:
+    """Where the limits of a depth image stand."""
+    return path.with_name(f"{_stem(path)}_info_depth.yaml")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(DEPTH_ENDING)

@@ -1,6 +1,7 @@
 """Frames: one RGB image with its organized, pixel-registered cloud, from files and from the known data sets.
 
-MVTec 3D-AD and converted Eyecandies: `<category>/{train,validation,test}/<defect|good>/{rgb,xyz,gt}/NNN.*`.
+MVTec 3D-AD and converted Eyecandies: `<category>/{train,validation,test}/<defect|good>/{rgb,xyz,gt}/NNN.*`;
+depth images, whose camera's file lies beside or above them, in `depth` instead of `xyz`.
 Eyecandies: `<category>/{train,val,test_public}/data/NNN_{image_4,depth,mask}.png` with depth limits and pose.
 A hole is a point that is (0, 0, 0), NaN or infinite, or has a number that a bundle declares (`holes`);
 `preprocess` alone decides what is foreground.
@@ -8,20 +9,19 @@ A hole is a point that is (0, 0, 0), NaN or infinite, or has a number that a bun
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from m3ad.clouds import read_cloud, read_cloud_header
-from m3ad.decode import open_image, open_npy, open_tiff_cloud, require_file
+from m3ad.camera import Camera
+from m3ad.decode import open_image
 from m3ad.errors import FrameError
-from m3ad.eyecandies import DEPTH_ENDING, RGB_ENDING, xyz_from_depth
+from m3ad.eyecandies import DEPTH_ENDING, RGB_ENDING
+from m3ad.xyz import DEPTH_SUFFIXES, XYZ_SUFFIXES, read_xyz
 
 SPLITS = ("train", "validation", "test")
 RGB_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-XYZ_SUFFIXES = (".tiff", ".tif", ".npy", ".ply", ".pcd")
 
 EYECANDIES_FOLDERS = {"train": "train", "validation": "val", "test": "test_public"}
 
@@ -140,25 +140,30 @@ def find_pairs(folder: Path) -> list[Sample]:
     return samples
 
 
-def read_sample(sample: Sample) -> Frame:
-    """Read the frame of a sample."""
-    return read_frame(sample.rgb_path, sample.xyz_path, name=f"{sample.defect}/{sample.name}".lstrip("/"))
+def read_sample(sample: Sample, camera: Camera | None = None) -> Frame:
+    """Read the frame of a sample; `camera` is of depth images that have no camera's file beside them."""
+    name = f"{sample.defect}/{sample.name}".lstrip("/")
+    return read_frame(sample.rgb_path, sample.xyz_path, name, camera)
 
 
-def read_frame(rgb_path: Path, xyz_path: Path, name: str | None = None) -> Frame:
+def read_frame(
+    rgb_path: Path, xyz_path: Path, name: str | None = None, camera: Camera | None = None
+) -> Frame:
     """Read a frame from its two files.
 
     Args:
         rgb_path: PNG, JPG, BMP, TIFF or WebP, turned as its EXIF tag says; 16-bit colour where it uses the full range.
         xyz_path: TIFF or NPY [H, W, 3] float32 or float64 metres, organized PLY or PCD (row-major, one
-            point a pixel, its own grid the image's), or an Eyecandies depth PNG with its info and pose files beside it.
+            point a pixel, its own grid the image's), an Eyecandies depth PNG with its info and pose files beside it, or
+            a depth image (PNG of 16 bits, TIFF, NPY) with its camera's file beside or above it.
         name: the frame's name; the image's file name without its ending when not given.
+        camera: of a depth image that has no camera's file.
 
     Raises:
         FrameError: a file is missing, damaged, of an unknown kind, or not of the expected shape and dtype.
     """
     rgb = _read_rgb(rgb_path)
-    return Frame(rgb, _read_xyz(xyz_path, (rgb.shape[0], rgb.shape[1])), name or rgb_path.stem)
+    return Frame(rgb, read_xyz(xyz_path, (rgb.shape[0], rgb.shape[1]), camera), name or rgb_path.stem)
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -196,19 +201,23 @@ def read_sample_mask(sample: Sample, shape: tuple[int, int]) -> npt.NDArray[np.b
 
 
 def _find_mvtec(folder: Path, split: str) -> list[Sample]:
-    return _pair(folder / "rgb", folder / "xyz", folder / "gt", folder.name if split else "", split)
+    is_depth = (folder / "depth").is_dir() and not (folder / "xyz").is_dir()
+    clouds = folder / ("depth" if is_depth else "xyz")
+    return _pair(folder / "rgb", clouds, folder / "gt", folder.name if split else "", split)
 
 
 def _pair(
     rgb_folder: Path, xyz_folder: Path, gt_folder: Path | None, defect: str, split: str
 ) -> list[Sample]:
+    suffixes: tuple[str, ...] = XYZ_SUFFIXES
     if rgb_folder == xyz_folder:
         images, clouds = _side_by_side(rgb_folder)
     else:
-        images, clouds = _by_stem(rgb_folder, RGB_SUFFIXES), _by_stem(xyz_folder, XYZ_SUFFIXES)
+        suffixes = DEPTH_SUFFIXES if xyz_folder.name == "depth" else XYZ_SUFFIXES
+        images, clouds = _by_stem(rgb_folder, RGB_SUFFIXES), _by_stem(xyz_folder, suffixes)
     for present, absent, folder, kind in (
         (clouds, images, rgb_folder, f"image ({', '.join(RGB_SUFFIXES)})"),
-        (images, clouds, xyz_folder, f"cloud ({', '.join(XYZ_SUFFIXES)})"),
+        (images, clouds, xyz_folder, f"cloud ({', '.join(suffixes)})"),
     ):
         if alone := sorted(present.keys() - absent.keys()):
             count = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
@@ -277,43 +286,3 @@ def _eight_bits(path: Path, rgb: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8
             "certain; expected an 8-bit RGB or grey image, so export 8 bits or scale it to the full 16"
         )
     return ((np.arange(1 << 16) * 255 + 32767) // 65535).astype(np.uint8)[rgb]
-
-
-def _read_xyz(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    require_file(path)
-    suffix = path.suffix.lower()
-    if path.name.endswith(DEPTH_ENDING):
-        return xyz_from_depth(path)
-    if suffix in (".ply", ".pcd"):
-        return _read_organized_cloud(path, shape)
-    if suffix not in XYZ_SUFFIXES:
-        raise FrameError(f"{path} is not a cloud that can be read; expected one of {', '.join(XYZ_SUFFIXES)}")
-    xyz = open_npy(path) if suffix == ".npy" else open_tiff_cloud(path)
-    return _metres(xyz)
-
-
-def _read_organized_cloud(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    header = read_cloud_header(path)
-    image = f"its image {shape[1]}x{shape[0]} pixels"
-    if header.grid is not None and header.grid[0] == 1:
-        raise FrameError(
-            f"{path} says that it is unorganized ({header.grid[1]}x1 points) but {image}; "
-            "expected an organized cloud: one point a pixel, row by row, holes kept as NaN or zeros"
-        )
-    if header.grid not in (None, shape):
-        height, width = header.grid or shape
-        raise FrameError(
-            f"{path} is a grid of {width}x{height} points but {image}; "
-            "they must be registered pixel by pixel, so export both at the same size, row by row"
-        )
-    if header.count != shape[0] * shape[1]:
-        raise FrameError(
-            f"{path} holds {header.count} points but its image {shape[0] * shape[1]} pixels; "
-            "expected an organized cloud: one point a pixel, row by row, holes kept as NaN or zeros"
-        )
-    return _metres(read_cloud(path, header)).reshape(*shape, 3)
-
-
-def _metres(xyz: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is a hole
-        return xyz.astype(np.float32, copy=False)

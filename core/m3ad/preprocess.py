@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from m3ad.camera import Camera
 from m3ad.contract import IMAGE_SIZE, MIN_POINTS
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
@@ -32,7 +33,7 @@ NORMALISED = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - IMAG
 EIGHT = np.ones((3, 3), np.bool_)  # a pixel's neighbours
 FARTHEST_M = 100.0  # no inspection sensor sees farther; a larger median distance means millimetres
 # Settings of bundles that were written before these had a name.
-BEFORE = {"without": None, "hole": None, "zero_rule": "any_coordinate", "extent_m": None}
+BEFORE = {"without": None, "hole": None, "zero_rule": "any_coordinate", "extent_m": None, "camera": None}
 
 
 class ModelInput(NamedTuple):
@@ -66,6 +67,7 @@ class Preprocessing:
         hole: a number that stands for `not measured`: a point with a coordinate of this value is a hole.
         zero_rule: `point` makes (0, 0, 0) a hole; `any_coordinate` every point with a zero coordinate (CFM).
         extent_m: how large the training frames' foreground is (`scale.extent`, median); another unit is told by it.
+        camera: of depth images that have no camera's file beside them.
 
     Raises:
         ValueError: a value is out of range, or the coefficients do not go with `plane`.
@@ -80,6 +82,7 @@ class Preprocessing:
     hole: float | None = None
     zero_rule: ZeroRule = "point"
     extent_m: float | None = None
+    camera: Camera | None = None
 
     def __post_init__(self) -> None:
         if self.plane not in get_args(PlaneRemoval):

@@ -67,10 +67,14 @@ def serve(load: Callable[[], Runner]) -> None:
 def _answer(runner: Runner, request: dict[str, Any]) -> dict[str, Any]:
     rgb, xyz = Path(request["rgb"]), Path(request["xyz"])
     sample = Sample(rgb, xyz, None, "", "", rgb.stem)
-    prepared = None if request["region"] == END_TO_END else prepare(read_sample(sample), runner.preprocessing)
+    prepared = (
+        None
+        if request["region"] == END_TO_END
+        else prepare(read_sample(sample, runner.preprocessing.camera), runner.preprocessing)
+    )
     started = time.perf_counter_ns()
     if prepared is None:
-        prepared = prepare(read_sample(sample), runner.preprocessing)
+        prepared = prepare(read_sample(sample, runner.preprocessing.camera), runner.preprocessing)
     anomaly_map, stage_ms = runner.run(prepared)
     milliseconds = (time.perf_counter_ns() - started) / 1e6
     if request.get("map"):

@@ -78,7 +78,8 @@ def bundle(
     trained.record["category"] = category or trained.record["category"]
     require_model_name(trained.record["category"], "name one with --category")
     sample = find_samples(data, "validation")[0]
-    golden = prepare(read_sample(sample), Preprocessing.from_json(trained.record["preprocessing"]))
+    preprocessing = Preprocessing.from_json(trained.record["preprocessing"])
+    golden = prepare(read_sample(sample, preprocessing.camera), preprocessing)
     deviations = write_bundle(
         trained,
         golden,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from m3ad.bundle import require_place
+from m3ad.camera import read_camera
 from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import M3adError
 from m3ad.frames import find_samples
@@ -17,6 +18,7 @@ from m3ad.methods import DEFAULT_METHOD, METHODS, method_named
 from m3ad.preprocess import Modality, PlaneRemoval, Preprocessing
 from m3ad.rig import read_rig
 from m3ad.serving import require_model_name
+from m3ad.xyz import camera_of
 from rich.progress import Progress
 
 from m3ad_export.nets.configs import RGB_ENCODERS, BnMode, XyzEncoderConfig
@@ -72,6 +74,9 @@ def train(
         ZeroRule,
         typer.Option(help="holes of zeros: (0, 0, 0) only, or a point with any zero coordinate (CFM)"),
     ] = "point",
+    camera: Annotated[
+        Path | None, typer.Option(help="a depth camera's intrinsics, where none lie beside the depth images")
+    ] = None,
     method: Annotated[str, typer.Option(help="the detector's method; `methods` lists them")] = DEFAULT_METHOD,
     modality: Annotated[
         str, typer.Option(help="both, or the only one there is: rgb or xyz, of methods that run on one")
@@ -135,9 +140,10 @@ def train(
         fitted.record["official"] = {part: info.to_json() for part, info in infos.items()}
         for part, info in infos.items():
             talk.print(f"{part}: {info.name}, licence: {info.licence}")
+    samples = find_samples(data, "train")
     with tracked() as track:
         detector = train_detector(
-            find_samples(data, "train"),
+            samples,
             find_samples(data, "validation"),
             encoders,
             out,
@@ -149,6 +155,7 @@ def train(
                 plane_coefficients=read_rig(rig).plane if rig else None,
                 hole=hole,
                 zero_rule=zero_rule,
+                camera=read_camera(camera) if camera else camera_of(samples[0].xyz_path),
             ),
             settings=chosen,
             track=track,

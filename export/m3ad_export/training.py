@@ -209,7 +209,10 @@ def with_extent(samples: Sequence[Sample], preprocessing: Preprocessing) -> Prep
         FrameError: a frame cannot be read or prepared.
     """
     settings = replace(preprocessing, extent_m=None)
-    clouds = (prepare(read_sample(s), settings).points for s in sample_evenly(samples, MEASURED_FRAMES))
+    clouds = (
+        prepare(read_sample(s, settings.camera), settings).points
+        for s in sample_evenly(samples, MEASURED_FRAMES)
+    )
     return replace(preprocessing, extent_m=statistics.median(extent(points) for points in clouds))
 
 

@@ -1,5 +1,6 @@
 """What training fixes about frames: declared holes, the rule for zeros, and how large the part is."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from m3ad.camera import Camera
 from m3ad.errors import ArtifactError, FrameError, M3adError
 from m3ad.frames import find_pairs, read_sample
 from m3ad.preprocess import Preprocessing, prepare
@@ -14,6 +16,7 @@ from m3ad_export import bundle_writer, saved, training
 from m3ad_export.cli import app
 from m3ad_export.detector import Detector
 from m3ad_export.training import with_extent
+from PIL import Image
 from serving import make_frame, write_frame
 from typer.testing import CliRunner
 
@@ -79,6 +82,36 @@ def test_command_passes_the_holes_on(
     command = ["train", str(category), str(tmp_path / "out"), "--rgb-weights", "random", *options]
     assert isinstance(CliRunner().invoke(app, command).exception, Stopped)
     assert seen["preprocessing"] == expected
+
+
+def test_the_camera_of_depth_images_goes_into_the_detector(
+    category: Path, tmp_path: Path, seen: dict[str, Any]
+) -> None:
+    command = ["train", str(category), str(tmp_path / "out"), "--rgb-weights", "random"]
+    document = {
+        "width": 120,
+        "height": 120,
+        "fx": 100,
+        "fy": 100,
+        "cx": 59.5,
+        "cy": 59.5,
+        "depth_scale": 1e-4,
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(document))
+    assert isinstance(
+        CliRunner().invoke(app, [*command, "--camera", str(tmp_path / "mine.json")]).exception, Stopped
+    )
+    assert seen["preprocessing"].camera == Camera(**document)
+    for split in ("train", "validation"):
+        for path in (category / split / "good/xyz").iterdir():
+            depth = np.nan_to_num(tifffile.imread(path)[..., 2] * 1e4).round().astype(np.uint16)
+            (category / split / "good/depth").mkdir(exist_ok=True)
+            Image.fromarray(depth).save(category / split / "good/depth" / f"{path.stem}.png")
+            path.unlink()
+        (category / split / "good/xyz").rmdir()
+    (category / "intrinsics.json").write_text(json.dumps(document))
+    assert isinstance(CliRunner().invoke(app, command).exception, Stopped)
+    assert seen["preprocessing"].camera == Camera(**document)
 
 
 @pytest.mark.parametrize("name", ["Teil 7 (grün)", "Stück", ".part"])

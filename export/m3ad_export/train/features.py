@@ -129,7 +129,7 @@ class FeatureExtractor:
         return FrameFeatures(arrays["rgb_tokens"], arrays["xyz_tokens"], rgb, xyz)
 
     def _encode(self, sample: Sample) -> Arrays:
-        prepared = prepare(read_sample(sample), self.preprocessing)
+        prepared = prepare(read_sample(sample, self.preprocessing.camera), self.preprocessing)
         nothing = np.zeros((1, 0), np.float32)
         entry: Arrays = {"rgb_tokens": nothing, "xyz_tokens": nothing}
         operator = _no_rows(prepared.scored_pixel)
