@@ -130,7 +130,10 @@ def _scores(
         opened = _refit(opened, data, svm, svm_input)
     inspector = Inspector(opened, opened.manifest.layouts[-1])
     frames = track(samples, "scoring", console=talk, transient=True)
-    prepared = (prepare(read_sample(sample), inspector.preprocessing) for sample in frames)
+    prepared = (
+        prepare(read_sample(sample, inspector.preprocessing.camera), inspector.preprocessing)
+        for sample in frames
+    )
     scores = [inspector.inspect_prepared(each).score for each in prepared]
     return opened, [f"{sample.split}/{sample.defect}/{sample.name}" for sample in samples], scores
 
@@ -144,7 +147,10 @@ def _refit(opened: Bundle, data: Path, kernel: Kernel, svm_input: SvmInput | Non
     chosen = [good[i] for i in sorted({round(i) for i in np.linspace(0, len(good) - 1, SVM_FRAMES)})]
     inspector = Inspector(opened, opened.manifest.layouts[-1])
     frames = track(chosen, "fitting the SVM", console=talk, transient=True)
-    maps = [inspector.inspect(read_sample(s), with_maps=True).score_maps for s in frames]
+    maps = [
+        inspector.inspect(read_sample(s, inspector.preprocessing.camera), with_maps=True).score_maps
+        for s in frames
+    ]
     nu = 0.5 if kernel == "linear" else RBF_NU
     vote = fit_svm([m for m in maps if m is not None], config, kernel, nu)
     return write_svm(opened, vote, kernel, nu)

@@ -21,6 +21,7 @@ from rich.progress import track
 
 from m3ad_client import report
 from m3ad_client.candidates import Candidates
+from m3ad_client.check_frames import check_frames, failing
 from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
 from m3ad_client.measure import artefacts, run_bench
@@ -215,6 +216,28 @@ def bench(
     if opened:
         result["artefacts"] = artefacts(opened[0])
     _print(result, report.bench_tables([result]), as_json, markdown)
+
+
+@app.command(name="check-frames")
+def check(
+    folder: Annotated[Path, typer.Argument(help="a category, or a folder of images and clouds")],
+    hole: Annotated[
+        float | None, typer.Option(help="a number that stands for `not measured`, as in `m3ad-export train`")
+    ] = None,
+    as_json: Json = False,
+    markdown: Markdown = False,
+) -> None:
+    """Say what is wrong with frames before anybody trains on them; exit code 1 when something is."""
+    checks = check_frames(
+        folder,
+        hole=hole,
+        track=lambda samples: track(samples, "looking at frames", console=shared.talk, transient=True),
+    )
+    failed = failing(checks)
+    table = report.Table(str(folder), ["check", "", "found", "frames"], [check.cells() for check in checks])
+    _print({"ok": not failed, "checks": [asdict(check) for check in checks]}, [table], as_json, markdown)
+    if failed:
+        raise FrameError(f"{folder} cannot be trained on as it is: look at {', '.join(failed)}")
 
 
 @app.command(name="report")

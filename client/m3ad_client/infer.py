@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.defects import Defect
 from m3ad.errors import FrameError
-from m3ad.frames import EYECANDIES_FOLDERS, SPLITS, Frame, Sample, find_pairs, find_samples, read_sample
+from m3ad.frames import Frame, Sample, find_pairs, find_samples, is_category, read_sample
 from m3ad.limits import Limits, Verdict
 from m3ad.overlay import Inspected, overlay, save_png
 from m3ad.preprocess import ModelInput, Preprocessing
@@ -66,10 +66,7 @@ def find_inputs(paths: Sequence[Path], split: str) -> list[Sample]:
     (folder,) = paths
     if folder.is_file():
         raise FrameError(f"{folder} is one file; name its partner, too: RGB XYZ")
-    is_category = any((folder / name).is_dir() for name in SPLITS) or any(
-        (folder / name / "data").is_dir() for name in EYECANDIES_FOLDERS.values()
-    )
-    return find_samples(folder, split) if is_category else find_pairs(folder)
+    return find_samples(folder, split) if is_category(folder) else find_pairs(folder)
 
 
 def inspect_samples(

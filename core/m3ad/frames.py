@@ -121,6 +121,12 @@ def find_samples(root: Path, split: str) -> list[Sample]:
     return samples
 
 
+def is_category(folder: Path) -> bool:
+    """Whether a folder has splits, of either layout."""
+    eyecandies = (folder / name / "data" for name in EYECANDIES_FOLDERS.values())
+    return any(place.is_dir() for place in (*(folder / name for name in SPLITS), *eyecandies))
+
+
 def find_pairs(folder: Path) -> list[Sample]:
     """List the frames of a plain folder: `rgb/` and `xyz/` in it, or images and clouds side by side.
 

@@ -13,7 +13,7 @@ from m3ad.errors import FrameError
 from m3ad.holes import measured
 
 BORDER_PX = 10
-DEAD_SHARE, FILLED_SHARE = 0.1, 0.98
+DEAD_SHARE, FILLED_SHARE, COVERED_SHARE = 0.1, 0.98, 0.75
 INLIER_M = 0.004
 MIN_BORDER_POINTS = 50
 MAX_BORDER_POINTS = 1024
@@ -41,7 +41,7 @@ def measured_area(seen: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
         is_dead = [strip.mean() < DEAD_SHARE for strip in (lines[:BORDER_PX], lines[-BORDER_PX:])]
         found.append(slice(first if is_dead[0] else 0, last + 1 if is_dead[1] else len(count)))
     area = seen[found[0], found[1]]
-    covers = all(2 * side >= size for side, size in zip(area.shape, seen.shape, strict=True))
+    covers = all(side >= COVERED_SHARE * size for side, size in zip(area.shape, seen.shape, strict=True))
     inside, ring = np.count_nonzero(area), _ring(area)
     # What is smaller, or no rectangle, is a part that is seen without its support.
     if not covers or inside < FILLED_SHARE * np.count_nonzero(seen) or 2 * np.count_nonzero(ring) < len(ring):
