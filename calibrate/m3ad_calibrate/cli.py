@@ -14,7 +14,7 @@ from m3ad.frames import Sample, find_samples
 from m3ad_export.graphs.plan import PlanPrecision, Rest, default_plan, read_plan
 
 from m3ad_calibrate import record as recording
-from m3ad_calibrate import rig_commands, threshold_commands
+from m3ad_calibrate import region_commands, rig_commands, threshold_commands
 from m3ad_calibrate.gate import BUDGET
 from m3ad_calibrate.modelopt import Engine
 from m3ad_calibrate.ranges import EightBits, Method
@@ -34,6 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(rig_commands.app)
 app.add_typer(threshold_commands.app)
+app.add_typer(region_commands.app)
 
 
 @app.callback()

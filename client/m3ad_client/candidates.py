@@ -210,7 +210,9 @@ class Served:
 
     def measure(self, sample: Sample, region: str) -> Measured:
         """Run one frame, the clock around inference only or end to end, which ends with a list of defects."""
-        prepared = prepare(read_sample(sample, self.inspector.preprocessing.camera), self.inspector.preprocessing)
+        prepared = prepare(
+            read_sample(sample, self.inspector.preprocessing.camera), self.inspector.preprocessing
+        )
         started = time.perf_counter_ns()
         if region == INFERENCE_ONLY:
             self.inspector.inspect_prepared(prepared)

@@ -96,7 +96,11 @@ def inspect_samples(
         if out is not None:
             stem = name.replace("/", "_")
             files = {"overlay": str(out / f"{stem}.overlay.png"), "anomaly_map": str(out / f"{stem}.map.npy")}
-            shown = Inspected(frame, result.anomaly_map, result.score, defects=result.defects or ())
+            regions = inspector.preprocessing.regions
+            kept = regions.mask() if regions else None
+            shown = Inspected(
+                frame, result.anomaly_map, result.score, defects=result.defects or (), kept=kept
+            )
             save_png(overlay(shown, inspector.limits), Path(files["overlay"]))
             _save_npy(result.anomaly_map, Path(files["anomaly_map"]))
         defects = list(result.defects or ())

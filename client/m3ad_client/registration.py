@@ -1,6 +1,7 @@
 """Whether picture and cloud lie on each other: the agreement of their edges, over shifts and mirrorings."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +37,12 @@ class Edges:
         depth.flat[prepared.point_pixel] = prepared.points[:, 2]
         nearest = ndimage.distance_transform_edt(~seen, return_distances=False, return_indices=True)
         inside = ndimage.binary_erosion(seen, iterations=2)
-        filled: Floats = depth[tuple(nearest)].astype(np.float64)
-        surface = np.where(inside, _strength(filled), 0.0)
+        surface = np.where(inside, _strength(depth[tuple(nearest)]), 0.0)
         # Holes of a few pixels are the sensor's, not the part's.
         outline = _strength(
             ndimage.binary_opening(ndimage.binary_closing(seen, iterations=3), iterations=3) * 1.0
         )
-        grey: Floats = prepared.image[0].astype(np.float64).mean(axis=0)
-        return cls(_strength(grey), np.maximum(surface, outline))
+        return cls(_strength(prepared.image[0].mean(axis=0)), np.maximum(surface, outline))
 
 
 class Agreement:
@@ -87,7 +86,7 @@ class Agreement:
         return True, f"edges of XYZ and RGB agree where they are ({at_place:.2f})"
 
 
-def _strength(values: Floats) -> Floats:
+def _strength(values: npt.NDArray[np.floating[Any]]) -> Floats:
     """Gradient magnitude, 1 at and above its 95th percentile."""
     gradient = np.hypot(ndimage.sobel(values, 0), ndimage.sobel(values, 1))
     gradient[[0, -1]] = gradient[:, [0, -1]] = 0

@@ -26,6 +26,7 @@ ROW_PX, MOST_ROWS = 20, 6  # of the list of defects
 PAPER, INK, FAINT = (255, 255, 255), (24, 24, 27), (113, 113, 122)
 GOOD, DOUBT, BAD = (21, 128, 61), (161, 98, 7), (190, 18, 60)
 COLOURS = {"good": ("GOOD", GOOD), "review": ("REVIEW", DOUBT), "defect": ("DEFECT", BAD)}
+IGNORED, REGION = (228, 228, 231), (14, 165, 233)
 # Dark blue to yellow, rising in lightness so that it also reads in grey.
 HEAT = np.array([(10, 12, 60), (86, 15, 109), (187, 55, 84), (249, 142, 8), (252, 255, 164)], np.float64)
 
@@ -35,13 +36,20 @@ Map = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inspected:
-    """A frame with its result: `anomaly_map` [224, 224] float32, `mask` [H, W] bool where the truth is known."""
+    """A frame with its result.
+
+    Args:
+        anomaly_map: [224, 224] float32.
+        mask: [H, W] bool, where the truth is known.
+        kept: [H, W] bool, the bundle's regions, where it has some.
+    """
 
     frame: Frame
     anomaly_map: Map
     score: float
     mask: npt.NDArray[np.bool_] | None = None
     defects: Sequence[Defect] = ()
+    kept: npt.NDArray[np.bool_] | None = None
 
 
 def overlay(inspected: Inspected, limits: Limits) -> Image.Image:
@@ -161,6 +169,11 @@ def _heat_over_frame(inspected: Inspected, threshold: float, low: float, high: f
     contour = flagged & ~ndimage.binary_erosion(flagged, iterations=2, border_value=0)
     halo = ndimage.binary_dilation(contour) & ~contour
     rgb[halo], rgb[contour] = INK, PAPER
+    if inspected.kept is not None:
+        size = (rgb.shape[1], rgb.shape[0])
+        kept = np.array(Image.fromarray(inspected.kept).resize(size, Image.Resampling.NEAREST))
+        rgb[~kept] += 0.6 * (np.array(IGNORED) - rgb[~kept])
+        rgb[kept & ~ndimage.binary_erosion(kept, iterations=2, border_value=1)] = REGION
     return rgb.astype(np.uint8)
 
 

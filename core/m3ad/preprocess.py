@@ -19,6 +19,7 @@ from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
 from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_holes
 from m3ad.plane import Plane, border_points, distance_m, fit_plane
+from m3ad.regions import Regions, with_regions
 from m3ad.scale import extent, unit_mistake
 from m3ad.scored import scored_pixels
 from m3ad.typed_json import typed
@@ -33,7 +34,14 @@ NORMALISED = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - IMAG
 EIGHT = np.ones((3, 3), np.bool_)  # a pixel's neighbours
 FARTHEST_M = 100.0  # no inspection sensor sees farther; a larger median distance means millimetres
 # Settings of bundles that were written before these had a name.
-BEFORE = {"without": None, "hole": None, "zero_rule": "any_coordinate", "extent_m": None, "camera": None}
+BEFORE = {
+    "without": None,
+    "hole": None,
+    "zero_rule": "any_coordinate",
+    "extent_m": None,
+    "camera": None,
+    "regions": None,
+}
 
 
 class ModelInput(NamedTuple):
@@ -68,6 +76,7 @@ class Preprocessing:
         zero_rule: `point` makes (0, 0, 0) a hole; `any_coordinate` every point with a zero coordinate (CFM).
         extent_m: how large the training frames' foreground is (`scale.extent`, median); another unit is told by it.
         camera: of depth images that have no camera's file beside them.
+        regions: the pixels of a frame that count; None is all of them.
 
     Raises:
         ValueError: a value is out of range, or the coefficients do not go with `plane`.
@@ -83,6 +92,7 @@ class Preprocessing:
     zero_rule: ZeroRule = "point"
     extent_m: float | None = None
     camera: Camera | None = None
+    regions: Regions | None = None
 
     def __post_init__(self) -> None:
         if self.plane not in get_args(PlaneRemoval):
@@ -147,9 +157,12 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
     the same square, nearest sampling floor(i * side / 224). Foreground: the measured points, minus the plane.
 
     Raises:
-        FrameError: the cloud has fewer than 1024 foreground points, is not in metres or not in the unit of the
-            training frames, has holes with a number that is not declared, or shows no plane.
+        FrameError: the frame is of another size than the regions; or the cloud has fewer than 1024 foreground points,
+            is not in metres or not in the unit of the training frames, has holes with a number that is not declared, or
+            shows no plane.
     """
+    if preprocessing.regions:
+        frame = with_regions(frame, preprocessing.regions)
     if preprocessing.without:
         frame = without_modality(with_holes(frame, preprocessing), preprocessing.without)
     height, width = frame.xyz.shape[:2]
