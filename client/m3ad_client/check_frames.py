@@ -243,7 +243,11 @@ def _duplicates(facts: Sequence[Facts]) -> Check:
     names = tuple(dict.fromkeys(name for group in same for name in group))
     crossing = any(len({name.partition("/")[0] for name in group}) > 1 for group in same)
     across = "; some are in two splits, so that a test would know its frames" if crossing else ""
-    return Check("duplicates", False, f"{len(same)} pictures or clouds are there twice{across}", names)
+    return Check("duplicates", False, f"{_counted(len(same))} there twice{across}", names)
+
+
+def _counted(count: int) -> str:
+    return "1 picture or cloud is" if count == 1 else f"{count} pictures or clouds are"
 
 
 def failing(checks: Sequence[Check]) -> list[str]:

@@ -140,8 +140,8 @@ def find_pairs(folder: Path) -> list[Sample]:
     samples = _find_mvtec(folder, "") if (folder / "rgb").is_dir() else _pair(folder, folder, None, "", "")
     if not samples:
         raise FrameError(
-            f"{folder} holds no frames; expected images (png, jpg, bmp, tif, webp) and clouds (tiff, npy, ply, pcd) "
-            "of the same names"
+            f"{folder} holds no frames; expected images (png, jpg, bmp, tif, webp) and clouds (tiff, npy, ply, pcd), "
+            "or depth images in depth/ beside rgb/, of the same names"
         )
     return samples
 

@@ -103,7 +103,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "1 of 10 frames show their support, the others not",
         "train/good/000, train/good/001, train/good/003 and 6 more",
     ),
-    "duplicates": (copied, "1 pictures or clouds are there twice; some", "train/good/001, test/good/001"),
+    "duplicates": (copied, "1 picture or cloud is there twice; some", "train/good/001, test/good/001"),
     "splits": (moved, "the split 'train' is for good parts only", ""),
 }  # fmt: skip
 
