@@ -19,8 +19,9 @@ def plain_address(url: str) -> str:
         ServerError: the address has the scheme of another protocol, or a path.
     """
     scheme, _, rest = url.rpartition("://")
-    if scheme not in ("", "grpc") or "/" in rest or not rest:
-        address = rest.partition("/")[0] or f"localhost:{DEFAULT_PORT}"
+    if scheme not in ("", "grpc") or "/" in rest or not rest or rest.isdigit():
+        address = rest.partition("/")[0] or str(DEFAULT_PORT)
+        address = f"localhost:{address}" if address.isdigit() else address
         raise ServerError(
             f"--url {url} is no address of gRPC; expected HOST:PORT without a scheme or path, as in --url {address} "
             f"(Triton's gRPC port is {DEFAULT_PORT} unless told, its HTTP port another)"

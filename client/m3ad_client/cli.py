@@ -107,6 +107,12 @@ def infer(
                 "frames": [{k: v for k, v in asdict(r).items() if v is not None} for r in results],
             }
         )
+    unsaved = [result for result in results if result.not_saved]
+    if unsaved:
+        raise ArtifactError(
+            f"what was found in {len(unsaved)} of {len(results)} frames could not be saved: {unsaved[0].not_saved}; "
+            "make room there, or name another folder with --out"
+        )
     failed = [result for result in results if result.error]
     if failed:
         raise FrameError(f"{len(failed)} of {len(results)} frames could not be inspected: {failed[0].error}")
@@ -296,6 +302,7 @@ def _print_result(result: FrameResult) -> None:
         return
     verdict = "good" if result.verdict == "good" else str(result.verdict).upper()
     picture = f", {result.overlay}" if result.overlay else ""
+    picture = f", not saved: {result.not_saved}" if result.not_saved else picture
     shared.print_text(
         f"{result.frame}: {verdict}, score {result.score:.4f}, {result.latency_ms:.0f} ms{picture}"
     )

@@ -35,7 +35,7 @@ class AnyInspector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FrameResult:
-    """One frame's answer, or why it has none."""
+    """One frame's answer, or why it has none (`error`), or why its files are not there (`not_saved`)."""
 
     frame: str
     score: float | None = None
@@ -46,6 +46,7 @@ class FrameResult:
     overlay: str | None = None
     anomaly_map: str | None = None
     error: str | None = None
+    not_saved: str | None = None
 
 
 def find_inputs(paths: Sequence[Path], split: str) -> list[Sample]:
@@ -101,8 +102,12 @@ def inspect_samples(
             shown = Inspected(
                 frame, result.anomaly_map, result.score, defects=result.defects or (), kept=kept
             )
-            save_png(overlay(shown, inspector.limits), Path(files["overlay"]))
-            _save_npy(result.anomaly_map, Path(files["anomaly_map"]))
+            picture = overlay(shown, inspector.limits)
+            try:
+                save_png(picture, Path(files["overlay"]))
+                _save_npy(result.anomaly_map, Path(files["anomaly_map"]))
+            except OSError as error:  # a verdict is told also where the disk is full
+                files = {"not_saved": f"{out}: {error.strerror}"}
         defects = list(result.defects or ())
         yield FrameResult(
             name, result.score, result.is_anomalous, result.verdict, defects, milliseconds, **files
@@ -111,6 +116,9 @@ def inspect_samples(
 
 def _save_npy(array: npt.NDArray[np.float32], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

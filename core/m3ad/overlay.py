@@ -133,8 +133,11 @@ def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG under a temporary name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _verdict(inspected: Inspected, threshold: float) -> tuple[str, tuple[int, int, int]]:

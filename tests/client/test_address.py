@@ -30,7 +30,9 @@ def grpc_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[i
         server.stop(None).wait()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8001", "https://h:1", "127.0.0.1:8001/v2", "grpc://"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8001", "https://h:1", "127.0.0.1:8001/v2", "grpc://", "8001"]
+)
 def test_a_scheme_or_path_is_named(url: str) -> None:
     with pytest.raises(
         ServerError, match=r"--url .* is no address of gRPC; expected HOST:PORT .* as in --url \S+:\d+"

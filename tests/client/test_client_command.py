@@ -107,6 +107,21 @@ def test_a_bad_frame_does_not_stop_the_next(tiny_bundle: Bundle, tmp_path: Path)
     assert "3 of 4 frames could not be inspected: " in done.stderr
 
 
+def test_a_verdict_is_told_also_where_it_cannot_be_saved(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    for number in range(2):
+        write_frame(tmp_path / "frames", f"{number}", make_frame(number))
+    out = tmp_path / "out"
+    (out / "0.map.npy" / "full").mkdir(parents=True)  # as a full disk, a place where the map cannot go
+    done = client("infer", tmp_path / "frames", "--bundle", tiny_bundle.path, "--out", out)
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()
+    assert re.search(rf"^0: (good|DEFECT), score .*, not saved: {re.escape(str(out))}: \w", first)
+    assert "1.overlay.png" in second
+    assert "found in 1 of 2 frames could not be saved" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {p.name for p in out.iterdir()} == {"0.map.npy", "0.overlay.png", "1.map.npy", "1.overlay.png"}
+
+
 def test_eval_equals_the_metrics_computed_here(tiny_bundle: Bundle, category: Path) -> None:
     told = document("eval", category, "--bundle", tiny_bundle.path, "--maps")
     inspector, samples = Inspector(tiny_bundle), find_samples(category, "test")
