@@ -229,14 +229,14 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def require_place(path: Path) -> None:
-    """Check that a file can be written at `path`, before the work whose result it gets.
+    """Check that a file can be written at `path`, before the work whose result it gets; nothing is left there.
 
     Raises:
         ArtifactError: it cannot; the message says why.
     """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ArtifactError(
@@ -260,6 +260,7 @@ def new_folder(target: Path, expected_format: str | None = None) -> Iterator[Pat
             raise ArtifactError(f"{target} exists already. {advice}")
         read_manifest(target, expected_format, advice)
     require_place(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary

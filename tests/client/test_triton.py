@@ -128,7 +128,7 @@ def test_tls_both_ways(fused_repository: Path, certificates: dict[str, Path]) ->
     with LocalServer([fused_repository], host="0.0.0.0", tls=tls) as server:
         with TritonInspector(server.grpc_url, tls=Tls(ca=ca, cert=cert, key=key)) as inspector:
             assert inspector.inspect_prepared(make_input(1024)).score > 0
-        with pytest.raises(ServerError, match="no Triton answers"):
+        with pytest.raises(ServerError, match="speaks TLS; add --tls, and --ca"):
             TritonInspector(server.grpc_url, timeout_s=5)
         with pytest.raises(ServerError, match="no Triton answers"):
             TritonInspector(server.grpc_url, tls=Tls(ca=ca), timeout_s=5)

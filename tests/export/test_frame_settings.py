@@ -1,6 +1,7 @@
 """What training fixes about frames: declared holes, the rule for zeros, and how large the part is."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,15 @@ def test_a_bundle_may_have_another_category(
     assert "category 'Teil 7' cannot name a Triton model" in str(refused.exception)
     done = CliRunner().invoke(app, [*command, "--category", "part-7"])
     assert (done.exit_code, written) == (0, ["part-7"])
+
+
+def test_a_refused_training_leaves_nothing(category: Path, tmp_path: Path, seen: dict[str, Any]) -> None:
+    shutil.rmtree(category / "validation")
+    command = ["train", str(category), str(tmp_path / "out"), "--rgb-weights", "random"]
+    refused = CliRunner().invoke(app, command)
+    assert "has no split 'validation'; expected validation/" in str(refused.exception)
+    assert not seen
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_hole_that_is_no_number_is_refused(category: Path, tmp_path: Path, seen: dict[str, Any]) -> None:
