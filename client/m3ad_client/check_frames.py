@@ -90,13 +90,9 @@ def _samples(folder: Path) -> tuple[list[Sample], Check]:
     """All frames, and what is to be said of their splits."""
     if not is_category(folder):
         return find_pairs(folder), Check("splits", True, "none: a plain folder, for inspection only")
-    found: dict[str, list[Sample]] = {}
-    wrong = []
-    for split in SPLITS:
-        try:
-            found[split] = find_samples(folder, split)
-        except FrameError as error:
-            wrong.append(str(error))
+    tried = {split: _split(folder, split) for split in SPLITS}
+    found = {split: samples for split, samples in tried.items() if isinstance(samples, list)}
+    wrong = [str(error) for error in tried.values() if isinstance(error, FrameError)]
     samples = [sample for split in found.values() for sample in split]
     if not samples:
         raise FrameError(wrong[0])
@@ -107,6 +103,13 @@ def _samples(folder: Path) -> tuple[list[Sample], Check]:
     told = ", ".join(f"{len(s)} {split}" for split, s in found.items())
     drawn = f"; {len(unmarked)} defective parts have no mask, so no metrics by pixel" if unmarked else ""
     return samples, Check("splits", not wrong, "; ".join(wrong) or f"{told}{drawn}")
+
+
+def _split(folder: Path, split: str) -> list[Sample] | FrameError:
+    try:
+        return find_samples(folder, split)
+    except FrameError as error:
+        return error
 
 
 def _facts(sample: Sample, settings: Preprocessing, agreement: Agreement) -> Facts:

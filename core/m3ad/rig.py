@@ -157,15 +157,11 @@ def fit_rig(frames: Sequence[Frame]) -> Rig:
     """
     if not frames:
         raise FrameError("there are no frames to calibrate the rig with; give empty or good ones")
-    views, shown, blind = [], list[Frame](), list[FrameError]()
-    for frame in frames:
-        try:
-            views.append(view(frame))
-            shown.append(frame)
-        except FrameError as error:
-            blind.append(error)
-    if not views:
-        raise blind[0]
+    seen = [_view_or_why(frame) for frame in frames]
+    views = [v for v in seen if isinstance(v, View)]
+    shown = [frame for frame, v in zip(frames, seen, strict=True) if isinstance(v, View)]
+    if isinstance(seen[0], FrameError) and not views:
+        raise seen[0]
     middle = _middle(shown[0])
     off = np.array([[_offset(a.plane, b.plane, middle) for a in views] for b in views])
     start = views[int(np.median(off, axis=1).argmin())].plane
@@ -199,6 +195,13 @@ def fit_rig(frames: Sequence[Frame]) -> Rig:
         frames=[v.name for v in chosen],
         left_out=[f.name for f in frames if f.name not in {v.name for v in chosen}],
     )
+
+
+def _view_or_why(frame: Frame) -> View | FrameError:
+    try:
+        return view(frame)
+    except FrameError as error:
+        return error
 
 
 def drift(rig: Rig, frame: Frame) -> list[str]:
