@@ -19,7 +19,7 @@ CAMERA_FILES = ("intrinsics.json", "intrinsic.json", "camera.json")
 LEVELS = 4  # above a depth image in which its camera's file is looked for: depth, good, train, the category
 MILLIMETRE = 0.001  # a unit of an integer depth image, unless the camera's file says otherwise
 ROWS = 256  # of rays that are undistorted at once
-MAX_STEPS = 100
+MAX_STEPS = 500
 TOLERANCE = 1e-9  # of a ray, in focal lengths
 ADVICE = (
     "Write width, height, fx, fy, cx, cy in pixels, and where needed depth_scale (metres of a unit) and distortion "
