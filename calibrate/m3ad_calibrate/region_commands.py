@@ -61,7 +61,10 @@ def regions_command(
         scores.append(inspector.inspect_prepared(prepared).score)
     fitted = fit_threshold(scores, false_alarm_rate)
     settings = replace(settings, extent_m=statistics.median(extents))
-    opened.update(preprocessing=settings.to_json(), threshold={**asdict(fitted), "validation_scores": scores})
+    parts = [f"{sample.split}/{sample.defect}/{sample.name}" for sample in samples]
+    record = {**asdict(fitted), "review": None, "validation_scores": scores, "parts": parts}
+    had_review = opened.manifest.threshold.review is not None
+    opened.update(preprocessing=settings.to_json(), threshold=record)
     share = float(regions.mask().mean()) if regions else 1.0
     if as_json:
         print_json({"kept": share, **asdict(fitted)})
@@ -69,4 +72,8 @@ def regions_command(
     print_text(
         f"{bundle}: {share:.1%} of a frame's pixels count; threshold {fitted.value:.6g} ({fitted.rule})"
     )
+    if had_review:
+        talk.print(
+            "the review limit was for other scores and is gone: m3ad-calibrate threshold --review-rate"
+        )
     talk.print("repositories carry their own: m3ad-triton write BUNDLE REPO")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
+from m3ad.limits import Limits
 from m3ad.overlay import BANNER_PX, IGNORED, REGION, SIDE_PX, Inspected, overlay
 from m3ad.preprocess import Preprocessing, prepare
 from m3ad.regions import Regions, read_regions, with_regions
@@ -124,7 +125,7 @@ def test_the_overlay_shows_them():
     frame = Frame(np.full((SIZE, SIZE, 3), 128, np.uint8), np.ones((SIZE, SIZE, 3), np.float32), "part")
     item = Inspected(frame, np.zeros((224, 224), np.float32), 0.0)
     plain, shown = (
-        np.array(overlay(i, 1.0))[BANNER_PX:, :SIDE_PX] for i in (item, replace(item, kept=half()))
+        np.array(overlay(i, Limits(1.0)))[BANNER_PX:, :SIDE_PX] for i in (item, replace(item, kept=half()))
     )
     assert (plain == 128).all()
     middle = SIDE_PX // 2
