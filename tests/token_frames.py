@@ -30,6 +30,7 @@ def frame_of(
         rng.standard_normal((groups, xyz_width), np.float32),
         bilinear_operator(side, xyz.scored_pixel),
         xyz,
+        pixel,
     )
 
 

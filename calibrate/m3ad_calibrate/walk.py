@@ -104,10 +104,10 @@ class Walk:
     def vote(self, walked: Walked, nearest: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """The anomaly map [224, 224], in which the picked pixel that `nearest` names stands for each scored one."""
         stage = self.stages[self.last.stage]
-        pixel = walked.whole["scored_pixel"]
+        pixels = {name: walked.whole[name] for name in ("scored_pixel", "point_pixel")}
         if isinstance(stage, TiledHead):
             scores = np.ascontiguousarray(walked.picked[SCORES][:, nearest])
-            voted = stage.vote({"scores": scores, "scored_pixel": pixel})
+            voted = stage.vote({"scores": scores, **pixels})
         else:
             arrays = {
                 name: walked.picked[value][nearest] if value in walked.picked else walked.whole[value]

@@ -201,6 +201,7 @@ class Served:
             "runtime": serving["runtime"],
             "device": "cpu" if serving["runtime"] == "onnxruntime" else "gpu",
             "precision": serving["precision"],
+            "lattice": inspector.preprocessing.lattice,
             "layout": inspector.record.layout,
             "threads": len(os.sched_getaffinity(0)) if self.pid else None,
             "weights": inspector.record.weights,

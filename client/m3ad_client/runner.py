@@ -27,6 +27,7 @@ def load(bundle: Path, layout: str, threads: int) -> Runner:
         "runtime": f"ONNX Runtime {onnxruntime.__version__}",
         "device": "cpu",
         "precision": inspector.precision,
+        "lattice": inspector.preprocessing.lattice,
         "layout": layout,
         "threads": inspector.threads,
         "weights": inspector.record.weights,

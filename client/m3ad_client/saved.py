@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from m3ad.errors import ArtifactError
+from m3ad.scored import Lattice
 from m3ad.typed_json import read_json, typed
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -73,6 +74,7 @@ class Row(Struct):
     threads: float | None
     cold_start_ms: float | None
     map_max_error: float | None
+    lattice: Lattice = "all"  # older documents have none
 
 
 class Stage(Struct):

@@ -64,8 +64,8 @@ class Bundle:
         """
         manifest = typed(document, Manifest, str(path / MANIFEST), EXPORT_AGAIN)
         require_whole(document["dims"], manifest.dims.to_json(), "$.dims", str(path / MANIFEST), EXPORT_AGAIN)
-        Preprocessing.from_json(manifest.preprocessing)
-        contract = contract_of(manifest.method, manifest.dims)
+        preprocessing = Preprocessing.from_json(manifest.preprocessing)
+        contract = contract_of(manifest.method, manifest.dims, preprocessing.lattice)
         used = dict.fromkeys(step.stage for layout in manifest.layouts for step in contract.steps(layout))
         needed = [f"onnx/{file}" for stage in used for file in contract.method.cpu[stage].files]
         if missing := [file for file in needed if file not in manifest.files]:
@@ -75,7 +75,7 @@ class Bundle:
     @property
     def contract(self) -> Contract:
         """What crosses the stage boundaries of this bundle's detector."""
-        return contract_of(self.manifest.method, self.manifest.dims)
+        return contract_of(self.manifest.method, self.manifest.dims, self.preprocessing.lattice)
 
     @property
     def dims(self) -> Dims:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from m3ad.contract import LAYOUTS, Dims, Layout, Stage, Step, Tensor
 from m3ad.errors import ArtifactError
+from m3ad.scored import Lattice
 
 # What comes out of every pipeline: an inspection needs the first two; score_maps explain a verdict, for the evaluation.
 PIPELINE_OUTPUTS = ("anomaly_map", "score", "score_maps")
@@ -80,6 +81,8 @@ class Method:
         groups: layers that a precision plan treats alike: name -> pattern in `<graph>:<node>`.
         score_maps: how many a frame has, None where the detector's settings decide.
         group_size: neighbours in a group, as published.
+        takes_lattice: whether fewer than all pixels may be scored: its score maps are smoothed by f last, and no
+            network reads the rows of all pixels.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Method:
     groups: Mapping[str, str] = field(default_factory=dict)
     score_maps: int | None = None
     group_size: int = 32
+    takes_lattice: bool = False
 
     def graphs_in(self, stage: str) -> list[str]:
         """The dense graphs of a stage, by the names of the plain ones: a CPU has the encoder in row tiles."""
@@ -115,15 +119,30 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What crosses the stage boundaries of one detector: its method with its sizes."""
+    """What crosses the stage boundaries of one detector: its method with its sizes and its lattice.
+
+    Raises:
+        ArtifactError: the method scores every pixel and the lattice is another.
+    """
 
     method: Method
     dims: Dims
+    lattice: Lattice = "all"
+
+    def __post_init__(self) -> None:
+        require_lattice(self.method, self.lattice)
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """Every stage of every layout, by name."""
-        return self.method.stages(self.dims)
+        """Every stage of every layout, by name.
+
+        With a lattice the vote takes `point_pixel` too: all the pixels that the scored ones stand for follow from it.
+        """
+        table = self.method.stages(self.dims)
+        if self.lattice == "all":
+            return table
+        (pixel,) = {t for stage in table.values() for t in stage.inputs if t.name == "point_pixel"}
+        return {name: _with_input(stage, pixel) for name, stage in table.items()}
 
     def steps(self, layout: Layout) -> tuple[Step, ...]:
         """The wiring of a layout.
@@ -161,3 +180,22 @@ class Contract:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {t.name: t for stage in self.stages.values() for t in (*stage.inputs, *stage.outputs)}
+
+
+def require_lattice(method: Method, lattice: Lattice) -> None:
+    """Refuse a lattice that the method does not take.
+
+    Raises:
+        ArtifactError: it scores every pixel.
+    """
+    if lattice != "all" and not method.takes_lattice:
+        raise ArtifactError(
+            f"{method.title} scores every pixel, so its lattice must be all, got {lattice}; train without --lattice"
+        )
+
+
+def _with_input(stage: Stage, tensor: Tensor) -> Stage:
+    """A stage that makes the map takes the tensor, if it does not already; any other one is as it was."""
+    if tensor in stage.inputs or all(output.name != "anomaly_map" for output in stage.outputs):
+        return stage
+    return replace(stage, inputs=(*stage.inputs, tensor))

@@ -21,7 +21,7 @@ from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_hole
 from m3ad.plane import Plane, border_points, distance_m, fit_plane
 from m3ad.regions import Regions, with_regions
 from m3ad.scale import extent, unit_mistake
-from m3ad.scored import scored_pixels
+from m3ad.scored import Lattice, checked_lattice, on_lattice, scored_pixels
 from m3ad.typed_json import typed
 
 PlaneRemoval = Literal["none", "fixed", "ransac"]
@@ -41,6 +41,7 @@ BEFORE = {
     "extent_m": None,
     "camera": None,
     "regions": None,
+    "lattice": "all",
 }
 
 
@@ -51,7 +52,7 @@ class ModelInput(NamedTuple):
         image: [1, 3, 224, 224] float32, ImageNet-normalised.
         points: [N, 3] float32, metres, the foreground in row-major order, not centred.
         point_pixel: [N] int32, ascending, row-major pixel of each point on the 224 x 224 grid.
-        scored_pixel: [R] int32, ascending, row-major pixel of each row that is scored (`scored.scored_pixels`).
+        scored_pixel: [R] int32, ascending, row-major pixel of each row that is scored (`scored`).
     """
 
     image: npt.NDArray[np.float32]
@@ -77,6 +78,7 @@ class Preprocessing:
         extent_m: how large the training frames' foreground is (`scale.extent`, median); another unit is told by it.
         camera: of depth images that have no camera's file beside them.
         regions: the pixels of a frame that count; None is all of them.
+        lattice: which of the pixels that the foreground reaches are scored: `all`, `half` or every k-th in both axes.
 
     Raises:
         ValueError: a value is out of range, or the coefficients do not go with `plane`.
@@ -93,6 +95,7 @@ class Preprocessing:
     extent_m: float | None = None
     camera: Camera | None = None
     regions: Regions | None = None
+    lattice: Lattice = "all"
 
     def __post_init__(self) -> None:
         if self.plane not in get_args(PlaneRemoval):
@@ -125,6 +128,7 @@ class Preprocessing:
             )
         if self.extent_m is not None and not 0 < self.extent_m < math.inf:
             raise ValueError(f"extent_m must be positive, got {self.extent_m}")
+        checked_lattice(self.lattice)
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
@@ -201,7 +205,13 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
     point_pixel = np.flatnonzero(foreground).astype(np.int32)
     points = xyz.reshape(-1, 3)[point_pixel]
     _require_unit(frame.name, points, preprocessing.extent_m)
-    return ModelInput(_image(frame.rgb), points, point_pixel, scored_pixels(point_pixel))
+    scored = on_lattice(scored_pixels(point_pixel), preprocessing.lattice)
+    if not len(scored):
+        raise FrameError(
+            f"frame {frame.name}: no pixel of the part lies on the lattice {preprocessing.lattice}; the part is "
+            "too thin for it, use a finer one"
+        )
+    return ModelInput(_image(frame.rgb), points, point_pixel, scored)
 
 
 def with_holes(frame: Frame, preprocessing: Preprocessing) -> Frame:

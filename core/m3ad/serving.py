@@ -12,6 +12,7 @@ from m3ad.limits import Limits
 from m3ad.manifest import Encoder, OfficialWeights
 from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
+from m3ad.preprocess import Preprocessing
 from m3ad.typed_json import parse_json, require_whole, typed
 
 # Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
@@ -81,7 +82,7 @@ class ServingRecord:
     @property
     def contract(self) -> Contract:
         """What crosses the stage boundaries of the served detector."""
-        return contract_of(self.method, self.dims)
+        return contract_of(self.method, self.dims, Preprocessing.from_json(self.preprocessing).lattice)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str, advice: str) -> "ServingRecord":

@@ -167,7 +167,8 @@ class TiledHead:
 
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """First layers on the tokens, then every scored pixel, a tile at a time."""
-        return self.vote({"scores": self.scores(arrays), "scored_pixel": arrays["scored_pixel"]})
+        pixels = {name: arrays[name] for name in ("scored_pixel", "point_pixel")}
+        return self.vote({"scores": self.scores(arrays), **pixels})
 
     def projected_tokens(self, arrays: Arrays) -> dict[str, FloatArray]:
         """Everything that is spread over the pixels: the tokens themselves and what the first layers make of them."""

@@ -8,7 +8,7 @@ import numpy as np
 from m3ad import bundle as artefact
 from m3ad.contract import CONTRACT_VERSION, IMAGE_SIZE, Layout
 from m3ad.preprocess import ModelInput
-from m3ad.scored import scored_pixels
+from m3ad.scored import Lattice, on_lattice, scored_pixels
 from m3ad_runtime.pipeline import Pipeline, model_arrays
 
 from m3ad_export.detector import Detector
@@ -83,15 +83,15 @@ def write_golden(detector: Detector, frame: ModelInput, folder: Path) -> None:
     """Write PyTorch's value of every tensor of the chain for a part of one frame, as `<value>.npy`."""
     folder.mkdir()
     pipeline = Pipeline(detector.contract.steps("chain"), stage_functions(detector))
-    values, _ = pipeline.run(model_arrays(central_part(frame)), keep_all=True)
+    values, _ = pipeline.run(model_arrays(central_part(frame, detector.contract.lattice)), keep_all=True)
     for name, value in values.items():
         np.save(folder / f"{name}.npy", value, allow_pickle=False)
 
 
-def central_part(frame: ModelInput, points: int = GOLDEN_POINTS) -> ModelInput:
+def central_part(frame: ModelInput, lattice: Lattice = "all", points: int = GOLDEN_POINTS) -> ModelInput:
     """The foreground points nearest to the middle of the grid: a real frame whose feature rows stay a few megabytes."""
     y, x = np.divmod(frame.point_pixel, IMAGE_SIZE)
     middle = (IMAGE_SIZE - 1) / 2
     kept = np.sort(np.argsort((y - middle) ** 2 + (x - middle) ** 2, kind="stable")[:points])
     pixel = frame.point_pixel[kept]
-    return ModelInput(frame.image, frame.points[kept], pixel, scored_pixels(pixel))
+    return ModelInput(frame.image, frame.points[kept], pixel, on_lattice(scored_pixels(pixel), lattice))

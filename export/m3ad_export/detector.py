@@ -9,6 +9,7 @@ import torch
 from m3ad.contract import Dims
 from m3ad.method import Contract
 from m3ad.methods import contract_of
+from m3ad.preprocess import Preprocessing
 from torch import nn
 
 from m3ad_export.nets.point_mae import PointMaeEncoder
@@ -55,7 +56,12 @@ class Detector:
     @property
     def contract(self) -> Contract:
         """What crosses the stage boundaries of this detector."""
-        return contract_of(self.record["method"], self.dims)
+        return contract_of(self.record["method"], self.dims, self.preprocessing.lattice)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done with a frame before the first stage."""
+        return Preprocessing.from_json(self.record["preprocessing"])
 
     @property
     def encoders(self) -> tuple[VisionTransformer, PointMaeEncoder]:

@@ -14,9 +14,11 @@ from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import M3adError
 from m3ad.frames import find_samples
 from m3ad.holes import ZeroRule
+from m3ad.method import require_lattice
 from m3ad.methods import DEFAULT_METHOD, METHODS, method_named
 from m3ad.preprocess import Modality, PlaneRemoval, Preprocessing
 from m3ad.rig import read_rig
+from m3ad.scored import Lattice, lattice_of
 from m3ad.serving import require_model_name
 from m3ad.xyz import camera_of
 from rich.progress import Progress
@@ -37,6 +39,10 @@ SetOpt = Annotated[
         metavar="NAME=VALUE",
         help="a setting of the method, as `methods` lists them; repeat for several",
     ),
+]
+LatticeOpt = Annotated[
+    str | None,
+    typer.Option(help="which pixels are scored: all, half, or every k-th in both axes, k = 2..8"),
 ]
 RigOpt = Annotated[Path | None, typer.Option(help="`m3ad-calibrate rig`'s file, for --plane fixed")]
 
@@ -77,6 +83,7 @@ def train(
     camera: Annotated[
         Path | None, typer.Option(help="a depth camera's intrinsics, where none lie beside the depth images")
     ] = None,
+    lattice: LatticeOpt = None,
     method: Annotated[str, typer.Option(help="the detector's method; `methods` lists them")] = DEFAULT_METHOD,
     modality: Annotated[
         str, typer.Option(help="both, or the only one there is: rgb or xyz, of methods that run on one")
@@ -104,6 +111,8 @@ def train(
     require_model_name(name, "name one with --category")
     require_place(out / "detector.json")
     declared = method_named(method if modality == "both" else f"{method}_{modality}")
+    chosen_lattice = _lattice(lattice) or "all"
+    require_lattice(declared, chosen_lattice)
     chosen = settings_of(declared.name, _pairs(settings) | ({} if seed is None else {"seed": str(seed)}))
     if (plane == "fixed") != (rig is not None):
         raise M3adError("--plane fixed and --rig go together; calibrate the rig with: m3ad-calibrate rig")
@@ -156,6 +165,7 @@ def train(
                 hole=hole,
                 zero_rule=zero_rule,
                 camera=read_camera(camera) if camera else camera_of(samples[0].xyz_path),
+                lattice=chosen_lattice,
             ),
             settings=chosen,
             track=track,
@@ -197,6 +207,7 @@ def vote(
         Modality | None,
         typer.Option(help="mask a modality out of these and all later frames: rgb to one colour, xyz flat"),
     ] = None,
+    lattice: LatticeOpt = None,
     settings: SetOpt = None,
 ) -> None:
     """Fit a detector's vote and threshold anew: to another line's good parts, or to frames that lack a modality."""
@@ -210,6 +221,7 @@ def vote(
             find_samples(data, "validation"),
             out,
             without=without,
+            lattice=_lattice(lattice),
             settings=_pairs(settings),
             track=track,
         )
@@ -222,6 +234,14 @@ def tracked() -> "Iterator[Track]":
     """Progress bars for as long as the block runs."""
     with Progress(console=talk) as progress:
         yield lambda items, description, total: progress.track(items, total=total, description=description)
+
+
+def _lattice(text: str | None) -> Lattice | None:
+    """The lattice of the option, None where it is left out."""
+    try:
+        return None if text is None else lattice_of(text)
+    except ValueError as error:
+        raise M3adError(f"--{error}") from error
 
 
 def _pairs(settings: list[str] | None) -> dict[str, str]:

@@ -13,9 +13,11 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 from m3ad.errors import M3adError
 from m3ad.frames import Sample, read_sample
+from m3ad.method import require_lattice
 from m3ad.methods import DEFAULT_METHOD, method_named
 from m3ad.preprocess import Modality, Preprocessing, prepare
 from m3ad.scale import extent
+from m3ad.scored import Lattice
 
 from m3ad_export.detector import Detector
 from m3ad_export.method import Fitted, Job
@@ -153,6 +155,7 @@ def refit(
     folder: Path,
     *,
     without: Modality | None = None,
+    lattice: Lattice | None = None,
     settings: dict[str, str] | None = None,
     track: Track = lambda steps, _description, _total: steps,
 ) -> Detector:
@@ -164,12 +167,14 @@ def refit(
         validation_samples: good frames; they set the verdict threshold only.
         folder: gets `features/` and the detector.
         without: a modality to mask out of these frames and of every later one; None takes frames as they are.
+        lattice: which pixels are scored from now on; the detector's if left out.
         settings: of the method's, to change; the others are as the detector was trained with.
         track: shows progress.
 
     Raises:
         FrameError: a split is empty or holds a defect, or a frame cannot be read.
-        M3adError: `folder` already holds a detector, or the detector's plane removal needs the modality.
+        M3adError: `folder` already holds a detector, the detector's plane removal needs the modality, or its method
+            scores every pixel.
     """
     require_good("training", train_samples)
     require_good("validation", validation_samples)
@@ -182,9 +187,12 @@ def refit(
     trained_with = implementation.settings(**{k: v for k, v in record["training"].items() if k in known})
     chosen = settings_of(method, settings, trained_with)
     try:
-        preprocessing = replace(Preprocessing.from_json(record["preprocessing"]), without=without)
+        preprocessing = replace(detector.preprocessing, without=without)
     except ValueError as error:
         raise M3adError(f"{error}; train a detector with --plane none for this line") from error
+    if lattice is not None:
+        preprocessing = replace(preprocessing, lattice=lattice)
+    require_lattice(detector.contract.method, preprocessing.lattice)
     extract = FeatureExtractor(detector.rgb, detector.xyz, preprocessing, folder / "features")
     job = Job(train_samples, extract, folder / "checkpoints", chosen, track)
     networks = implementation.refit(detector, job) if implementation.refit else detector.networks

@@ -33,6 +33,7 @@ class Form:
         default_factory=lambda: {
             **dict.fromkeys(("how", "hardware", "runtime", "device", "precision", "layout", "weights"), "x"),
             "threads": 1,
+            "lattice": "half",
             "parameter_bytes": 1,
         }
     )

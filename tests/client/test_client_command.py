@@ -183,7 +183,15 @@ def test_bench_holds_forms_side_by_side(tiny_bundle: Bundle, tiny_detector: Dete
     for row in told["rows"]:
         assert row["frames"] == 2
         assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-        assert {"hardware", "threads", "runtime", "precision", "warmup_frames", "weights"} <= row.keys()
+        assert {
+            "hardware",
+            "threads",
+            "runtime",
+            "precision",
+            "lattice",
+            "warmup_frames",
+            "weights",
+        } <= row.keys()
         assert row["cold_start_ms"] > row["p50_ms"]
         assert row["mean_points"] >= 1024
         if row["name"] == "cfm":

@@ -12,6 +12,7 @@ from m3ad.errors import ArtifactError
 from m3ad.frames import find_samples, read_sample
 from m3ad.methods import METHODS
 from m3ad.preprocess import Preprocessing, prepare
+from m3ad.scored import on_lattice
 from m3ad.serving import ServingRecord
 from m3ad_calibrate.gate import gate
 from m3ad_calibrate.quantize import Settings, quantize
@@ -48,6 +49,14 @@ def bundles(detectors: dict[str, Detector], tmp_path_factory: pytest.TempPathFac
     for method, detector in detectors.items():
         write_bundle(detector, make_input(3000), folder / method, parity_points=(1024, 1025))
     return {method: Bundle.open(folder / method) for method in detectors}
+
+
+@pytest.fixture(scope="session")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """CFM that scores every other pixel."""
+    path = tmp_path_factory.mktemp("lattice") / "cfm_half"
+    write_bundle(make_detector("cfm", "half"), make_input(3000), path, parity_points=(1025,))
+    return Bundle.open(path)
 
 
 @pytest.fixture(scope="session")
@@ -170,8 +179,25 @@ def test_the_authors_licence_is_told_where_results_are(bundles: dict[str, Bundle
     assert line.startswith(ServingRecord.of(bundle, "fused").weights)
 
 
-def test_a_server_gives_what_the_process_gives(bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    layouts = [(method, layout) for method in OTHERS for layout in bundles[method].manifest.layouts]
+def test_a_detector_on_a_lattice_needs_no_gate_and_scores_nearly_the_same(
+    half: Bundle, bundles: dict[str, Bundle]
+) -> None:
+    """Its score maps are those of all pixels but for what half of them do not say."""
+    half.verify_usable()
+    frame = make_input(2000)
+    some = frame._replace(scored_pixel=on_lattice(frame.scored_pixel, "half"))
+    for layout in half.manifest.layouts:
+        full = Inspector(bundles["cfm"], layout).inspect_prepared(frame).anomaly_map.flat[frame.point_pixel]
+        found = Inspector(half, layout).inspect_prepared(some).anomaly_map.flat[frame.point_pixel]
+        np.testing.assert_allclose(found, full, rtol=0.05)
+        assert (found != full).any()
+
+
+def test_a_server_gives_what_the_process_gives(
+    bundles: dict[str, Bundle], half: Bundle, tmp_path: Path
+) -> None:
+    bundles = {**bundles, "cfm_half": half}
+    layouts = [(method, layout) for method in bundles for layout in bundles[method].manifest.layouts]
     frame = make_frame()
     for layout in ("chain", "fused"):
         served = [method for method, each in layouts if each == layout]
@@ -183,7 +209,7 @@ def test_a_server_gives_what_the_process_gives(bundles: dict[str, Bundle], tmp_p
         with LocalServer(repositories) as server:
             for method in served:
                 with TritonInspector(server.grpc_url, method) as inspector:
-                    assert inspector.record.method == method
+                    assert inspector.record.method == bundles[method].manifest.method
                     found = inspector.inspect(frame, with_maps=True)
                 here = Inspector(bundles[method], layout).inspect(frame, with_maps=True)  # type: ignore[arg-type]
                 np.testing.assert_array_equal(found.anomaly_map, here.anomaly_map)

@@ -5,6 +5,8 @@ from typing import Any
 
 from conftest import TINY_RGB, TINY_XYZ, make_tiny_detector, randomise
 from m3ad.methods import METHODS
+from m3ad.preprocess import Preprocessing
+from m3ad.scored import Lattice
 from m3ad_export.detector import Detector
 from m3ad_export.methods import IMPLEMENTATIONS
 
@@ -24,15 +26,16 @@ def record_of(method: str) -> dict[str, Any]:
     }
 
 
-def make_detector(method: str) -> Detector:
+def make_detector(method: str, lattice: Lattice = "all") -> Detector:
     """A detector of a method, its modality's encoders alone."""
-    base = make_tiny_detector(method)
+    base = make_tiny_detector(method if lattice == "all" else f"{method}_{lattice}")
     inputs = METHODS[method].inputs
     encoders = {"rgb": "image", "xyz": "points"}
     record = {
         **{key: value for key, value in base.record.items() if key not in ("heads", "voting")},
         **record_of(method),
         "method": method,
+        "preprocessing": Preprocessing(lattice=lattice).to_json(),
         "encoders": {
             side: {**asdict(config), **base.record["encoders"][side]}
             for side, config in (("rgb", TINY_RGB), ("xyz", TINY_XYZ))

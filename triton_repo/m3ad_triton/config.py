@@ -44,7 +44,12 @@ def python_stage(name: str, stage: Stage, contract: Contract, warmup: Mapping[st
     config.backend = "python"
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.parameters[STAGE_PARAMETER].string_value = json.dumps(
-        {"stage": stage.name, "method": contract.method.name, "dims": contract.dims.to_json()}
+        {
+            "stage": stage.name,
+            "method": contract.method.name,
+            "dims": contract.dims.to_json(),
+            "lattice": contract.lattice,
+        }
     )
     return config
 

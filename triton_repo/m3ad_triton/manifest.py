@@ -15,6 +15,7 @@ from m3ad.errors import ArtifactError
 from m3ad.manifest import FileEntry, Json, Sha256, is_inside
 from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
+from m3ad.scored import Lattice
 from m3ad.serving import MODEL_NAME
 from m3ad.typed_json import require_whole, typed
 from msgspec import Meta, Struct
@@ -67,6 +68,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     shared_memory_bytes: Bytes
     files: dict[str, FileEntry]
     frames: bool = False
+    lattice: Lattice = "all"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.layout not in METHODS[self.method].layouts:
@@ -86,7 +88,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def contract(self) -> Contract:
         """What crosses the stage boundaries of the served detector."""
-        return contract_of(self.method, self.dims)
+        return contract_of(self.method, self.dims, self.lattice)
 
     @classmethod
     def from_json(cls, document: Json, source: str, advice: str) -> "RepositoryManifest":

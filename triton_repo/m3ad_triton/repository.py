@@ -133,6 +133,7 @@ def write_repository(
                 **serving,
                 "method": contract.method.name,
                 "dims": bundle.dims.to_json(),
+                "lattice": contract.lattice,
                 "weights": record.weights,
                 "bundle_sha256": sha256_of(bundle.path / MANIFEST),
                 "engines": [engine.summary() for engine in engines],

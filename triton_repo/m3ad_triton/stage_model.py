@@ -23,7 +23,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the stage that the model's parameters name from the model's version folder."""
         record = json.loads(json.loads(args["model_config"])["parameters"]["m3ad_stage"]["string_value"])
-        contract = contract_of(record["method"], Dims(**record["dims"]))
+        contract = contract_of(record["method"], Dims(**record["dims"]), record.get("lattice", "all"))
         self.stage = contract.stages[record["stage"]]
         folder = Path(args["model_repository"]) / args["model_version"]
         threads = len(os.sched_getaffinity(0))

@@ -11,7 +11,6 @@ from typing import Any
 from m3ad.contract import Stage
 from m3ad.errors import ArtifactError
 from m3ad.frame_door import door_stages, door_steps, tensor_door
-from m3ad.preprocess import Preprocessing
 from m3ad.serving import RECORD_PARAMETER
 
 from m3ad_triton import config
@@ -206,7 +205,7 @@ def _record_problems(model: Any, manifest: RepositoryManifest) -> list[str]:
     told, problems = f"parameter `{RECORD_PARAMETER}` of model `{model.name}`", []
     try:
         record = record_of(model)
-        Preprocessing.from_json(record.preprocessing)
+        lattice = record.contract.lattice
     except ArtifactError as error:
         return [str(error)]
     for name in ("contract_version", "method", "category", "layout", "weights"):
@@ -217,6 +216,8 @@ def _record_problems(model: Any, manifest: RepositoryManifest) -> list[str]:
         problems.append(
             f"{told} says sizes {record.dims.to_json()!r}, the manifest {manifest.dims.to_json()}"
         )
+    if lattice != manifest.lattice:
+        problems.append(f"{told} says lattice {lattice}, the manifest {manifest.lattice}")
     return problems
 
 

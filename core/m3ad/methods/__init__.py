@@ -4,6 +4,7 @@ from m3ad.contract import Dims
 from m3ad.errors import M3adError
 from m3ad.method import Contract, Method
 from m3ad.methods import cfm, cmdr_iad, mentor3ad
+from m3ad.scored import Lattice
 
 METHODS: dict[str, Method] = {
     method.name: method for method in (mentor3ad.METHOD, cfm.METHOD, *cmdr_iad.METHODS)
@@ -22,10 +23,10 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def contract_of(name: str, dims: Dims) -> Contract:
-    """The contract of a method's detector with these sizes.
+def contract_of(name: str, dims: Dims, lattice: Lattice = "all") -> Contract:
+    """The contract of a method's detector with these sizes, scored on this lattice.
 
     Raises:
-        M3adError: there is no such method.
+        M3adError: there is no such method, or it scores every pixel.
     """
-    return Contract(method_named(name), dims)
+    return Contract(method_named(name), dims, lattice)

@@ -56,4 +56,5 @@ METHOD = Method(
     },
     score_maps=3,
     group_size=128,
+    takes_lattice=True,
 )

@@ -78,4 +78,5 @@ METHOD = Method(
         "output": r"^mgm:to_\w+\.output/|^head_rows:\w+_output\.",
         "second pass": r"^head_rows:\w+_again/",
     },
+    takes_lattice=True,
 )

@@ -120,6 +120,7 @@ def runner(form: str, folder: Path, threads: int, device: str) -> Runner:
             "runtime": f"PyTorch {torch.__version__} eager",
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "precision": "fp32",
+            "lattice": "all",
             "layout": form,
             "threads": threads,
             "weights": f"{weights_line(encoders)}; {heads_line(form, detector)}",

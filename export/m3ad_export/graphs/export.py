@@ -93,9 +93,11 @@ def head_stages(contract: Contract, head: FusedHead) -> dict[str, tuple[nn.Modul
         return tuple(Tensor(name, ("R", widths[name])) for name in names)
 
     scores = Tensor("scores", (len(pairs), "R"))
+    taken = ("scored_pixel",) if contract.lattice == "all" else ("scored_pixel", "point_pixel")
+    pixels = tuple(inputs[name] for name in taken)
     return {
         "head_tokens": (head.tokens, Stage("head_tokens", (rgb_tokens, xyz_tokens), projected)),
         "head_rows": (head.rows, Stage("head_rows", rows(head.inputs), rows([*head.outputs]))),
         "head_scores": (PairScores(pairs), Stage("head_scores", rows(pair_names(pairs)), (scores,))),
-        "head_vote": (head.vote, Stage("head_vote", (scores, inputs["scored_pixel"]), stage.outputs)),
+        "head_vote": (head.vote, Stage("head_vote", (scores, *pixels), stage.outputs)),
     }

@@ -14,7 +14,7 @@ from m3ad.contract import IMAGE_SIZE, Layout
 from m3ad.errors import ArtifactError
 from m3ad.metrics import rank_correlation
 from m3ad.preprocess import ModelInput
-from m3ad.scored import scored_pixels
+from m3ad.scored import Lattice, on_lattice, scored_pixels
 from m3ad_runtime.onnx_graph import OnnxGraph
 from m3ad_runtime.pipeline import Pipeline, model_arrays
 from m3ad_runtime.stages import CheckedStage, StageFunction, cpu_stage
@@ -56,12 +56,13 @@ class Deviation:
         )
 
 
-def parity_inputs(points: int, image: npt.NDArray[np.float32]) -> Values:
+def parity_inputs(points: int, image: npt.NDArray[np.float32], lattice: Lattice = "all") -> Values:
     """A frame with exactly this many foreground points: the pixels nearest to the image's centre, gently curved.
 
     Args:
         points: N, 1024..50176.
         image: [1, 3, 224, 224] of a real frame.
+        lattice: of the scored pixels.
 
     Returns:
         The pipeline's inputs by name; coordinates in metres around 0.4 m, as a structured-light sensor sees them.
@@ -74,7 +75,7 @@ def parity_inputs(points: int, image: npt.NDArray[np.float32]) -> Values:
     noise = np.random.default_rng(points).normal(scale=1e-4, size=points)
     relief = 0.003 * np.sin(rows / 9.0) * np.cos(columns / 13.0)
     cloud = np.stack([(columns - middle) * 5e-4, (rows - middle) * 5e-4, 0.4 + relief + noise], axis=1)
-    prepared = ModelInput(image, cloud.astype(np.float32), pixel, scored_pixels(pixel))
+    prepared = ModelInput(image, cloud.astype(np.float32), pixel, on_lattice(scored_pixels(pixel), lattice))
     return model_arrays(prepared)
 
 
@@ -102,7 +103,7 @@ def check_parity(
             loaded.setdefault("cpu stages", {})[name] = cpu_stage(name, onnx_folder, contract, threads)
     deviations: list[Deviation] = []
     for count in points:
-        inputs = parity_inputs(count, image)
+        inputs = parity_inputs(count, image, contract.lattice)
         expected, _ = reference.run(inputs, keep_all=True)
         for layout in layouts:
             wiring = contract.steps(layout)

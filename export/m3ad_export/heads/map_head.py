@@ -8,7 +8,6 @@ References:
     CMDR-IAD: the gated mapping map and the weighted reconstruction map
 """
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +16,8 @@ from m3ad.contract import IMAGE_SIZE
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from m3ad_export.heads.voting import on_grid
+from m3ad_export.heads.axis_map import AxisMap, box, means, operator
+from m3ad_export.heads.coverage import Coverage, on_grid
 
 Resize = Literal["half_pixel", "align_corners", "bicubic"]
 ImageNorm = Literal["none", "cfm"]
@@ -27,27 +27,6 @@ Modality = Literal["both", "rgb", "xyz"]
 PIL4_TAPS = (0.4375, 1, 1, 1, 1, 1, 1, 1, 0.4375)  # over their sum, three times: PIL's GaussianBlur(4)
 REC_DECAY = 0.3  # of CMDR-IAD's weights exp(-0.3 d)
 WEIGHT_EPS = 1e-8
-
-
-def operator(op: Callable[[Tensor], Tensor], size: int) -> Tensor:
-    """L [out, size] float64 of a linear map of one axis: op [n, size] -> [n, out] on the identity, transposed."""
-    return op(torch.eye(size, dtype=torch.float64)).T.contiguous()
-
-
-def means(widths: tuple[int, ...], size: int = IMAGE_SIZE) -> Tensor:
-    """Means over so many neighbours, one after the other, zeros beyond the border: [size, size] float64."""
-
-    def op(x: Tensor) -> Tensor:
-        for width in widths:
-            x = F.avg_pool1d(x[None], width, stride=1, padding=width // 2)[0]
-        return x
-
-    return operator(op, size)
-
-
-def box(size: int = IMAGE_SIZE) -> Tensor:
-    """Five means of 5 and three of 7, radius 19: the smoothing of CFM, CMDR-IAD and Mentor3AD; [size, size] float64."""
-    return means((5,) * 5 + (7,) * 3, size)
 
 
 def box_pre(size: int = IMAGE_SIZE) -> Tensor:
@@ -85,19 +64,6 @@ def up(size: int, size_out: int, rule: Resize = "half_pixel") -> Tensor:
     return operator(op, size)
 
 
-class AxisMap(nn.Module):
-    """Y = L X L^T of each map: [n, in, in] -> [n, out, out] float32."""
-
-    matrix: Tensor
-
-    def __init__(self, matrix: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("matrix", matrix.float(), persistent=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.matrix @ maps @ self.matrix.T
-
-
 def chords(scores: Tensor) -> Tensor:
     """|F/|F| - F~/|F~|| of s = 1 - cos, sqrt(2 s): [K, R] -> [K, R] float32."""
     return (2 * scores.float()).sqrt()
@@ -127,7 +93,8 @@ class ChordProduct(nn.Module):
     """CFM's map m = f(c_rgb c_xyz), c the chords: scores [2, R], scored_pixel [R] -> map, score [1], score_maps [3].
 
     The score maps are `MAPS`: each chord smoothed alone, and m itself. The map is m as it is; `image_norm` cfm divides
-    the image score by sqrt(mean of m where m != 0), as CFM's tables are made.
+    the image score by sqrt(mean of m where m != 0), as CFM's tables are made. `point_pixel` [N] is given where only the
+    pixels of a lattice are scored.
     """
 
     ROWS = ("rgb", "xyz")
@@ -137,11 +104,15 @@ class ChordProduct(nn.Module):
         super().__init__()
         checked_choice("image_norm", image_norm, ImageNorm)
         self.power = 0.5 if image_norm == "cfm" else 0.0
-        self.smooth = AxisMap(box())
+        self.smooth, self.coverage = AxisMap(box()), Coverage()
 
-    def forward(self, scores: Tensor, scored_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, scores: Tensor, scored_pixel: Tensor, point_pixel: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         c = chords(scores)
         maps = self.smooth(on_grid(torch.cat([c, c[:1] * c[1:]]), scored_pixel))
+        if point_pixel is not None:
+            maps = maps * self.coverage(scored_pixel, point_pixel)
         return maps[2], image_score(maps[2], self.power), maps
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from m3ad.contract import IMAGE_SIZE
 from torch import Tensor, nn
 
+from m3ad_export.heads.coverage import Coverage, on_grid
 from m3ad_export.heads.mentor import unit
 
 SCORES = ("rgb", "xyz", "mentor")
@@ -138,20 +139,23 @@ class Vm(nn.Module):
         self.config = config
         self.svm = OneClassSvm(config.svm_width)
         self.register_buffer("baseline", torch.ones(len(SCORES), IMAGE_SIZE * IMAGE_SIZE))
+        self.coverage = Coverage()
 
-    def score_maps(self, scores: Tensor, scored_pixel: Tensor) -> Tensor:
+    def score_maps(self, scores: Tensor, scored_pixel: Tensor, point_pixel: Tensor | None = None) -> Tensor:
         """Smoothed scores and voting terms on the grid, zero outside the scored pixels before smoothing.
 
         Args:
             scores: [3, R] 1 - cos, rows as in SCORES.
             scored_pixel: [R] row-major pixels.
+            point_pixel: [N], where only those of a lattice are scored.
 
         Returns:
             [3 + n, 224, 224], in the order of `map_names`.
         """
         scores = scores / self.baseline.index_select(1, scored_pixel.long())
         products = [self._product(scores, row) for row in self.config.exponents]  # n of [R]
-        return smooth(on_grid(torch.cat([scores, torch.stack(products)]), scored_pixel))
+        maps = smooth(on_grid(torch.cat([scores, torch.stack(products)]), scored_pixel))
+        return maps if point_pixel is None else maps * self.coverage(scored_pixel, point_pixel)
 
     @staticmethod
     def _product(scores: Tensor, exponents: tuple[float, float, float]) -> Tensor:
@@ -177,13 +181,16 @@ class Vm(nn.Module):
         mentor: Tensor,
         mentor_reconstructed: Tensor,
         scored_pixel: Tensor,
+        point_pixel: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         pairs = ((rgb, rgb_reconstructed), (xyz, xyz_reconstructed), (mentor, mentor_reconstructed))
-        return self.voted(cosine_scores(*pairs), scored_pixel)
+        return self.voted(cosine_scores(*pairs), scored_pixel, point_pixel)
 
-    def voted(self, scores: Tensor, scored_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def voted(
+        self, scores: Tensor, scored_pixel: Tensor, point_pixel: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores [3, R] -> anomaly_map, score, score_maps."""
-        score_maps = self.score_maps(scores, scored_pixel)
+        score_maps = self.score_maps(scores, scored_pixel, point_pixel)
         anomaly_map = self.vote(score_maps)
         return anomaly_map, anomaly_map.reshape(-1).amax(dim=0, keepdim=True), score_maps
 
@@ -195,8 +202,10 @@ class HeadVote(nn.Module):
         super().__init__()
         self.vm = vm
 
-    def forward(self, scores: Tensor, scored_pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.vm.voted(scores, scored_pixel)
+    def forward(
+        self, scores: Tensor, scored_pixel: Tensor, point_pixel: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.vm.voted(scores, scored_pixel, point_pixel)
 
 
 def map_names(config: VotingConfig) -> tuple[str, ...]:
@@ -204,14 +213,7 @@ def map_names(config: VotingConfig) -> tuple[str, ...]:
     return (*SCORES, *(f"vote {term_name(e)}" for e in config.exponents))
 
 
-def on_grid(rows: Tensor, scored_pixel: Tensor) -> Tensor:
-    """Scatter [n, R] to their pixels, zero elsewhere: [n, 224, 224]."""
-    grid = rows.new_zeros(rows.shape[0], IMAGE_SIZE * IMAGE_SIZE)
-    index = scored_pixel.long().expand(rows.shape[0], -1)
-    return grid.scatter(1, index, rows).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
-
-
-def fit_baseline(vm: Vm, frames: Iterable[tuple[Tensor, Tensor]]) -> None:
+def fit_baseline(vm: Vm, frames: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
     """Set what good frames score at each pixel: expected = mu + median(mu) / 4, mu = sum_i f(s_i) / sum_i f(1_i)
 
     A part always scores high where the encoders see it badly, at its edges above all: the same score says more in a
@@ -219,12 +221,13 @@ def fit_baseline(vm: Vm, frames: Iterable[tuple[Tensor, Tensor]]) -> None:
 
     Args:
         vm: its `baseline` is replaced.
-        frames: scores [3, R] and scored_pixel [R] of each good frame.
+        frames: scores [3, R], scored_pixel [R] and point_pixel [N] of each good frame.
     """
     total = torch.zeros(len(SCORES) + 1, IMAGE_SIZE, IMAGE_SIZE)
     count = 0
-    for scores, scored_pixel in frames:
-        total += smooth(on_grid(torch.cat([scores, torch.ones_like(scores[:1])]), scored_pixel))
+    for scores, scored_pixel, point_pixel in frames:
+        maps = smooth(on_grid(torch.cat([scores, torch.ones_like(scores[:1])]), scored_pixel))
+        total += maps * vm.coverage(scored_pixel, point_pixel)
         count += 1
     covered = total[-1] > count / 2
     mean = total[:-1] / total[-1].clamp(min=1e-3)

@@ -84,9 +84,10 @@ class CfmVote(nn.Module):
         xyz: Tensor,
         xyz_reconstructed: Tensor,
         scored_pixel: Tensor,
+        point_pixel: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         scores = cosine_scores((rgb, rgb_reconstructed), (xyz, xyz_reconstructed))
-        voted: tuple[Tensor, Tensor, Tensor] = self.combine(scores, scored_pixel)
+        voted: tuple[Tensor, Tensor, Tensor] = self.combine(scores, scored_pixel, point_pixel)
         return voted
 
 

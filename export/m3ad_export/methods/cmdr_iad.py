@@ -194,7 +194,7 @@ def predictor(detector: Detector) -> Callable[[FrameFeatures], tuple[Tensor, Ten
             hidden = hidden_of_tokens(xyz, torch.from_numpy(frame.xyz_tokens), frame.xyz_operator)
             rebuilt["xyz_rebuilt"] = xyz_rebuilt(xyz, hidden, pixel)
         if head:
-            scores, _ = frame_scores(frame, head, method.pairs, rebuilt)
+            scores, *_ = frame_scores(frame, head, method.pairs, rebuilt)
         else:
             side = "rgb" if rgb else "xyz"
             operator, tokens_of = (

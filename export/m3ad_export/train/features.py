@@ -31,7 +31,7 @@ from m3ad_export.heads.tiled import FusedHead, spread_names, tile_scores
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 
-FORMAT = 1  # raise it when an entry's content changes its meaning
+FORMAT = 2  # raise it when an entry's content changes its meaning
 ROWS_AT_ONCE = 8192
 OPERATOR = ("indptr", "indices", "weights", "scored_pixel")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -39,7 +39,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class FrameFeatures:
-    """The tokens of one frame and the two linear maps from tokens to feature rows.
+    """The tokens of one frame, the two linear maps from tokens to feature rows, and its foreground [N].
 
     A modality without an encoder has one token of no columns, which no row reads.
     """
@@ -48,6 +48,7 @@ class FrameFeatures:
     xyz_tokens: FloatArray
     rgb_operator: SparseRows
     xyz_operator: SparseRows
+    point_pixel: IntArray
 
     @property
     def scored_pixel(self) -> IntArray:
@@ -126,12 +127,16 @@ class FeatureExtractor:
         indptr, indices, weights, pixel = (arrays[n] for n in OPERATOR)
         xyz = SparseRows(indptr, indices, weights, pixel, len(arrays["xyz_tokens"]))
         rgb = bilinear_operator(self.rgb.config.side, pixel) if self.rgb else _no_rows(pixel)
-        return FrameFeatures(arrays["rgb_tokens"], arrays["xyz_tokens"], rgb, xyz)
+        return FrameFeatures(arrays["rgb_tokens"], arrays["xyz_tokens"], rgb, xyz, arrays["point_pixel"])
 
     def _encode(self, sample: Sample) -> Arrays:
         prepared = prepare(read_sample(sample, self.preprocessing.camera), self.preprocessing)
         nothing = np.zeros((1, 0), np.float32)
-        entry: Arrays = {"rgb_tokens": nothing, "xyz_tokens": nothing}
+        entry: Arrays = {
+            "rgb_tokens": nothing,
+            "xyz_tokens": nothing,
+            "point_pixel": prepared.point_pixel,
+        }
         operator = _no_rows(prepared.scored_pixel)
         if self.rgb:
             (entry["rgb_tokens"],) = call(self.rgb, prepared.image)
@@ -160,7 +165,7 @@ def frame_scores(
     head: FusedHead,
     pairs: tuple[Pair, ...],
     given: Mapping[str, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """One frame through a fused head, a few thousand rows at a time.
 
     Args:
@@ -170,7 +175,7 @@ def frame_scores(
         given: rows [R, D] that the stage takes besides the tokens.
 
     Returns:
-        scores [pairs, R] and scored_pixel [R].
+        scores [pairs, R], scored_pixel [R] and point_pixel [N].
     """
     own = {"rgb_tokens": frame.rgb_tokens, "xyz_tokens": frame.xyz_tokens}
     projected = head.tokens(*map(torch.from_numpy, own.values()))
@@ -184,7 +189,8 @@ def frame_scores(
         rows = {name: each[start:stop] for name, each in (given or {}).items()}
         scores.append(tile_scores(head, pairs, {**tile, **rows}))
         start = stop
-    return torch.cat(scores, dim=1), torch.from_numpy(frame.scored_pixel)
+    pixels = (frame.scored_pixel, frame.point_pixel)
+    return torch.cat(scores, dim=1), *map(torch.from_numpy, pixels)  # type: ignore[return-value]
 
 
 def _read(path: Path) -> Arrays | None:

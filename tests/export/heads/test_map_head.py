@@ -2,15 +2,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from m3ad_export.heads.axis_map import AxisMap, box, means
 from m3ad_export.heads.map_head import (
-    AxisMap,
     ChordProduct,
     GatedReconstruction,
-    box,
     box_pre,
     gauss4,
     image_score,
-    means,
     pil4,
     up,
 )
