@@ -119,7 +119,8 @@ def gate(
     for i, sample in enumerate(samples):
         frame = read_sample(sample, preprocessing.camera)
         prepared = prepare(frame, preprocessing)
-        masks.append(prepare_mask(read_sample_mask(sample, (frame.rgb.shape[0], frame.rgb.shape[1]))))
+        mask = read_sample_mask(sample, (frame.rgb.shape[0], frame.rgb.shape[1]))
+        masks.append(prepare_mask(mask, preprocessing.geometry))
         (full,) = reference.maps(prepared).values()
         _append(before, full)
         for layout, result in other.maps(prepared).items():

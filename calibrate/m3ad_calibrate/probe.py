@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from m3ad.bundle import Bundle
-from m3ad.contract import IMAGE_SIZE, Layout
+from m3ad.contract import GRID_SIZE, Layout
 from m3ad.errors import FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.metrics import aupro, image_auroc, rank_correlation
@@ -98,9 +98,12 @@ class Probe:
         for i, sample in enumerate(samples):
             frame = with_holes(read_sample(sample, preprocessing.camera), preprocessing)
             clean = prepare(frame, preprocessing)
-            self.frames.append(self._probed(clean, np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.bool_)))
+            nothing = np.zeros((GRID_SIZE[preprocessing.geometry],) * 2, np.bool_)
+            self.frames.append(self._probed(clean, nothing))
             defective, mask = with_defect(frame, i)
-            self.frames.append(self._probed(prepare(defective, preprocessing), prepare_mask(mask)))
+            self.frames.append(
+                self._probed(prepare(defective, preprocessing), prepare_mask(mask, preprocessing.geometry))
+            )
         self.reference = {layout: self._maps({}, layout) for layout in self.layouts}
         self.metrics = {layout: self._metrics(maps) for layout, maps in self.reference.items()}
 
@@ -127,7 +130,7 @@ class Probe:
         return worst or QualityLoss(dict.fromkeys(METRICS, 0.0), 1.0, 0.0)
 
     def _probed(self, prepared: ModelInput, mask: npt.NDArray[np.bool_]) -> Probed:
-        y, x = np.divmod(prepared.scored_pixel, IMAGE_SIZE)
+        y, x = np.divmod(prepared.scored_pixel, prepared.image.shape[3])
         pick = np.flatnonzero((y % STRIDE == 0) & (x % STRIDE == 0))
         nearest = _nearest(np.stack([y, x], axis=1), pick)
         inputs = model_arrays(prepared)

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from m3ad.contract import IMAGE_SIZE
+from m3ad.contract import GRID_SIZE
 from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.metrics import evaluate, image_auroc, pixel_auroc
 from m3ad.preprocess import Modality, prepare, prepare_mask, with_holes, without_modality
 
 from m3ad_client.infer import AnyInspector
-
-NOTHING = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.bool_)  # the mask of a defect that nobody drew
 
 
 def evaluate_samples(
@@ -48,7 +46,12 @@ def evaluate_samples(
         scores.append(result.score)
         height, width = frame.rgb.shape[:2]
         is_drawn = sample.is_good or sample.mask_path is not None
-        masks.append(prepare_mask(read_sample_mask(sample, (height, width))) if is_drawn else NOTHING)
+        grid = inspector.preprocessing.geometry
+        masks.append(
+            prepare_mask(read_sample_mask(sample, (height, width)), grid)
+            if is_drawn
+            else np.zeros((GRID_SIZE[grid],) * 2, np.bool_)  # of a defect that nobody drew
+        )
         kinds.append(sample.defect)
         if result.score_maps is not None:
             parts.append(result.score_maps)

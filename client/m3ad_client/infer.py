@@ -100,7 +100,12 @@ def inspect_samples(
             regions = inspector.preprocessing.regions
             kept = regions.mask() if regions else None
             shown = Inspected(
-                frame, result.anomaly_map, result.score, defects=result.defects or (), kept=kept
+                frame,
+                result.anomaly_map,
+                result.score,
+                defects=result.defects or (),
+                kept=kept,
+                geometry=inspector.preprocessing.geometry,
             )
             picture = overlay(shown, inspector.limits)
             try:

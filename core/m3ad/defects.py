@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from m3ad.contract import IMAGE_SIZE
+from m3ad.contract import GRID_SIZE, Geometry
 from m3ad.holes import measured
 from m3ad.preprocess import to_frame
 from m3ad.surface import area_mm2, deviation
@@ -71,15 +71,17 @@ def find_defects(
     xyz: npt.NDArray[np.float32],
     score_maps: Map | None = None,
     names: Sequence[str] = (),
+    geometry: Geometry = "points",
 ) -> list[Defect]:
     """The defects of a part whose score lies above the threshold, the strongest first.
 
     Args:
-        anomaly_map: [224, 224].
+        anomaly_map: [S, S].
         threshold: of the map.
         xyz: [H, W, 3] metres, its declared holes as (0, 0, 0).
-        score_maps: [n, 224, 224], for the shares.
+        score_maps: [n, S, S], for the shares.
         names: of the score maps.
+        geometry: how the map's grid lies on the frame, see `preprocess.to_frame`.
 
     Returns:
         At most 64, at least one unless the map lies nowhere above the threshold.
@@ -87,13 +89,13 @@ def find_defects(
     if not anomaly_map.max() > threshold:
         return []
     height, width = xyz.shape[:2]
-    on_frame = to_frame(anomaly_map, height, width)
-    grid_px = max(height, width) / IMAGE_SIZE
+    on_frame = to_frame(anomaly_map, height, width, geometry)
+    grid_px = max(height, width) / GRID_SIZE[geometry]
     # Interpolation can lower the peak that made the part defective: it is a defect all the same.
     reached = min(threshold, float(np.nextafter(on_frame.max(), np.float32(-np.inf))))
     labels, regions = _regions(on_frame, reached, grid_px)
     boxes: list[Any] = ndimage.find_objects(labels)
-    lifts = {} if score_maps is None else _lifts(score_maps, names, (height, width))
+    lifts = {} if score_maps is None else _lifts(score_maps, names, (height, width), geometry)
     return [_measure(n, labels, boxes[n - 1], on_frame, xyz, grid_px, lifts) for n in regions]
 
 
@@ -154,7 +156,9 @@ def _point(values: npt.NDArray[np.float64]) -> Point:
     return x, y, z
 
 
-def _lifts(score_maps: Map, names: Sequence[str], size: tuple[int, int]) -> dict[Driver, Map]:
+def _lifts(
+    score_maps: Map, names: Sequence[str], size: tuple[int, int], geometry: Geometry
+) -> dict[Driver, Map]:
     """By modality, how far its scores lie above the frame's median in the logarithm: [H, W] each.
 
     A map's modality is its name's end, `rgb` or `map_rgb`; terms of several modalities have none. Scores of several
@@ -167,7 +171,7 @@ def _lifts(score_maps: Map, names: Sequence[str], size: tuple[int, int]) -> dict
             continue
         usual = float(np.median(values[values > 0]))
         lift = np.log(np.maximum(values, FAINT * usual) / usual).astype(np.float32)
-        on_frame = to_frame(lift, *size)
+        on_frame = to_frame(lift, *size, geometry)
         found[driver] = found[driver] + on_frame if driver in found else on_frame
     return found
 

@@ -37,4 +37,6 @@ def defects_of(
     level = limits.lowest
     if score > 0:
         level *= float(anomaly_map.max()) / score
-    return find_defects(anomaly_map, level, geometry(xyz, preprocessing), score_maps, names)
+    return find_defects(
+        anomaly_map, level, geometry(xyz, preprocessing), score_maps, names, preprocessing.geometry
+    )

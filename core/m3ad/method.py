@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from m3ad.contract import LAYOUTS, Dims, Layout, Stage, Step, Tensor
+from m3ad.contract import LAYOUTS, Dims, Geometry, Layout, Stage, Step, Tensor
 from m3ad.errors import ArtifactError
 from m3ad.scored import Lattice
 
@@ -83,6 +83,8 @@ class Method:
         group_size: neighbours in a group, as published.
         takes_lattice: whether fewer than all pixels may be scored: its score maps are smoothed by f last, and no
             network reads the rows of all pixels.
+        geometry: what its networks see of the cloud; the frame is prepared accordingly.
+        plane: removal of the background, as published; `m3ad-export train --plane` overrides it.
     """
 
     name: str
@@ -97,6 +99,16 @@ class Method:
     score_maps: int | None = None
     group_size: int = 32
     takes_lattice: bool = False
+    geometry: Geometry = "points"
+    plane: Literal["none", "corners"] = "none"
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Which frozen encoders it takes: `teacher` of images, or `rgb` and `xyz` of tokens."""
+        if self.geometry != "points":
+            return ("teacher",)
+        reads = {"rgb": "image", "xyz": "points"}
+        return tuple(side for side, name in reads.items() if name in self.inputs)
 
     def graphs_in(self, stage: str) -> list[str]:
         """The dense graphs of a stage, by the names of the plain ones: a CPU has the encoder in row tiles."""
@@ -168,8 +180,9 @@ class Contract:
     def inputs(self) -> tuple[Tensor, ...]:
         """What a client sends, whatever the layout."""
         by_name = self._tensors()
-        if "image" in by_name:
-            by_name["image"] = replace(by_name["image"], values="finite")
+        for name in ("image", "depth_image"):
+            if name in by_name:
+                by_name[name] = replace(by_name[name], values="finite")
         return tuple(by_name[name] for name in self.method.inputs)
 
     @property

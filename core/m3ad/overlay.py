@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from m3ad.contract import Geometry
 from m3ad.defects import Defect
 from m3ad.frames import Frame
 from m3ad.limits import Limits, verdict
@@ -39,9 +40,10 @@ class Inspected:
     """A frame with its result.
 
     Args:
-        anomaly_map: [224, 224] float32.
+        anomaly_map: [S, S] float32.
         mask: [H, W] bool, where the truth is known.
         kept: [H, W] bool, the bundle's regions, where it has some.
+        geometry: how the map's grid lies on the frame, see `preprocess.to_frame`.
     """
 
     frame: Frame
@@ -50,6 +52,7 @@ class Inspected:
     mask: npt.NDArray[np.bool_] | None = None
     defects: Sequence[Defect] = ()
     kept: npt.NDArray[np.bool_] | None = None
+    geometry: Geometry = "points"
 
 
 def overlay(inspected: Inspected, limits: Limits) -> Image.Image:
@@ -154,7 +157,7 @@ def _limits(inspected: Sequence[Inspected], threshold: float) -> tuple[float, fl
 
 def _on_frame(inspected: Inspected) -> Map:
     height, width = inspected.frame.rgb.shape[:2]
-    return to_frame(inspected.anomaly_map, height, width)
+    return to_frame(inspected.anomaly_map, height, width, inspected.geometry)
 
 
 def _coloured(values: Map, low: float, high: float) -> Pixels:

@@ -1,7 +1,8 @@
-"""From a frame to the tensors of the contract, and from the 224 x 224 grid back to the frame.
+"""From a frame to the tensors of the contract, and from the map's grid back to the frame.
 
 The one implementation: training, calibration, parity, server and client all call `prepare`. It follows the
-loader of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af.
+loader of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af; or,
+where the networks see an image of the cloud, that of CRD and TRD (see `depth_image`).
 """
 
 import math
@@ -14,7 +15,8 @@ from PIL import Image
 from scipy import ndimage
 
 from m3ad.camera import Camera
-from m3ad.contract import IMAGE_SIZE, MIN_POINTS
+from m3ad.contract import GRID_SIZE, IMAGE_SIZE, MIN_POINTS, Geometry
+from m3ad.depth_image import NORMAL_SIZES, bilinear, closed, corner_plane, depth_image, nearest, normal_image
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
 from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_holes
@@ -24,7 +26,7 @@ from m3ad.scale import extent, unit_mistake
 from m3ad.scored import Lattice, checked_lattice, on_lattice, scored_pixels
 from m3ad.typed_json import typed
 
-PlaneRemoval = Literal["none", "fixed", "ransac"]
+PlaneRemoval = Literal["none", "fixed", "ransac", "corners"]
 Modality = Literal["rgb", "xyz"]
 
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
@@ -42,6 +44,8 @@ BEFORE = {
     "camera": None,
     "regions": None,
     "lattice": "all",
+    "geometry": "points",
+    "normal_size": 5,
 }
 
 
@@ -49,16 +53,18 @@ class ModelInput(NamedTuple):
     """The pipeline's inputs by their contract names.
 
     Args:
-        image: [1, 3, 224, 224] float32, ImageNet-normalised.
+        image: [1, 3, 224, 224] float32, ImageNet-normalised; [1, 3, 256, 256] with a `depth_image`, all grids likewise.
         points: [N, 3] float32, metres, the foreground in row-major order, not centred.
         point_pixel: [N] int32, ascending, row-major pixel of each point on the 224 x 224 grid.
         scored_pixel: [R] int32, ascending, row-major pixel of each row that is scored (`scored`).
+        depth_image: [1, 3, 256, 256] float32, ImageNet-normalised depth or normals, for methods that see the cloud so.
     """
 
     image: npt.NDArray[np.float32]
     points: npt.NDArray[np.float32]
     point_pixel: npt.NDArray[np.int32]
     scored_pixel: npt.NDArray[np.int32]
+    depth_image: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,8 @@ class Preprocessing:
     """The choices a bundle fixes; the same choices and the same frame give the same tensors bit for bit.
 
     Args:
-        plane: `none`; `fixed` removes `plane_coefficients`; `ransac` fits each frame's border.
+        plane: `none`; `fixed` removes `plane_coefficients`; `ransac` fits each frame's border; `corners` takes three
+            corners of an image of the cloud (CRD).
         plane_coefficients: (a, b, c, d) of ax + by + cz + d = 0 in metres, for `fixed` only.
         plane_distance_m: points nearer to the plane are removed (CFM: 5 mm).
         largest_component: after a plane's removal keep only the largest connected piece (CFM's DBSCAN step,
@@ -79,6 +86,8 @@ class Preprocessing:
         camera: of depth images that have no camera's file beside them.
         regions: the pixels of a frame that count; None is all of them.
         lattice: which of the pixels that the foreground reaches are scored: `all`, `half` or every k-th in both axes.
+        geometry: what the networks see of the cloud; the method's.
+        normal_size: of the Sobel operator behind `normals`, 3, 5 or 7 pixels; the larger, the steeper they look (TRD).
 
     Raises:
         ValueError: a value is out of range, or the coefficients do not go with `plane`.
@@ -96,6 +105,8 @@ class Preprocessing:
     camera: Camera | None = None
     regions: Regions | None = None
     lattice: Lattice = "all"
+    geometry: Geometry = "points"
+    normal_size: int = 5
 
     def __post_init__(self) -> None:
         if self.plane not in get_args(PlaneRemoval):
@@ -129,6 +140,14 @@ class Preprocessing:
         if self.extent_m is not None and not 0 < self.extent_m < math.inf:
             raise ValueError(f"extent_m must be positive, got {self.extent_m}")
         checked_lattice(self.lattice)
+        if self.geometry not in get_args(Geometry):
+            raise ValueError(
+                f"geometry must be one of {', '.join(get_args(Geometry))}, got {self.geometry!r}"
+            )
+        if self.geometry == "points" and self.plane == "corners":
+            raise ValueError("plane corners is for methods that see the cloud as an image; use ransac")
+        if self.normal_size not in NORMAL_SIZES:
+            raise ValueError(f"normal_size must be 3, 5 or 7, got {self.normal_size}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
@@ -159,6 +178,7 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
 
     RGB: edge-replicated to a square, bicubic (antialiased) to 224, ImageNet-normalised. Cloud: zero-padded to
     the same square, nearest sampling floor(i * side / 224). Foreground: the measured points, minus the plane.
+    With an image of the cloud: everything stretched to 256, RGB bilinear (antialiased); see `depth_image`.
 
     Raises:
         FrameError: the frame is of another size than the regions; or the cloud has fewer than 1024 foreground points,
@@ -169,6 +189,8 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
         frame = with_regions(frame, preprocessing.regions)
     if preprocessing.without:
         frame = without_modality(with_holes(frame, preprocessing), preprocessing.without)
+    if preprocessing.geometry != "points":
+        return _prepare_images(frame, preprocessing)
     height, width = frame.xyz.shape[:2]
     rows, cols = _nearest(height, width)
     # Sampling first is the same as padding first: removal of a plane looks at each point alone.
@@ -176,17 +198,8 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
     xyz = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
     xyz[inside] = frame.xyz[np.ix_(rows[inside[0].ravel()], cols[inside[1].ravel()])]
     xyz = _with_zeros(xyz, preprocessing)
-    foreground = measured(xyz)
+    foreground = _seen(frame, xyz, preprocessing)
     seen = np.count_nonzero(foreground)
-    if not seen:
-        raise FrameError(_why_empty(frame))
-    require_declared_holes(frame.name, xyz[foreground], preprocessing.hole)
-    distance = np.median(np.abs(xyz[foreground]).max(axis=1))
-    if distance > FARTHEST_M:
-        raise FrameError(
-            f"frame {frame.name}: half of the cloud is farther than {distance:.0f} m; "
-            "xyz must be in metres, so divide millimetres by 1000"
-        )
     if preprocessing.plane != "none":
         foreground &= _off_plane(frame, xyz, preprocessing)
         if preprocessing.largest_component:
@@ -212,6 +225,67 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
             "too thin for it, use a finer one"
         )
     return ModelInput(_image(frame.rgb), points, point_pixel, scored)
+
+
+def _seen(frame: Frame, xyz: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.bool_]:
+    """Where a cloud on the grid was measured; a cloud that cannot be metres is refused."""
+    foreground = measured(xyz)
+    if not foreground.any():
+        raise FrameError(_why_empty(frame))
+    require_declared_holes(frame.name, xyz[foreground], preprocessing.hole)
+    distance = np.median(np.abs(xyz[foreground]).max(axis=1))
+    if distance > FARTHEST_M:
+        raise FrameError(
+            f"frame {frame.name}: half of the cloud is farther than {distance:.0f} m; "
+            "xyz must be in metres, so divide millimetres by 1000"
+        )
+    return foreground
+
+
+def _prepare_images(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
+    """RGB and an image of the cloud, both stretched to 256; the foreground is what lies off the plane."""
+    size = GRID_SIZE[preprocessing.geometry]
+    cloud = _with_zeros(frame.xyz, preprocessing)
+    seen = _seen(frame, nearest(cloud, size), preprocessing)
+    cloud = np.where(measured(cloud)[..., None], cloud, np.float32(0))
+    xyz = nearest(cloud, size)
+    foreground = seen & _image_mask(frame, xyz, preprocessing)
+    if not foreground.any():
+        raise FrameError(
+            f"frame {frame.name}: plane removal `{preprocessing.plane}` left none of {np.count_nonzero(seen)} points; "
+            "check that the part stands out of its support by more than "
+            f"{preprocessing.plane_distance_m * 1000:g} mm, or use plane removal `none`"
+        )
+    pixel = np.flatnonzero(foreground).astype(np.int32)
+    points = xyz.reshape(-1, 3)[pixel]
+    _require_unit(frame.name, points, preprocessing.extent_m)
+    if preprocessing.geometry == "depth":
+        grey = depth_image(xyz[..., 2], _image_mask(frame, xyz, preprocessing))
+        shape = np.repeat(grey[..., None], 3, axis=2)
+    else:
+        mask = _image_mask(frame, cloud, preprocessing)
+        shape = bilinear(normal_image(cloud[..., 2], mask, preprocessing.normal_size), size)
+    levels = np.asarray(Image.fromarray(frame.rgb).resize((size, size), Image.Resampling.BILINEAR))
+    image = np.stack([NORMALISED[levels[:, :, c], c] for c in range(3)])[None]
+    normalised = ((shape - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)[None]
+    every = np.arange(size * size, dtype=np.int32)
+    return ModelInput(image, points, pixel, every, np.ascontiguousarray(normalised, np.float32))
+
+
+def _image_mask(
+    frame: Frame, xyz: npt.NDArray[np.float32], preprocessing: Preprocessing
+) -> npt.NDArray[np.bool_]:
+    """Where an image of the cloud [H, W, 3] shows it: off the plane, small gaps closed; everywhere without removal."""
+    if preprocessing.plane == "none":
+        return np.ones(xyz.shape[:2], np.bool_)
+    if preprocessing.plane == "corners":
+        try:
+            plane = corner_plane(xyz)
+        except FrameError as error:
+            raise FrameError(f"frame {frame.name}: {error}") from error
+        return closed(measured(xyz) & (distance_m(xyz, plane) > preprocessing.plane_distance_m))
+    mask = measured(xyz) & _off_plane(frame, xyz, preprocessing)
+    return closed(_largest_component(mask) if preprocessing.largest_component else mask)
 
 
 def with_holes(frame: Frame, preprocessing: Preprocessing) -> Frame:
@@ -248,11 +322,17 @@ def without_modality(frame: Frame, modality: Modality) -> Frame:
     return Frame(frame.rgb, flat, frame.name)
 
 
-def prepare_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Bring a mask [H, W] onto the 224 x 224 grid: edge-replicated to a square, nearest centre (CFM).
+def prepare_mask(mask: npt.NDArray[np.bool_], geometry: Geometry = "points") -> npt.NDArray[np.bool_]:
+    """Bring a mask [H, W] onto the map's grid.
 
-    A region that falls between the grid's centres keeps the pixel that its own middle lies in.   (ours)
+    224 x 224: edge-replicated to a square, nearest centre (CFM). A region that falls between the grid's centres keeps
+    the pixel that its own middle lies in.   (ours)
+    256 x 256: stretched, bilinear, more than half (CRD).
     """
+    if geometry != "points":
+        levels = Image.fromarray(mask.astype(np.uint8) * 255)
+        size = GRID_SIZE[geometry]
+        return np.array(levels.resize((size, size), Image.Resampling.BILINEAR)) > 127
     square = _square(mask.astype(np.uint8)) > 0
     labels, count = ndimage.label(square, EIGHT)
     resized = Image.fromarray(labels.astype(np.int32)).resize(
@@ -272,8 +352,14 @@ def prepare_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return grid > 0
 
 
-def to_frame(grid: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
-    """Bring a map of the 224 x 224 grid back to the frame's pixels, [H, W]: bilinear, padding cut off."""
+def to_frame(
+    grid: npt.NDArray[np.float32], height: int, width: int, geometry: Geometry = "points"
+) -> npt.NDArray[np.float32]:
+    """Bring a map back to the frame's pixels, [H, W]: bilinear, padding cut off or the stretch undone."""
+    if geometry != "points":
+        return np.array(
+            Image.fromarray(grid.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        )
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     square = Image.fromarray(grid.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)

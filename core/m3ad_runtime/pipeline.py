@@ -165,4 +165,4 @@ class Inspector:
 
 def model_arrays(prepared: ModelInput) -> dict[str, npt.NDArray[Any]]:
     """What a frame was prepared to, by the contract's names; a method takes the ones it declares."""
-    return prepared._asdict()
+    return {name: array for name, array in prepared._asdict().items() if array is not None}

@@ -104,9 +104,10 @@ def parity(detector: DetectorArg, bundle: BundleArg, as_json: Json = False) -> N
     from m3ad_export.saved import load_detector
 
     opened = Bundle.open(bundle)
-    image = _golden_image(opened)
+    image = _golden(opened, "image")
+    depth = _golden(opened, "depth_image") if "depth_image" in opened.contract.method.inputs else None
     layouts = tuple(opened.manifest.layouts)
-    deviations = check_parity(load_detector(detector), bundle / "onnx", image, layouts)
+    deviations = check_parity(load_detector(detector), bundle / "onnx", image, layouts, depth_image=depth)
     if as_json:
         print_json(summary(deviations))
     else:
@@ -169,10 +170,10 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _golden_image(bundle: Bundle) -> Any:
+def _golden(bundle: Bundle, name: str) -> Any:
     import numpy as np
 
-    return np.load(bundle.file("golden/image.npy"), allow_pickle=False)
+    return np.load(bundle.file(f"golden/{name}.npy"), allow_pickle=False)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
+from m3ad_export.nets.wide_resnet import WideResNet
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Detector:
         record: what the bundle's manifest says of the detector (method, category, encoders, preprocessing, threshold,
             training), JSON-able.
         score_maps: how many a frame has.
+        teacher: the network whose levels of images are rebuilt, None where the method has none.
     """
 
     rgb: VisionTransformer | None
@@ -34,6 +36,7 @@ class Detector:
     networks: dict[str, nn.Module]
     record: dict[str, Any]
     score_maps: int
+    teacher: WideResNet | None = None
 
     @property
     def dims(self) -> Dims:
@@ -49,6 +52,8 @@ class Detector:
                 "xyz_width": config.token_width,
                 "min_norm_sq": config.min_norm_sq,
             }
+        if self.teacher:
+            sizes["rgb_width"] = self.teacher.config.channels[0]
         if "mentor_width" in self.record.get("heads", {}):
             sizes["mentor_width"] = self.record["heads"]["mentor_width"]
         return Dims(**sizes)
@@ -72,7 +77,7 @@ class Detector:
 
     def modules(self) -> dict[str, nn.Module]:
         """Every module by the name it is saved under."""
-        encoders = {"rgb_extractor": self.rgb, "xyz_encoder": self.xyz}
+        encoders = {"rgb_extractor": self.rgb, "xyz_encoder": self.xyz, "teacher": self.teacher}
         return {**{name: module for name, module in encoders.items() if module}, **self.networks}
 
 

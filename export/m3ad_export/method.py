@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from m3ad_export.detector import Detector
 from m3ad_export.heads.tiled import FusedHead
 from m3ad_export.heads.voting import OneClassSvm, SvmRows
+from m3ad_export.nets.wide_resnet import WideResNet
 from m3ad_export.train.features import FeatureExtractor, FrameFeatures
 from m3ad_export.train.samples import Track
 from m3ad_export.weights import WeightsInfo
 
-Form = Callable[[Tensor, Tensor, Tensor], Tensor]  # image, points, point_pixel -> anomaly map [224, 224]
+# A method that sees an image of the cloud is given it in place of the points.
+Form = Callable[[Tensor, Tensor, Tensor], Tensor]  # image, points, point_pixel -> anomaly map
 Networks = dict[str, nn.Module]
 
 
@@ -31,6 +33,8 @@ class Job:
         folder: for checkpoints; a run that was interrupted goes on from them.
         settings: of the method's own type.
         track: shows progress.
+        validation: good frames that are not trained on.
+        teacher: frozen, where the method takes one.
     """
 
     samples: Sequence[Sample]
@@ -38,6 +42,8 @@ class Job:
     folder: Path
     settings: Any
     track: Track
+    validation: Sequence[Sample]
+    teacher: WideResNet | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +70,14 @@ class Implementation:
         fit: trains or fills the networks.
         build: a detector's record -> its networks, untrained.
         graphs: the dense parts of the chain's stages by the names of the contract's graphs, encoders left out.
-        predictor: a detector -> a function from a frame's features to anomaly map [224, 224] and score [1].
+        predictor: a detector -> a function from a frame's features to anomaly map and score [1].
         score_maps: a detector's record -> the names of its score maps.
         dense: the plain form as one writes it, every pixel through every layer, for `bench --baseline dense`.
         fused: the modules of the fused head, where the method has one.
         svm: the one-class SVM that makes the map of the score maps, and what it sees of them, where there is one.
         pixel_weights: of a layer with a weight for each pixel, [50176, H], where the method has one.
-        refit: new networks for what other good frames fit without training the rest; None keeps all of them.
+        refit: new networks for what other good frames fit without training the rest; None keeps all of them. The
+            authors' files lack that part, so that it is fitted behind `load_official` too.
         load_official: the authors' files in a folder, for a category -> networks and record as of `Fitted`, and what
             the weights are; None where there are none.
     """

@@ -1,7 +1,7 @@
-"""The per-category files in which the authors of CFM and CMDR-IAD keep their heads: one file a network.
+"""The per-category files in which the authors keep their heads: one file a network, of CRD one with both students.
 
-They were trained on features of DINO ViT-B/8 and of Point-MAE with 128 neighbours, batch statistics of the frame. Other
-encoders may give features as wide; the heads would then say nothing of them.
+Those of CFM and CMDR-IAD were trained on features of DINO ViT-B/8 and of Point-MAE with 128 neighbours, batch
+statistics of the frame. Other encoders may give features as wide; the heads would then say nothing of them.
 """
 
 from pathlib import Path
@@ -11,9 +11,10 @@ from m3ad.errors import ArtifactError, M3adError
 from torch import nn
 
 from m3ad_export.checkpoints import State, load_strictly, read_checkpoint, tensors_of
-from m3ad_export.nets.configs import RgbEncoderConfig, XyzEncoderConfig
+from m3ad_export.nets.configs import RgbEncoderConfig, WideResNetConfig, XyzEncoderConfig
 from m3ad_export.weights import WeightsInfo
 
+TEACHER = WideResNetConfig().name
 RGB_ENCODER, XYZ_ENCODER = "dino_vitb8", XyzEncoderConfig(group_size=128, bn_mode="sample")
 
 
@@ -22,6 +23,7 @@ def require_official_encoders(
     rgb_weights: WeightsInfo | None,
     xyz: XyzEncoderConfig | None,
     xyz_weights: WeightsInfo | None,
+    teacher_weights: WeightsInfo | None = None,
 ) -> None:
     """Refuse encoders that the authors' heads were not trained on; None is a modality that is left out.
 
@@ -34,6 +36,11 @@ def require_official_encoders(
     if xyz and xyz_weights and (xyz != XYZ_ENCODER or xyz_weights.kind != "pretrained"):
         wrong.append(
             f"{xyz.name} with {xyz.group_size} neighbours, bn_mode {xyz.bn_mode}, {xyz_weights.kind} weights"
+        )
+    if teacher_weights and teacher_weights.kind != "pretrained":
+        raise M3adError(
+            f"the authors' students rebuild what torchvision's {TEACHER} sees, not a network with "
+            f"{teacher_weights.kind} weights: add --teacher-weights FILE"
         )
     if wrong:
         raise M3adError(

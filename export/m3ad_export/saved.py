@@ -10,9 +10,10 @@ from m3ad.errors import ArtifactError
 from m3ad_export.checkpoints import load_strictly, read_checkpoint, save_checkpoint
 from m3ad_export.detector import Detector
 from m3ad_export.methods import IMPLEMENTATIONS
-from m3ad_export.nets.configs import RgbEncoderConfig, XyzEncoderConfig
+from m3ad_export.nets.configs import RgbEncoderConfig, WideResNetConfig, XyzEncoderConfig
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
+from m3ad_export.nets.wide_resnet import WideResNet
 
 
 def save_detector(detector: Detector, folder: Path) -> None:
@@ -39,6 +40,7 @@ def load_detector(folder: Path) -> Detector:
             method.build(record),
             record,
             len(method.score_maps(record)),
+            WideResNet(WideResNetConfig(**encoders["teacher"])) if "teacher" in encoders else None,
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

@@ -23,7 +23,7 @@ from m3ad.serving import require_model_name
 from m3ad.xyz import camera_of
 from rich.progress import Progress
 
-from m3ad_export.nets.configs import RGB_ENCODERS, BnMode, XyzEncoderConfig
+from m3ad_export.nets.configs import RGB_ENCODERS, BnMode, WideResNetConfig, XyzEncoderConfig
 from m3ad_export.weights_commands import weights_path
 
 if TYPE_CHECKING:
@@ -64,13 +64,23 @@ def train(
     xyz_weights: Annotated[
         str, typer.Option(help="Point-MAE's pretrain.pth, `point-mae`, or `random`")
     ] = "random",
+    teacher_weights: Annotated[
+        str, typer.Option(help="WideResNet50-2 of CRD and TRD: a file, `wide-resnet50-2-v1`, or `random`")
+    ] = "random",
     group_size: Annotated[
         int | None, typer.Option(min=1, help="neighbours in a group; as the method was published if left out")
     ] = None,
     bn_mode: Annotated[BnMode, typer.Option(help="statistics of Point-MAE's batch norms")] = "sample",
     plane: Annotated[
-        PlaneRemoval, typer.Option(help="background plane: none, fixed (calibrated) or ransac")
-    ] = "none",
+        PlaneRemoval | None,
+        typer.Option(
+            help="background plane: none, fixed (calibrated), ransac, or corners (of CRD and TRD); as the method was "
+            "published if left out"
+        ),
+    ] = None,
+    normal_size: Annotated[
+        int, typer.Option(help="of TRD's Sobel operator, 3, 5 or 7: larger ones make slopes look steeper")
+    ] = 5,
     rig: RigOpt = None,
     hole: Annotated[
         float | None,
@@ -122,13 +132,27 @@ def train(
         raise M3adError(
             f"--hole must be a finite number, got {hole}; NaN and infinite points are holes anyway"
         )
+    try:
+        preprocessing = Preprocessing(
+            plane=plane or declared.plane,
+            plane_coefficients=read_rig(rig).plane if rig else None,
+            hole=hole,
+            zero_rule=zero_rule,
+            geometry=declared.geometry,
+            normal_size=normal_size,
+        )
+    except ValueError as error:
+        raise M3adError(f"{declared.title} cannot be trained so: {error}") from error
     encoders = Encoders()
-    if "image" in declared.inputs:
+    if "rgb" in declared.encoders:
         encoder, weights = known.load_rgb_encoder(
             RGB_ENCODERS[rgb_encoder], weights_path(rgb_weights), chosen.seed
         )
         encoders = replace(encoders, rgb=encoder, rgb_weights=weights)
-    if "points" in declared.inputs:
+    if "teacher" in declared.encoders:
+        teacher, weights = known.load_teacher(WideResNetConfig(), weights_path(teacher_weights), chosen.seed)
+        encoders = replace(encoders, teacher=teacher, teacher_weights=weights)
+    if "xyz" in declared.encoders:
         config = XyzEncoderConfig(group_size=group_size or declared.group_size, bn_mode=bn_mode)
         cloud_encoder, weights = known.load_xyz_encoder(config, weights_path(xyz_weights), chosen.seed)
         encoders = replace(encoders, xyz=cloud_encoder, xyz_weights=weights)
@@ -139,6 +163,7 @@ def train(
             encoders.rgb_weights,
             encoders.xyz.config if encoders.xyz else None,
             encoders.xyz_weights,
+            encoders.teacher_weights,
         )
         load_official = IMPLEMENTATIONS[declared.name].load_official
         if load_official is None:
@@ -159,11 +184,8 @@ def train(
             category=name,
             method=declared.name,
             fitted=fitted,
-            preprocessing=Preprocessing(
-                plane=plane,
-                plane_coefficients=read_rig(rig).plane if rig else None,
-                hole=hole,
-                zero_rule=zero_rule,
+            preprocessing=replace(
+                preprocessing,
                 camera=read_camera(camera) if camera else camera_of(samples[0].xyz_path),
                 lattice=chosen_lattice,
             ),

@@ -24,6 +24,7 @@ from m3ad_export.method import Fitted, Job
 from m3ad_export.methods import IMPLEMENTATIONS
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
+from m3ad_export.nets.wide_resnet import WideResNet
 from m3ad_export.saved import save_detector
 from m3ad_export.train.features import FeatureExtractor
 from m3ad_export.train.samples import Track, require_good, sample_evenly
@@ -40,10 +41,16 @@ class Encoders:
     rgb_weights: WeightsInfo | None = None
     xyz: PointMaeEncoder | None = None
     xyz_weights: WeightsInfo | None = None
+    teacher: WideResNet | None = None
+    teacher_weights: WeightsInfo | None = None
 
     def record(self) -> dict[str, Any]:
         """Their entry in a detector's record."""
-        pairs = {"rgb": (self.rgb, self.rgb_weights), "xyz": (self.xyz, self.xyz_weights)}
+        pairs = {
+            "rgb": (self.rgb, self.rgb_weights),
+            "xyz": (self.xyz, self.xyz_weights),
+            "teacher": (self.teacher, self.teacher_weights),
+        }
         return {
             side: {**asdict(encoder.config), "weights": weights.to_json()}
             for side, (encoder, weights) in pairs.items()
@@ -96,11 +103,12 @@ def train(
 
     Args:
         train_samples: good frames.
-        validation_samples: good frames; they set the verdict threshold only.
+        validation_samples: good frames that nothing is trained on; they set the verdict threshold.
         encoders: frozen, those that the method takes.
         folder: gets `features/`, `checkpoints/`, `losses.png` and the detector (`save_detector`).
         category: name of the category.
-        preprocessing: of every frame, now and later; `extent_m` is measured on the training frames.
+        preprocessing: of every frame, now and later; `extent_m` is measured on the training frames, `geometry` is the
+            method's.
         settings: of the method's own type (`settings_of`).
         method: its name.
         fitted: networks that are trained already, as the authors' own; None to train them here.
@@ -112,10 +120,12 @@ def train(
     implementation = IMPLEMENTATIONS[method]
     require_good("training", train_samples)
     require_good("validation", validation_samples)
-    preprocessing = with_extent(train_samples, preprocessing)
+    geometry = method_named(method).geometry
+    preprocessing = with_extent(train_samples, replace(preprocessing, geometry=geometry))
     extract = FeatureExtractor(encoders.rgb, encoders.xyz, preprocessing, folder / "features")
-    job = Job(train_samples, extract, folder / "checkpoints", settings, track)
-    fitted = fitted or implementation.fit(job)
+    checkpoints = folder / "checkpoints"
+    job = Job(train_samples, extract, checkpoints, settings, track, validation_samples, encoders.teacher)
+    ready, fitted = fitted is not None, fitted or implementation.fit(job)
     if fitted.losses:
         save_loss_plot(fitted.losses, folder / "losses.png")
     record = {
@@ -133,7 +143,9 @@ def train(
         },
     }
     maps = len(implementation.score_maps(record))
-    detector = Detector(encoders.rgb, encoders.xyz, fitted.networks, record, maps)
+    detector = Detector(encoders.rgb, encoders.xyz, fitted.networks, record, maps, encoders.teacher)
+    if ready and implementation.refit:
+        detector.networks = implementation.refit(detector, job)
     record["threshold"] = find_threshold(detector, validation_samples, extract, track)
     save_detector(detector, folder)
     return detector
@@ -194,7 +206,8 @@ def refit(
         preprocessing = replace(preprocessing, lattice=lattice)
     require_lattice(detector.contract.method, preprocessing.lattice)
     extract = FeatureExtractor(detector.rgb, detector.xyz, preprocessing, folder / "features")
-    job = Job(train_samples, extract, folder / "checkpoints", chosen, track)
+    checkpoints = folder / "checkpoints"
+    job = Job(train_samples, extract, checkpoints, chosen, track, validation_samples, detector.teacher)
     networks = implementation.refit(detector, job) if implementation.refit else detector.networks
     refitted = replace(
         detector,

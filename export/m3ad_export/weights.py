@@ -29,9 +29,10 @@ from m3ad_export.checkpoints import (
     strip_prefixes,
     tensors_of,
 )
-from m3ad_export.nets.configs import RgbEncoderConfig, XyzEncoderConfig
+from m3ad_export.nets.configs import RgbEncoderConfig, WideResNetConfig, XyzEncoderConfig
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer, fold_position_grid
+from m3ad_export.nets.wide_resnet import WideResNet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,15 @@ SOURCES: dict[str, WeightsSource] = {
             tensors=156,
             sha256="27ded932bb0a2625d5a8eb006df199b2578598c774aee6d86b985300b6a5fd20",
             origin="https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth",
+        ),
+        WeightsSource(
+            name="wide-resnet50-2-v1",
+            encoder="wide_resnet50_2",
+            file="wide_resnet50_2-95faca4d.pth",
+            licence="BSD-3-Clause (torchvision)",
+            tensors=320,
+            origin="https://download.pytorch.org/models/wide_resnet50_2-95faca4d.pth",
+            note="ImageNet weights V1; timm's file of that network has the same names and other numbers",
         ),
         WeightsSource(
             name="cfm-heads",
@@ -247,6 +257,23 @@ def load_xyz_encoder(
         if not k.startswith(("MAE_encoder.", *pretext))
     }
     load_strictly(network, encoder | foreign, path)
+    return network.eval(), _pretrained(config.name, path)
+
+
+def load_teacher(
+    config: WideResNetConfig, path: Path | None, seed: int = 0
+) -> tuple[WideResNet, WeightsInfo]:
+    """The first three layers of a wide residual network with torchvision's file, or seeded random when `path` is None.
+
+    Raises:
+        ArtifactError: the file lacks one of their tensors or holds something unknown.
+    """
+    network = WideResNet(config)
+    if path is None:
+        return network.eval(), _randomise(network, config.name, seed)
+    state = tensors_of(read_checkpoint(path), path)
+    state = {k: v for k, v in state.items() if not k.startswith(("layer4.", "fc."))}
+    load_strictly(network, state, path)
     return network.eval(), _pretrained(config.name, path)
 
 

@@ -7,7 +7,7 @@ import typer
 from m3ad.cli import print_json, print_text
 from m3ad.errors import ArtifactError
 
-from m3ad_export.nets.configs import RGB_ENCODERS, XyzEncoderConfig
+from m3ad_export.nets.configs import RGB_ENCODERS, WideResNetConfig, XyzEncoderConfig
 
 app = typer.Typer(
     no_args_is_help=True, help="Known weights: where they come from, what they may be used for."
@@ -68,6 +68,8 @@ def weights_verify(name: SourceArg, file: Annotated[Path, typer.Argument(help="t
         known.load_rgb_encoder(RGB_ENCODERS[source.encoder], file)
     elif source.encoder == "point_mae":
         known.load_xyz_encoder(XyzEncoderConfig(), file)
+    elif source.encoder == WideResNetConfig().name:
+        known.load_teacher(WideResNetConfig(), file)
     print_text(f"{file} is a complete {name}")
 
 

@@ -30,7 +30,7 @@ MAY_IMPORT = {
 # The rooms inside m3ad_export, and what each knows of the others and of the files beside them.
 INSIDE_EXPORT = {
     "nets": set(),
-    "heads": set(),
+    "heads": {"nets"},
     "train": {"checkpoints", "detector", "heads", "nets"},
     "graphs": {"detector", "heads", "methods", "nets", "torch_stages"},
     "dense": {"detector", "heads"},
@@ -41,6 +41,7 @@ INSIDE_EXPORT = {
         "detector",
         "heads",
         "method",
+        "nets",
         "official_files",
         "train",
         "weights",

@@ -86,7 +86,7 @@ class Judge(FrameModel):
             "score": arrays["score"],
             IS_ANOMALOUS.name: np.array([said == "defect"]),
             VERDICT.name: np.array([VERDICTS.index(said)], np.int32),
-            FRAME_MAP.name: to_frame(anomaly_map, *xyz.shape[:2]),
+            FRAME_MAP.name: to_frame(anomaly_map, xyz.shape[0], xyz.shape[1], self.preprocessing.geometry),
             DEFECTS.name: np.array([text.encode()], np.object_),
             "anomaly_map": anomaly_map,
         }

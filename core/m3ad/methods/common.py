@@ -73,14 +73,16 @@ def project(dims: Dims) -> Stage:
     return Stage("project", tokens(dims), features(dims))
 
 
-def verdict(dims: Dims, map_unit: str, maps_unit: str) -> tuple[Tensor, Tensor, Tensor]:
-    """What every pipeline ends with."""
+def verdict(
+    dims: Dims, map_unit: str, maps_unit: str, size: int = IMAGE_SIZE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What every pipeline ends with; maps are size x size."""
     return (
-        Tensor("anomaly_map", (IMAGE_SIZE, IMAGE_SIZE), unit=f"{map_unit}, larger is more anomalous"),
+        Tensor("anomaly_map", (size, size), unit=f"{map_unit}, larger is more anomalous"),
         Tensor("score", (1,), unit="image score; a part whose score lies above the threshold is anomalous"),
         Tensor(
             "score_maps",
-            (dims.score_maps, IMAGE_SIZE, IMAGE_SIZE),
+            (dims.score_maps, size, size),
             unit=f"{maps_unit}; named in the manifest",
         ),
     )

@@ -108,7 +108,8 @@ def runner(form: str, folder: Path, threads: int, device: str) -> Runner:
 
     @torch.inference_mode()
     def run(frame: ModelInput) -> MapAndTimes:
-        arrays = (frame.image, frame.points, frame.point_pixel)
+        cloud = frame.points if frame.depth_image is None else frame.depth_image
+        arrays = (frame.image, cloud, frame.point_pixel)
         tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays]
         return run_form(*tensors).cpu().numpy(), {}
 

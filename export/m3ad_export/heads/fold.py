@@ -1,5 +1,8 @@
 """Norms moved into the layer beside them, in float64: the same function in eval mode with less to do."""
 
+import copy
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -68,3 +71,29 @@ def put(
     with torch.no_grad():
         target.weight.copy_(weight)
         target.bias.copy_(bias.double() * gain + shift)
+
+
+def fold_convolutions(network: nn.Module) -> nn.Module:
+    """A copy in eval mode whose convolutions hold the BatchNorms behind them.
+
+    A norm belongs to the convolution before it among the same module's children, as networks are written that run
+    their children in order or name `bnK` right after `convK`.
+    """
+    folded = copy.deepcopy(network).eval()
+    for module in folded.modules():
+        children = list(module.named_children())
+        for (name, layer), (norm_name, norm) in pairwise(children):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
+                _put_norm(layer, norm)
+                setattr(module, name, layer)
+                setattr(module, norm_name, nn.Identity())
+    return folded.requires_grad_(False)
+
+
+def _put_norm(layer: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
+    """W <- g W over the output channels, b <- g b + h, in place and in float64."""
+    gain, shift = norm_line(norm)
+    channels = gain[:, None, None, None] if isinstance(layer, nn.Conv2d) else gain[:, None, None]
+    bias = torch.zeros_like(gain) if layer.bias is None else layer.bias.detach().double()
+    layer.weight = nn.Parameter((layer.weight.detach().double() * channels).float(), requires_grad=False)
+    layer.bias = nn.Parameter((bias * gain + shift).float(), requires_grad=False)

@@ -68,6 +68,26 @@ class XyzEncoderConfig:
         return self.width * len(self.blocks)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WideResNetConfig:
+    """Sizes of a wide residual network's first three layers; the defaults are WideResNet50-2's."""
+
+    name: str = "wide_resnet50_2"
+    stem: int = 64
+    inner: int = 128  # channels inside the first layer's bottlenecks; it doubles from layer to layer
+    blocks: tuple[int, int, int] = (3, 4, 6)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON brings a list
+        if len(self.blocks) != 3 or min(self.stem, self.inner, *self.blocks) < 1:
+            raise ValueError(f"expected three layers of at least one block, got {self}")
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels of the three levels that come out."""
+        return 2 * self.inner, 4 * self.inner, 8 * self.inner
+
+
 # DINO as CFM and Mentor3AD use it; of the DINOv2 file at hand the middle blocks are the good ones.
 RGB_ENCODERS: dict[str, RgbEncoderConfig] = {
     c.name: c

@@ -41,7 +41,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 class FrameFeatures:
     """The tokens of one frame, the two linear maps from tokens to feature rows, and its foreground [N].
 
-    A modality without an encoder has one token of no columns, which no row reads.
+    A modality without an encoder has one token of no columns, which no row reads. Of a method that sees an image of
+    the cloud there are no tokens but `images` [2, 3, 256, 256], the RGB one first.
     """
 
     rgb_tokens: FloatArray
@@ -49,6 +50,7 @@ class FrameFeatures:
     rgb_operator: SparseRows
     xyz_operator: SparseRows
     point_pixel: IntArray
+    images: FloatArray | None = None
 
     @property
     def scored_pixel(self) -> IntArray:
@@ -127,7 +129,14 @@ class FeatureExtractor:
         indptr, indices, weights, pixel = (arrays[n] for n in OPERATOR)
         xyz = SparseRows(indptr, indices, weights, pixel, len(arrays["xyz_tokens"]))
         rgb = bilinear_operator(self.rgb.config.side, pixel) if self.rgb else _no_rows(pixel)
-        return FrameFeatures(arrays["rgb_tokens"], arrays["xyz_tokens"], rgb, xyz, arrays["point_pixel"])
+        return FrameFeatures(
+            arrays["rgb_tokens"],
+            arrays["xyz_tokens"],
+            rgb,
+            xyz,
+            arrays["point_pixel"],
+            arrays.get("images"),
+        )
 
     def _encode(self, sample: Sample) -> Arrays:
         prepared = prepare(read_sample(sample, self.preprocessing.camera), self.preprocessing)
@@ -138,6 +147,8 @@ class FeatureExtractor:
             "point_pixel": prepared.point_pixel,
         }
         operator = _no_rows(prepared.scored_pixel)
+        if prepared.depth_image is not None:
+            entry["images"] = np.concatenate([prepared.image, prepared.depth_image])
         if self.rgb:
             (entry["rgb_tokens"],) = call(self.rgb, prepared.image)
         if self.xyz:

@@ -64,16 +64,23 @@ class SeededRun:
         folder.mkdir(parents=True, exist_ok=True)
 
     def optimise(
-        self, stage: str, network: nn.Module, steps: int, lr: float, backward: Callable[[int], float]
+        self,
+        stage: str,
+        network: nn.Module,
+        steps: int,
+        lr: float | Callable[[int], float],
+        backward: Callable[[int], float],
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> list[float]:
-        """Adam without a schedule, in train mode; afterwards the network is frozen.
+        """Adam in train mode; afterwards the network is frozen.
 
         Args:
             stage: names the checkpoint.
             network: all its parameters are trained in place.
             steps: in all.
-            lr: learning rate.
+            lr: learning rate, or what it is at a step.
             backward: step number -> its loss, whose gradients it leaves in the network.
+            betas: Adam's.
 
         Returns:
             The loss of every step.
@@ -81,7 +88,8 @@ class SeededRun:
         Raises:
             M3adError: a loss is not finite.
         """
-        optimiser = torch.optim.Adam(network.parameters(), lr=lr)
+        rate = lr if callable(lr) else lambda _step: lr
+        optimiser = torch.optim.Adam(network.parameters(), lr=rate(0), betas=betas)
         path, losses = self.folder / f"{stage}.pt", []
         saved = read_checkpoint(path) if path.is_file() else {}
         if saved.get("identity") == self.identity:
@@ -99,6 +107,7 @@ class SeededRun:
                     f"the loss of {stage} is {loss} at step {step + 1}, expected a finite one; look for broken "
                     "frames, or lower the learning rate"
                 )
+            optimiser.param_groups[0]["lr"] = rate(step)
             optimiser.step()
             losses.append(loss)
             if (step + 1) % self.checkpoint_steps == 0 or step + 1 == steps:
