@@ -114,7 +114,9 @@ def test_a_verdict_is_told_also_where_it_cannot_be_saved(tiny_bundle: Bundle, tm
     (out / "0.map.npy" / "full").mkdir(parents=True)  # as a full disk, a place where the map cannot go
     done = client("infer", tmp_path / "frames", "--bundle", tiny_bundle.path, "--out", out)
     assert done.returncode == 1
-    first, second = (line for line in done.stdout.splitlines() if line[0].isdigit())  # defects follow, indented
+    first, second = (
+        line for line in done.stdout.splitlines() if line[0].isdigit()
+    )  # defects follow, indented
     assert re.search(rf"^0: (good|DEFECT), score .*, not saved: {re.escape(str(out))}: \w", first)
     assert "1.overlay.png" in second
     assert "found in 1 of 2 frames could not be saved" in done.stderr
