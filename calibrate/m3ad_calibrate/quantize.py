@@ -14,7 +14,7 @@ from m3ad.bundle import Bundle
 from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.method import Contract
-from m3ad_export.graphs.plan import Plan
+from m3ad_export.graphs.plan import QUANTIZED, Plan
 from m3ad_export.graphs.precision import half_model, histogram
 from m3ad_export.graphs.stages import compose_stages
 from m3ad_runtime.pipeline import Pipeline
@@ -29,6 +29,7 @@ from m3ad_calibrate.record import Feeds
 from m3ad_calibrate.smooth import smoothable, smoothed
 
 Say = Callable[[str], None]
+EIGHT_BITS = {"INT8", "FLOAT8E4M3FN", "INT8_WEIGHTS"}  # of `histogram`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,8 @@ def quantize(
 
     Raises:
         M3adError: `out` is the source.
-        ArtifactError: `out` is something else, the source is quantized, or a graph does not hold the plan.
+        ArtifactError: `out` is something else, the source is quantized, a graph does not hold the plan, or an eight-bit
+            plan reaches no product.
     """
     if source.manifest.precision is not None:
         raise ArtifactError(f"{source.path} is quantized already; quantize the bundle it was made from")
@@ -129,6 +131,13 @@ def quantize(
             histograms[name] = histogram(written)
             onnx.save(written, folder / "onnx" / f"{name}.onnx")
             say(f"{name}: {histograms[name]}")
+        if plan.precision in QUANTIZED and not any(
+            EIGHT_BITS & types.keys() for types in histograms.values()
+        ):
+            raise ArtifactError(
+                f"{source.path} has no matrix product that {plan.precision} is for (convolutions are not quantized); "
+                "quantize it to fp16"
+            )
         compose_stages(contract, layouts, folder / "onnx")
         _write_golden(folder, source, layouts, plan.half is not None)
         before, after = (

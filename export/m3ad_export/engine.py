@@ -68,7 +68,16 @@ def build_engines(
         verify_target(target, written.type)
     chosen = None if written else precision or "fp16"
     trt, runtime = builder_module(target)
-    library = _plugin_library(runtime, plugins, say)
+    names = dict.fromkeys(step.stage for layout in layouts for step in bundle.contract.steps(layout))
+    library = _plugin_library(runtime, plugins)
+    if (
+        library is None
+        and plugins is None
+        and any(bundle.contract.method.cpu[n].kind == "grouped" for n in names)
+    ):
+        say(
+            "no plugin library is built here, so sampling and grouping are loops in these engines: m3ad-plugins build"
+        )
     facts = {
         "runtime": runtime,
         "runtime_version": trt.__version__,
@@ -76,7 +85,6 @@ def build_engines(
         "precision": written.type if written else chosen,
         "plugin_library": sha256_of(library) if library else None,
     }
-    names = dict.fromkeys(step.stage for layout in layouts for step in bundle.contract.steps(layout))
     target_folder = bundle.path / "engines" / target
     earlier = _earlier_plans(target_folder, facts)
     with new_folder(target_folder, FORMAT) as folder:
@@ -122,7 +130,7 @@ def build_engines(
     return target_folder
 
 
-def _plugin_library(runtime: str, wanted: bool | None, say: Say) -> Path | None:
+def _plugin_library(runtime: str, wanted: bool | None) -> Path | None:
     if wanted is False and runtime == "tensorrt_rtx":
         return None
     try:
@@ -130,9 +138,6 @@ def _plugin_library(runtime: str, wanted: bool | None, say: Say) -> Path | None:
     except MissingDependencyError:
         if wanted or runtime == "tensorrt":
             raise
-        say(
-            "no plugin library is built here, so sampling and grouping are loops in these engines: m3ad-plugins build"
-        )
         return None
 
 

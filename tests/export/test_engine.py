@@ -54,7 +54,8 @@ def test_every_stage_builds_ahead_of_time(bundle: Bundle, precision: str) -> Non
     for entry in manifest["files"].values():
         assert entry["bytes"] > 1000
         assert ("FLOAT16" in entry["precision_histogram"]) <= (precision == "fp16")
-    assert len(said) == len(plans)
+    told = [line for line in said if not line.startswith("no plugin library")]
+    assert len(told) == len(plans)
     Bundle.open(bundle.path)  # engines are no tampering
 
 

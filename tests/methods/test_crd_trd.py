@@ -156,7 +156,13 @@ def test_engines_hold_whole_stages_and_half_precision_is_gated(trained: Trained,
         assert "BatchNormalization" not in ops
         assert "Conv" in ops
     record(bundle, trained.data, megabytes=60)
-    assert read_record(bundle).keys() == {"teacher", "rgb_student", "depth_student"}
+    feeds = read_record(bundle)
+    assert feeds.keys() == {"teacher", "rgb_student", "depth_student"}
+    with pytest.raises(
+        ArtifactError, match=r"no matrix product that int8 is for \(convolutions are not quantized\)"
+    ):
+        quantize(bundle, tmp_path / "int8", default_plan("int8"), feeds, Settings(), None)
+    assert not (tmp_path / "int8").exists()
     written = quantize(bundle, tmp_path / "fp16", default_plan("fp16"), {}, Settings(), None)
     found = gate(written, bundle, find_samples(trained.data, "test"), budget=1.0)
     assert found["figures"]["chain"]["rank_correlation"]["lowest"] > 0.9
