@@ -69,7 +69,9 @@ def test_the_refitted_svm_is_in_every_graph_and_golden_value(
     with torch.inference_mode():
         expected, _ = vote(torch.from_numpy(golden["score_maps"]))
     np.testing.assert_allclose(golden["anomaly_map"], expected.numpy(), atol=1e-6)
-    frame = ModelInput(*(np.load(written.file(f"golden/{n}.npy")) for n in ModelInput._fields))
+    frame = ModelInput(
+        **{n: np.load(written.file(f"golden/{n}.npy")) for n in written.contract.method.inputs}
+    )
     for layout in ("chain", "fused"):
         found = Inspector(written, layout).inspect_prepared(frame)  # type: ignore[arg-type]
         np.testing.assert_allclose(found.anomaly_map, golden["anomaly_map"], atol=1e-3)
