@@ -9,8 +9,9 @@ import typer
 from m3ad.bundle import MANIFEST, Bundle, sha256_of, write_json
 from m3ad.cli import print_json, print_text, run, talk
 from m3ad.contract import Layout
-from m3ad.errors import M3adError
+from m3ad.errors import FrameError, M3adError
 from m3ad.frames import Sample, find_samples
+from m3ad.scored import lattice_of
 from m3ad_export.graphs.plan import PlanPrecision, Rest, default_plan, read_plan
 
 from m3ad_calibrate import record as recording
@@ -104,13 +105,15 @@ def quantize(
 
 @app.command()
 def gate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-calibrate quantize` wrote")],
-    against: Annotated[Path, typer.Option(help="the bundle it was quantized from")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-calibrate quantize` or `lattice` wrote")
+    ],
+    against: Annotated[Path, typer.Option(help="the bundle it was made from")],
     data: DataOpt,
     budget: BudgetOpt = BUDGET,
     as_json: Json = False,
 ) -> None:
-    """Measure what quantization cost on the test split, write it into BUNDLE; exit code 1 when it is too much."""
+    """Measure what INT8, FP8 or a lattice cost on the test split, write it into BUNDLE; exit code 1 if too much."""
     _gate(Bundle.open(bundle), Bundle.open(against), find_samples(data, "test"), budget, as_json)
 
 
@@ -130,19 +133,26 @@ def _gate(bundle: Bundle, source: Bundle, test: list[Sample], budget: float, as_
 
     found = measure(bundle, source, test, budget, talk.print)
     bundle = bundle.update(gate=found)
+    precision, lattice = bundle.document.get("precision"), bundle.document.get("lattice")
     if as_json:
-        print_json({"precision": bundle.document["precision"], "gate": found})
+        print_json({"precision": precision, "lattice": lattice, "gate": found})
     else:
-        precision = bundle.document["precision"]
-        weights = precision["weight_bytes"]
         verdict = "passed its gate" if found["passed"] else "FAILED its gate"
-        print_text(summary(found, precision["type"]))
-        print_text(f"weights: {weights['quantized'] / 1e6:.1f} MB, {weights['ratio']:.1%} of the source's")
+        told = precision["type"] if precision else f"lattice {bundle.preprocessing.lattice}"
+        print_text(summary(found, told))
+        if precision:
+            weights = precision["weight_bytes"]
+            print_text(
+                f"weights: {weights['quantized'] / 1e6:.1f} MB, {weights['ratio']:.1%} of the source's"
+            )
         print_text(f"{bundle.path}: {verdict}")
     if failed := failures(found["figures"], budget):
-        raise M3adError(
-            f"{bundle.path} is not usable: {'; '.join(failed)}. Find a plan: m3ad-calibrate sensitivity"
+        advice = (
+            "Find a plan: m3ad-calibrate sensitivity"
+            if precision
+            else "Take a finer lattice: m3ad-calibrate lattice --lattice"
         )
+        raise M3adError(f"{bundle.path} is not usable: {'; '.join(failed)}. {advice}")
 
 
 @app.command()
@@ -182,6 +192,48 @@ def sensitivity(
         print_text(f"{f.quality.loss:6.2f} of the budget  {f.group.share:5.1%} of the work  {f.group.name}")
     share, loss = search.quantized_share, search.quality.loss
     print_text(f"{out}: {share:.0%} of the multiply-adds in {precision}, {loss:.2f} of the budget")
+
+
+@app.command()
+def lattice(
+    bundle: BundleArg,
+    data: DataOpt,
+    out: Annotated[Path | None, typer.Option(help="bundle to write; BUNDLE-lattice if left out")] = None,
+    wanted: Annotated[
+        str | None,
+        typer.Option("--lattice", help="half, or k for every k-th row and column; found if left out"),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="good validation frames, each also with a defect")] = 4,
+    budget: BudgetOpt = BUDGET,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle that scores a lattice of the pixels, the coarsest within the budget, and gate it."""
+    from m3ad_calibrate.lattice import measure, report, save_plot, write_lattice
+
+    source = Bundle.open(bundle)
+    test = find_samples(data, "test")
+    good = {split: [s for s in find_samples(data, split) if s.is_good] for split in ("train", "validation")}
+    if not good["validation"]:
+        raise FrameError(f"{data} has no good validation parts; put some into {data / 'validation' / 'good'}")
+    target = out or bundle.resolve().with_name(f"{bundle.resolve().name}-lattice")
+    probed = sorted({round(i) for i in np.linspace(0, len(good["validation"]) - 1, frames)})
+    picked = [good["validation"][i] for i in probed]
+    try:
+        tried = [lattice_of(wanted)] if wanted else None
+    except ValueError as error:
+        raise M3adError(f"--{error}") from error
+    trials = measure(source, picked, budget, tried, talk.print)
+    fitting = [trial for trial in trials if trial.quality.loss <= 1] if not wanted else trials
+    if not fitting:
+        raise M3adError(f"no lattice stays within the budget of {budget:g}; {source.path} scores all pixels")
+    chosen = min(fitting, key=lambda trial: trial.share)
+    written = write_lattice(source, target, chosen.lattice, good["train"], good["validation"], report(trials))
+    save_plot(trials, chosen, written.path.parent / f"{written.path.name}.png")
+    if source.manifest.threshold.review is not None:
+        talk.print(
+            "the review limit was for other scores and is gone: m3ad-calibrate threshold --review-rate"
+        )
+    _gate(written, source, test, budget, as_json)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The gate of a quantized bundle: what it cost on the test split's anomaly metrics and maps, and whether it passes.
+"""The gate of a bundle of another precision or lattice: what it cost on the test split, and whether it passes.
 
 Metrics are those of `m3ad.metrics`, AUPRO in its exact form. Nothing is fitted here; the test split is only looked at.
 """
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ LOWEST_RANK_CORRELATION = 0.99
 TIMED_FRAMES, TIMED_RUNS = 2, 3
 METRICS = ("image_auroc", "aupro_30", "aupro_1")
 Say = Callable[[str], None]
+Changed = Literal["quantized", "lattice"]
 
 
 class Runner:
@@ -85,10 +86,10 @@ def gate(
     budget: float = BUDGET,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """Hold a quantized bundle against its source on a test split.
+    """Hold a bundle of another precision or lattice against its source on a test split.
 
     Args:
-        bundle: quantized.
+        bundle: quantized, or of another lattice.
         source: what it was made from.
         samples: good and defective frames with masks.
         budget: how much image AUROC, AUPRO@30 % and AUPRO@1 % may each fall.
@@ -98,7 +99,7 @@ def gate(
         The manifest's `gate`: passed, the figures of each layout, and the CPU's frame times.
 
     Raises:
-        ArtifactError: the bundle is not quantized, or from another source.
+        ArtifactError: the bundle is as it was trained, or from another source.
         FrameError: a frame cannot be read, or the split lacks good or defective ones.
     """
     _verify_pair(bundle, source)
@@ -111,44 +112,41 @@ def gate(
     half = bundle.manifest.precision.half if bundle.manifest.precision else None
     with runnable(bundle.path / "onnx", bundle.contract.method, half is not None) as folder:
         other = Runner(bundle, layouts, folder)
-    preprocessing = source.preprocessing
     before, after = Results([], []), {layout: Results([], []) for layout in layouts}
     ranks: dict[Layout, list[float]] = {layout: [] for layout in layouts}
     masks: list[npt.NDArray[np.bool_]] = []
-    timed: list[ModelInput] = []
+    timed: list[tuple[ModelInput, ModelInput]] = []
     for i, sample in enumerate(samples):
-        frame = read_sample(sample, preprocessing.camera)
-        prepared = prepare(frame, preprocessing)
+        frame = read_sample(sample, source.preprocessing.camera)
+        prepared, changed = (prepare(frame, each.preprocessing) for each in (source, bundle))
         mask = read_sample_mask(sample, (frame.rgb.shape[0], frame.rgb.shape[1]))
-        masks.append(prepare_mask(mask, preprocessing.geometry))
+        masks.append(prepare_mask(mask, source.preprocessing.geometry))
         (full,) = reference.maps(prepared).values()
         _append(before, full)
-        for layout, result in other.maps(prepared).items():
+        for layout, result in other.maps(changed).items():
             _append(after[layout], result)
             # Background holds ties that agree by themselves; the part's own pixels are compared.
             pixels = prepared.point_pixel
             ranks[layout].append(rank_correlation(full[0].ravel()[pixels], result[0].ravel()[pixels]))
         if len(timed) < TIMED_FRAMES:
-            timed.append(prepared)
+            timed.append((prepared, changed))
         say(f"gated {i + 1} of {len(samples)} frames")
     # ONNX Runtime has no bf16 on CPUs; fp16 it runs in its own way, whose time is the one a user sees.
     native = {None: other, "fp16": None, "bf16": None}[half]
     if half == "fp16":
         native = Runner(bundle, layouts[-1:], bundle.path / "onnx")
+    label: Changed = "quantized" if bundle.manifest.precision else "lattice"
+    threshold = abs(source.manifest.threshold.value) or 1.0
     labels, all_masks = np.array([not s.is_good for s in samples]), np.stack(masks)
-    unquantized = _metrics(before, all_masks, labels)
+    wanted = _metrics(before, all_masks, labels)
     figures = {}
     for layout in layouts:
-        quantized = _metrics(after[layout], all_masks, labels)
+        found = _metrics(after[layout], all_masks, labels)
         figures[layout] = {
-            **{
-                n: {
-                    "source": unquantized[n],
-                    "quantized": quantized[n],
-                    "drop": unquantized[n] - quantized[n],
-                }
-                for n in METRICS
-            },
+            **{n: {"source": wanted[n], label: found[n], "drop": wanted[n] - found[n]} for n in METRICS},
+            "largest_score_change": float(
+                np.abs(np.subtract(after[layout].scores, before.scores)).max() / threshold
+            ),
             "rank_correlation": {"lowest": min(ranks[layout]), "mean": float(np.mean(ranks[layout]))},
         }
     return {
@@ -161,7 +159,7 @@ def gate(
         "source_onnx": onnx_digest(source),
         "emulated": half is not None,
         "figures": figures,
-        "frame_ms": frame_times(reference, native, timed, layouts[-1]) if native else None,
+        "frame_ms": frame_times(reference, native, timed, layouts[-1], label) if native else None,
     }
 
 
@@ -182,20 +180,24 @@ def failures(figures: dict[Layout, Any], budget: float) -> list[str]:
 
 
 def frame_times(
-    reference: Runner, other: Runner, frames: Sequence[ModelInput], layout: Layout
+    reference: Runner,
+    other: Runner,
+    frames: Sequence[tuple[ModelInput, ModelInput]],
+    layout: Layout,
+    label: Changed,
 ) -> dict[str, Any]:
     """Milliseconds a frame on this CPU, both bundles in turn, and the ratio of their medians."""
-    times: dict[str, list[float]] = {"source": [], "quantized": []}
+    times: dict[str, list[float]] = {"source": [], label: []}
     for _ in range(TIMED_RUNS):
-        for prepared in frames:
+        for prepared, changed in frames:
             times["source"].append(reference.frame_ms(prepared, layout))
-            times["quantized"].append(other.frame_ms(prepared, layout))
+            times[label].append(other.frame_ms(changed, layout))
     medians = {name: float(np.median(values)) for name, values in times.items()}
-    return {"layout": layout, **medians, "ratio": medians["quantized"] / medians["source"]}
+    return {"layout": layout, **medians, "ratio": medians[label] / medians["source"]}
 
 
-def summary(record: dict[str, Any], precision: str) -> str:
-    """The gate in a few lines for people."""
+def summary(record: dict[str, Any], told: str) -> str:
+    """The gate in a few lines for people; `told` names the precision or the lattice."""
     lines = []
     pairs = record["defective"] * (record["frames"] - record["defective"])
     if pairs * record["budget"] < 1:
@@ -204,18 +206,21 @@ def summary(record: dict[str, Any], precision: str) -> str:
             f"{record['budget']:g}: this split cannot show it, add test parts or raise --budget"
         )
     for layout, values in record["figures"].items():
-        parts = [f"{n} {values[n]['source']:.4f} -> {values[n]['quantized']:.4f}" for n in METRICS]
+        parts = [
+            f"{n} {values[n]['source']:.4f} -> {values[n]['source'] - values[n]['drop']:.4f}" for n in METRICS
+        ]
         rank = values["rank_correlation"]
         lines.append(
-            f"{layout}: {', '.join(parts)}; rank correlation {rank['lowest']:.4f} lowest, {rank['mean']:.4f} mean"
+            f"{layout}: {', '.join(parts)}; rank correlation {rank['lowest']:.4f} lowest, {rank['mean']:.4f} mean; "
+            f"scores move by up to {values['largest_score_change']:.1%} of the threshold"
         )
     t = record["frame_ms"]
     if t is None:
-        return "\n".join([*lines, f"CPU frame time: none, ONNX Runtime does not run {precision} on CPUs"])
+        return "\n".join([*lines, f"CPU frame time: none, ONNX Runtime does not run {told} on CPUs"])
     slower = t["ratio"] > 1
     lines.append(
-        f"CPU frame time ({t['layout']}): fp32 {t['source']:.0f} ms, {precision} {t['quantized']:.0f} ms, "
-        f"{t['ratio']:.2f} times fp32's{': slower on this CPU' if slower else ''}"
+        f"CPU frame time ({t['layout']}): source {t['source']:.0f} ms, {told} {t['source'] * t['ratio']:.0f} ms, "
+        f"{t['ratio']:.2f} times the source's{': slower on this CPU' if slower else ''}"
     )
     return "\n".join(lines)
 
@@ -226,13 +231,15 @@ def onnx_digest(bundle: Bundle) -> str:
 
 
 def _verify_pair(bundle: Bundle, source: Bundle) -> None:
-    if bundle.manifest.precision is None:
+    change = bundle.manifest.precision or bundle.manifest.lattice
+    if change is None:
         raise ArtifactError(
-            f"{bundle.path} is not quantized, there is nothing to gate; write one with: m3ad-calibrate quantize"
+            f"{bundle.path} is not quantized, nor is its lattice another than its detector's: there is nothing to "
+            "gate; write one with m3ad-calibrate quantize or lattice"
         )
-    if bundle.manifest.precision.source_onnx != onnx_digest(source):
+    if change.source_onnx != onnx_digest(source):
         raise ArtifactError(
-            f"{bundle.path} was not quantized from {source.path}; gate it against its source, or quantize again"
+            f"{bundle.path} was not made from {source.path}; gate it against its source, or write it again"
         )
 
 

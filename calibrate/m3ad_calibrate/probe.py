@@ -124,9 +124,9 @@ class Probe:
                 rank_correlation(a.ravel()[f.scored_pixel], b.ravel()[f.scored_pixel])
                 for a, b, f in zip(self.reference[layout], maps, self.frames, strict=True)
             )
-            loss = max(drop[STEADY] / budget, (1 - rank) / (1 - LOWEST_RANK_CORRELATION))
-            if worst is None or loss > worst.loss:
-                worst = QualityLoss(drop, rank, loss)
+            found_loss = quality_loss(drop, rank, budget)
+            if worst is None or found_loss.loss > worst.loss:
+                worst = found_loss
         return worst or QualityLoss(dict.fromkeys(METRICS, 0.0), 1.0, 0.0)
 
     def _probed(self, prepared: ModelInput, mask: npt.NDArray[np.bool_]) -> Probed:
@@ -156,14 +156,26 @@ class Probe:
         return [walk.vote(walk.run(f.inputs, f.pick, f.known[layout], names), f.nearest) for f in self.frames]
 
     def _metrics(self, maps: list[npt.NDArray[np.float32]]) -> dict[str, float]:
-        stacked = np.nan_to_num(np.stack(maps))
-        masks = np.stack([frame.mask for frame in self.frames])
-        labels = np.array([mask.any() for mask in masks])
-        return {
-            "image_auroc": image_auroc(stacked.max(axis=(1, 2)).astype(np.float64), labels),
-            "aupro_30": aupro(stacked, masks, 0.30, "exact"),
-            "aupro_1": aupro(stacked, masks, 0.01, "exact"),
-        }
+        return metrics_of(maps, [frame.mask for frame in self.frames])
+
+
+def metrics_of(
+    maps: Sequence[npt.NDArray[np.float32]], masks: Sequence[npt.NDArray[np.bool_]]
+) -> dict[str, float]:
+    """The metrics of maps [224, 224] whose synthetic defects lie where the masks say."""
+    stacked, where = np.nan_to_num(np.stack(maps)), np.stack(masks)
+    labels = np.array([mask.any() for mask in masks])
+    return {
+        "image_auroc": image_auroc(stacked.max(axis=(1, 2)).astype(np.float64), labels),
+        "aupro_30": aupro(stacked, where, 0.30, "exact"),
+        "aupro_1": aupro(stacked, where, 0.01, "exact"),
+    }
+
+
+def quality_loss(drop: dict[str, float], rank: float, budget: float) -> QualityLoss:
+    """What these falls and this lowest rank correlation use of the budget."""
+    loss = max(drop[STEADY] / budget, (1 - rank) / (1 - LOWEST_RANK_CORRELATION))
+    return QualityLoss(drop, rank, loss)
 
 
 def _nearest(places: npt.NDArray[np.int32], pick: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

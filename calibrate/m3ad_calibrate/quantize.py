@@ -14,6 +14,7 @@ from m3ad.bundle import Bundle
 from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.method import Contract
+from m3ad.scored import on_lattice
 from m3ad_export.graphs.plan import QUANTIZED, Plan
 from m3ad_export.graphs.precision import half_model, histogram
 from m3ad_export.graphs.stages import compose_stages
@@ -139,7 +140,7 @@ def quantize(
                 "quantize it to fp16"
             )
         compose_stages(contract, layouts, folder / "onnx")
-        _write_golden(folder, source, layouts, plan.half is not None)
+        write_golden(folder, source, contract, layouts, plan.half is not None)
         before, after = (
             sum(weight_bytes(contract, p, layouts).values()) for p in (source.path / "onnx", folder / "onnx")
         )
@@ -182,12 +183,14 @@ def _initializer_bytes(model: onnx.ModelProto) -> int:
     return sum(onnx.numpy_helper.to_array(i).nbytes for i in model.graph.initializer)
 
 
-def _write_golden(folder: Path, source: Bundle, layouts: Sequence[Layout], is_half: bool) -> None:
-    """Golden values of the quantized stages for the source's golden frame."""
+def write_golden(
+    folder: Path, source: Bundle, contract: Contract, layouts: Sequence[Layout], is_half: bool = False
+) -> None:
+    """Golden values of the written stages for the source's golden frame."""
     (folder / "golden").mkdir()
-    contract = source.contract
     values: dict[str, Any] = {}
     inputs = {n: np.load(source.file(f"golden/{n}.npy"), allow_pickle=False) for n in contract.method.inputs}
+    inputs["scored_pixel"] = on_lattice(inputs["scored_pixel"], contract.lattice)
     with runnable(folder / "onnx", contract.method, is_half) as graphs:
         for layout in layouts:
             wiring = contract.steps(layout)

@@ -123,15 +123,21 @@ class Bundle:
         return wanted or self.manifest.layouts[-1]
 
     def verify_usable(self) -> None:
-        """Check that a quantized bundle passed its gate, or that somebody accepted the loss.
+        """Check that a bundle of another precision or lattice passed its gate, or that somebody accepted the loss.
 
         Raises:
             ArtifactError: it failed, or was never gated.
         """
-        gate = self.manifest.gate
-        if self.manifest.precision is None or (gate and (gate.passed or gate.accepted)):
+        gate, precision = self.manifest.gate, self.manifest.precision
+        if (precision or self.manifest.lattice) is None or (gate and (gate.passed or gate.accepted)):
             return
         found = "failed its gate" if gate else "was never gated"
+        if precision is None:
+            raise ArtifactError(
+                f"{self.path} scores the lattice {self.preprocessing.lattice} and {found}; choose one with "
+                "m3ad-calibrate lattice, or take the loss on your own account: m3ad-export build-engine --accept-loss "
+                "'NAME: REASON'"
+            )
         raise ArtifactError(
             f"{self.path} is quantized and {found}; find a better plan with m3ad-calibrate sensitivity, or "
             f"take the loss on your own account: m3ad-export build-engine --accept-loss 'NAME: REASON'"

@@ -69,15 +69,21 @@ class Precision(Struct, frozen=True):
     source_onnx: Sha256
 
 
+class LatticeChange(Struct, frozen=True):
+    """What a bundle whose lattice was changed was made from."""
+
+    source_onnx: Sha256
+
+
 class AcceptedLoss(Struct, frozen=True):
-    """Who took a quantized bundle that did not pass its gate, and why."""
+    """Who took a bundle that did not pass its gate, and why."""
 
     by: str
     reason: str
 
 
 class Gate(Struct, frozen=True):
-    """Whether a quantized bundle's metrics hold against its source's."""
+    """Whether the metrics of a bundle of another precision or lattice hold against its source's."""
 
     passed: bool
     accepted: AcceptedLoss | None = None
@@ -93,6 +99,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
         official: the authors' files that the heads come from, by part; none where they were trained here.
         preprocessing: as `Preprocessing.from_json` reads it.
         files: every file of the bundle but the manifest and the engines, by relative path.
+        lattice: where the lattice of the preprocessing is another than the detector was trained with.
         rig: as `Rig.from_json` reads it.
     """
 
@@ -109,6 +116,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     official: dict[str, OfficialWeights] = {}
     voting: Voting | None = None
     precision: Precision | None = None
+    lattice: LatticeChange | None = None
     gate: Gate | None = None
     rig: Json | None = None
     parity: Json | None = None

@@ -218,10 +218,10 @@ def stage_model(
 
 
 def accepted(bundle: Bundle, who_and_why: str) -> Bundle:
-    """Record in a quantized bundle who builds it although its gate did not pass, and why.
+    """Record in a bundle of another precision or lattice who builds it although its gate did not pass, and why.
 
     Args:
-        bundle: quantized; its gate failed or is missing.
+        bundle: its gate failed or is missing.
         who_and_why: `NAME: REASON`.
 
     Raises:
@@ -231,6 +231,6 @@ def accepted(bundle: Bundle, who_and_why: str) -> Bundle:
     if not name or not reason:
         raise M3adError(f"--accept-loss needs a name and a reason, 'NAME: REASON', got {who_and_why!r}")
     gate = bundle.document.get("gate") or {"passed": False, "figures": None}
-    if bundle.manifest.precision is None or gate["passed"]:
-        raise M3adError(f"{bundle.path} has no loss to accept: it is not quantized, or its gate passed")
+    if (bundle.manifest.precision or bundle.manifest.lattice) is None or gate["passed"]:
+        raise M3adError(f"{bundle.path} has no loss to accept: it is as it was trained, or its gate passed")
     return bundle.update(gate={**gate, "accepted": {"by": name, "reason": reason}})

@@ -1,0 +1,248 @@
+"""A bundle -> another one that scores a lattice of the pixels, chosen on frames with synthetic defects.
+
+The rows of scores do not depend on each other, so a frame goes through the head once, at every pixel; each lattice then
+votes on its own part of these scores.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from m3ad import bundle as artefact
+from m3ad.bundle import Bundle
+from m3ad.contract import GRID_SIZE, MAX_POINTS
+from m3ad.errors import ArtifactError, M3adError
+from m3ad.frames import Frame, Sample, read_sample
+from m3ad.method import require_lattice
+from m3ad.methods import contract_of
+from m3ad.metrics import rank_correlation
+from m3ad.preprocess import prepare, prepare_mask, with_holes
+from m3ad.scored import Lattice, on_lattice
+from m3ad_export.graphs.head import head_model, read_parts
+from m3ad_export.graphs.verify import verify_interface
+from m3ad_export.graphs.vote import with_coverage
+from m3ad_export.heads.voting import OneClassSvm, SvmRows, fit_one_class_svm
+from m3ad_export.train.samples import sample_evenly
+from m3ad_runtime.onnx_graph import OnnxGraph
+from m3ad_runtime.pipeline import Inspector, model_arrays
+from m3ad_runtime.stages import TiledHead, cpu_form
+
+from m3ad_calibrate.defects import with_defect
+from m3ad_calibrate.gate import METRICS, onnx_digest
+from m3ad_calibrate.probe import QualityLoss, metrics_of, quality_loss
+from m3ad_calibrate.quantize import write_golden
+from m3ad_calibrate.svm import SvmVote, config_of, fit_svm, write_svm
+from m3ad_calibrate.threshold import fit_threshold
+
+LATTICES: tuple[Lattice, ...] = ("half", 2, 3, 4)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A lattice, the share of the rows that it scores, and what it cost on the probed frames."""
+
+    lattice: Lattice
+    share: float
+    quality: QualityLoss
+
+
+def measure(
+    source: Bundle,
+    samples: Sequence[Sample],
+    budget: float,
+    lattices: Sequence[Lattice] | None = None,
+    say: Say = lambda _: None,
+    threads: int = 2,
+) -> list[Trial]:
+    """What each lattice costs on good frames, each once as it is and once with a synthetic defect.
+
+    Args:
+        source: scores every pixel and has the fused layout.
+        samples: good frames of the validation split.
+        budget: as of the gate.
+        lattices: which; `LATTICES` if left out.
+        say: is told of each lattice.
+        threads: of ONNX Runtime.
+
+    Raises:
+        ArtifactError: the bundle is quantized, scores a lattice already, has no fused layout, or its method takes none.
+    """
+    _verify_source(source)
+    contract, preprocessing, folder = source.contract, source.preprocessing, source.path / "onnx"
+    stages = {s.stage: cpu_form(s.stage, folder, contract, threads) for s in contract.steps("fused")}
+    head = stages.pop("head")
+    assert isinstance(head, TiledHead)
+    model = with_coverage(onnx.load(source.file("onnx/head_vote.onnx")))
+    vote = OnnxGraph(model.SerializeToString(), threads)
+    tried = list(lattices or LATTICES)
+    maps: dict[Lattice, list[npt.NDArray[np.float32]]] = {lattice: [] for lattice in ("all", *tried)}
+    masks: list[npt.NDArray[np.bool_]] = []
+    kept: dict[Lattice, float] = dict.fromkeys(tried, 0.0)
+    pixels: list[npt.NDArray[np.int32]] = []
+
+    def run(frame: Frame) -> None:
+        arrays = dict(model_arrays(prepare(frame, preprocessing)))
+        for stage in stages.values():
+            arrays |= stage(arrays)
+        scores, every = head.scores(arrays), arrays["scored_pixel"]
+        pixels.append(arrays["point_pixel"])
+        maps["all"].append(head.vote({"scores": scores, **arrays})["anomaly_map"])
+        for lattice in tried:
+            scored = on_lattice(every, lattice)
+            kept[lattice] += len(scored) / len(every)
+            rows = np.ascontiguousarray(scores[:, np.isin(every, scored)])
+            voted = vote({"scores": rows, "scored_pixel": scored, "point_pixel": arrays["point_pixel"]})
+            maps[lattice].append(voted["anomaly_map"])
+
+    for i, sample in enumerate(samples):
+        frame = with_holes(read_sample(sample, preprocessing.camera), preprocessing)
+        run(frame)
+        masks.append(np.zeros((GRID_SIZE[preprocessing.geometry],) * 2, np.bool_))
+        defective, mask = with_defect(frame, i)
+        run(defective)
+        masks.append(prepare_mask(mask, preprocessing.geometry))
+    wanted = metrics_of(maps["all"], masks)
+    trials = []
+    for lattice in tried:
+        found = metrics_of(maps[lattice], masks)
+        rank = min(
+            rank_correlation(a.ravel()[part], b.ravel()[part])
+            for a, b, part in zip(maps["all"], maps[lattice], pixels, strict=True)
+        )
+        quality = quality_loss({n: wanted[n] - found[n] for n in METRICS}, rank, budget)
+        trials.append(Trial(lattice, kept[lattice] / len(masks), quality))
+        say(f"lattice {lattice}: {trials[-1].share:.1%} of the rows, {quality.loss:.2f} of the budget")
+    return trials
+
+
+def write_lattice(
+    source: Bundle,
+    out: Path,
+    lattice: Lattice,
+    train: Sequence[Sample],
+    validation: Sequence[Sample],
+    trials: Sequence[dict[str, Any]] = (),
+) -> Bundle:
+    """Write a bundle that scores a lattice, its one-class SVM and its threshold fitted on it; then it is to be gated.
+
+    A per-pixel baseline stays the source's: it says what good frames show, whichever pixels are scored.
+
+    Args:
+        source: see `measure`.
+        out: the folder to write; an older bundle there is replaced.
+        lattice: not `all`.
+        train: good frames, for the one-class SVM.
+        validation: good frames, for the threshold: the largest score. A review limit is dropped, it was for other
+            scores.
+        trials: what the manifest says of the lattices that were tried.
+
+    Raises:
+        M3adError: `out` is the source, or there is no lattice to write.
+        ArtifactError: `out` is something else, or the source is none; see `measure`.
+    """
+    _verify_source(source)
+    if lattice == "all" or out.resolve() == source.path.resolve():
+        raise M3adError(
+            f"name a lattice other than all, and another folder than {source.path} to write it to"
+        )
+    manifest = source.manifest
+    contract = contract_of(manifest.method, manifest.dims, lattice)
+    dropped = ("parity", "files", "gate")
+    with artefact.new_folder(out, artefact.FORMAT) as folder:
+        (folder / "onnx").mkdir()
+        for file in (f for f in manifest.files if f.startswith("onnx/")):
+            (folder / file).write_bytes(source.file(file).read_bytes())
+        for graph in contract.method.graphs_of(manifest.layouts):
+            if graph.axis == "map":
+                path = folder / "onnx" / f"{graph.name}.onnx"
+                onnx.save(with_coverage(onnx.load(path)), path)
+        onnx.save(head_model(contract, read_parts(folder / "onnx")), folder / "onnx" / "head.onnx")
+        for layout in manifest.layouts:
+            last = contract.steps(layout)[-1].stage
+            verify_interface(folder / "onnx" / f"{last}.onnx", contract.stages[last])
+        write_golden(folder, source, contract, manifest.layouts)
+        document = {
+            **{k: v for k, v in source.document.items() if k not in dropped},
+            "preprocessing": replace(source.preprocessing, lattice=lattice).to_json(),
+            "lattice": {"source_onnx": onnx_digest(source), "tried": list(trials)},
+            "files": artefact.file_entries(folder),
+        }
+        artefact.write_json(folder / artefact.MANIFEST, document)
+    written = Bundle.open(out)
+    if manifest.voting is not None:
+        written = _refit(written, train)
+    inspector = Inspector(written)
+    camera = written.preprocessing.camera
+    scores = [inspector.inspect(read_sample(sample, camera)).score for sample in validation]
+    parts = [f"{sample.split}/{sample.defect}/{sample.name}" for sample in validation]
+    fitted = asdict(fit_threshold(scores))
+    return written.update(threshold={**fitted, "review": None, "validation_scores": scores, "parts": parts})
+
+
+def report(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """The trials as JSON."""
+    return [
+        {
+            "lattice": t.lattice,
+            "share": round(t.share, 4),
+            "loss": t.quality.loss,
+            "rank_correlation": t.quality.rank_correlation,
+            "metric_drop": t.quality.metric_drop,
+        }
+        for t in trials
+    ]
+
+
+def save_plot(trials: Sequence[Trial], chosen: Trial, path: Path) -> None:
+    """The loss of each lattice against the share of the rows it scores, and the budget; the chosen one is filled."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for trial in trials:
+        fill = "#3070b0" if trial is chosen else "none"
+        axes.plot(trial.share, trial.quality.loss, "o", color="#3070b0", markerfacecolor=fill)
+        axes.annotate(
+            str(trial.lattice), (trial.share, trial.quality.loss), (5, 4), textcoords="offset points"
+        )
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set(xlabel="share of the rows that are scored", ylabel="share of the loss budget", xlim=(0, 1))
+    figure.savefig(path, dpi=120)
+
+
+def _verify_source(source: Bundle) -> None:
+    if source.manifest.precision is not None:
+        raise ArtifactError(f"{source.path} is quantized; give the bundle it was made from a lattice first")
+    if source.preprocessing.lattice != "all":
+        raise ArtifactError(
+            f"{source.path} scores the lattice {source.preprocessing.lattice} already; start from the bundle that "
+            "scores all pixels"
+        )
+    require_lattice(source.contract.method, 2)
+    if "fused" not in source.manifest.layouts:
+        raise ArtifactError(f"{source.path} has no layout fused; export it with both: m3ad-export bundle")
+
+
+def _refit(bundle: Bundle, train: Sequence[Sample]) -> Bundle:
+    """The one-class SVM fitted anew, as the source's was: by training, or by `m3ad-calibrate threshold --svm`."""
+    told, training = bundle.document.get("svm"), bundle.document.get("training", {})
+    inspector, config = Inspector(bundle), config_of(bundle, None)
+    camera = bundle.preprocessing.camera
+    chosen = sample_evenly(train, 8 if told else training.get("svm_frames", 4))
+    maps = [inspector.inspect(read_sample(s, camera), with_maps=True).score_maps for s in chosen]
+    if told:
+        vote = fit_svm([m for m in maps if m is not None], config, told["kernel"], told["nu"])
+        return write_svm(bundle, vote, told["kernel"], told["nu"])
+    seen, svm = SvmRows(config), OneClassSvm(config.svm_width)
+    rows = torch.cat([seen(torch.from_numpy(m)) for m in maps if m is not None])
+    assert len(rows) == len(maps) * MAX_POINTS
+    nu = training.get("svm_nu", 0.5)
+    fit_one_class_svm(svm, rows, nu)
+    written = write_svm(bundle, SvmVote(config, svm), "linear", nu)
+    return written.update(svm=None)
