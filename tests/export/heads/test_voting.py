@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from m3ad.scored import scored_pixels
 from m3ad_export.heads.voting import (
     OneClassSvm,
     Vm,
@@ -80,11 +81,12 @@ def test_the_vote_is_the_root_of_the_product_of_smoothed_terms() -> None:
 
 
 def test_expected_is_the_mean_of_good_frames_over_their_cover_plus_a_quarter_of_its_median() -> None:
-    scores, _ = scores_and_pixels(20000)
-    pixels = torch.arange(9000, 29000, dtype=torch.int32)
-    frames = [(scores, pixels), (2 * scores[:, 5000:], pixels[5000:])]
+    parts = [np.arange(9000, 29000, dtype=np.int32), np.arange(14000, 29000, dtype=np.int32)]
+    scored = [torch.from_numpy(scored_pixels(part)) for part in parts]  # all of what the part reaches
+    scores = [k * scores_and_pixels(len(pixels))[0] for k, pixels in enumerate(scored, 1)]
+    frames = list(zip(scores, scored, strict=True))
     vm = Vm(VotingConfig())
-    fit_baseline(vm, frames)
+    fit_baseline(vm, [(s, p, torch.from_numpy(part)) for (s, p), part in zip(frames, parts, strict=True)])
     total, cover = np.zeros((3, 224, 224)), np.zeros((224, 224))
     for s, p in frames:
         grid = on_grid(torch.cat([s, torch.ones_like(s[:1])]), p).numpy().astype(np.float64)
