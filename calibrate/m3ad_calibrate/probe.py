@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from m3ad.bundle import Bundle
 from m3ad.contract import GRID_SIZE, Layout
-from m3ad.errors import FrameError
+from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.metrics import aupro, image_auroc, rank_correlation
 from m3ad.preprocess import ModelInput, prepare, prepare_mask, with_holes
@@ -66,6 +66,7 @@ class Probe:
         threads: of ONNX Runtime.
 
     Raises:
+        ArtifactError: the method has no rows of scores to probe.
         FrameError: there are no samples.
     """
 
@@ -80,8 +81,13 @@ class Probe:
             raise FrameError(
                 "there are no good validation frames to probe with; add some to the validation split"
             )
-        self.bundle, self.threads, self.layouts = bundle, threads, tuple(layouts)
         method = bundle.contract.method
+        if "scored_pixel" not in method.inputs:
+            raise ArtifactError(
+                f"{bundle.path} has no matrix products that int8 and fp8 are for: {method.title} is convolutions, "
+                "which are not quantized; quantize it to fp16"
+            )
+        self.bundle, self.threads, self.layouts = bundle, threads, tuple(layouts)
         self.models = {
             g.name: onnx.load(bundle.file(f"onnx/{g.name}.onnx"))
             for g in method.graphs_of(self.layouts)
