@@ -1,5 +1,6 @@
 """A detector small enough for fast tests, and bundles made from it by the real export."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ def make_input(points: int, seed: int = 0) -> ModelInput:
     """A prepared frame with this many foreground points."""
     image = np.random.default_rng(seed).normal(size=(1, 3, 224, 224)).astype(np.float32)
     return ModelInput(**parity_inputs(points, image))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For networks so small that a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

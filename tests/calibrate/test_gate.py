@@ -1,7 +1,6 @@
 """The gate on a small trained detector: what passes, and three negative controls that must not."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +51,7 @@ class Trained:
     feeds: dict[str, Feeds]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The networks here are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_trained(folder: Path, shared: float) -> Trained:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.depth_image import bilinear, closed, corner_plane, depth_image, nearest, normal_image
@@ -107,7 +108,6 @@ def test_a_plane_has_the_normals_of_its_slope() -> None:
 def test_stretching_takes_two_neighbours() -> None:
     rng = np.random.default_rng(0)
     image = rng.random((30, 47, 3)).astype(np.float32)
-    torch = pytest.importorskip("torch")
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(image).permute(2, 0, 1)[None], (64, 64), mode="bilinear", align_corners=False
     )[0].permute(1, 2, 0)

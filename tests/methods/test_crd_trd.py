@@ -1,7 +1,6 @@
 """CRD and TRD, small, from training to a real server: images instead of points, 256 x 256, stretched."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,13 +44,7 @@ TINY = WideResNetConfig(name="tiny", stem=4, inner=4, blocks=(1, 1, 1))
 SHORT = CrdSettings(steps=3, batch=2, checkpoint_steps=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small cost more to share than to compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass

@@ -41,21 +41,24 @@ def largest(difference: Tensor) -> float:
     return float(difference.abs().max())
 
 
+def rms(difference: Tensor) -> float:
+    return float(difference.square().mean().sqrt())
+
+
 # --- the mappings
 
 
 @pytest.mark.parametrize("widths", [(768, 1152), (1152, 768)])
 def test_folding_the_mappings_norms_is_as_exact_as_not_folding(widths: tuple[int, int]) -> None:
-    """Off by rounding alone: 3e-6 to 5e-6 of 5 for either form, by the order in which a CPU's vectors are summed."""
+    """0.997 of the plain form's rounding, 8.6e-7 RMS of 5; the largest error depends on a CPU's vectors."""
     mapping = fill(CrossMap(*widths))
     folded = folded_map(mapping)
     assert folded.projection[2].weight is None
     assert folded.projection[6].weight is None
     x = given(1, 256, widths[0])
     exact = copy.deepcopy(mapping).double()(x.double())
-    limit = 3e-6 * largest(exact)
-    assert largest(mapping(x) - exact) < limit
-    assert largest(folded(x) - exact) < limit
+    assert rms(folded(x) - exact) < 1.05 * rms(mapping(x) - exact)
+    assert rms(folded(x) - exact) < 2.5e-7 * largest(exact)
     torch.testing.assert_close(folded.double()(x.double()), exact, atol=1e-6, rtol=0)
 
 
@@ -117,7 +120,7 @@ def test_the_full_rgb_decoder_on_tokens_windows_and_a_crop() -> None:
 
 
 def test_the_xyz_decoders_first_layer_runs_on_tokens_and_on_rows() -> None:
-    """4.2e-7 on the authors' module, here 1.2e-6 of 1.5; both forms are off float64 by rounding alone."""
+    """4.2e-7 on the authors' module, here 1.2e-6 of 1.5; against float64 1.3e-7 RMS, the dense form 1.0e-7."""
     decoder = fill(Dec3d(SMALL))
     frame = frame_of(disc(60), groups=256, rgb_width=4, xyz_width=24)
     pixel = torch.from_numpy(frame.scored_pixel)
@@ -137,8 +140,8 @@ def test_the_xyz_decoders_first_layer_runs_on_tokens_and_on_rows() -> None:
     features = torch.from_numpy(matrix) @ tokens.double()
     weight = decoder.first.weight[:, pixel.long()].double()
     exact = features.T @ weight.T + decoder.first.bias.double()
-    assert largest(on_tokens - exact) < limit
-    assert largest(dense - exact) < limit
+    for found in (on_tokens, on_rows):
+        assert rms(found - exact) < 1.2e-7 * largest(exact)
 
 
 def test_rows_of_the_xyz_decoder_are_those_of_the_whole() -> None:
