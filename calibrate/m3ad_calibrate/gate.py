@@ -17,8 +17,9 @@ from m3ad.bundle import Bundle
 from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample, read_sample_mask
+from m3ad.grid import prepare_mask
 from m3ad.metrics import aupro, image_auroc, rank_correlation
-from m3ad.preprocess import ModelInput, prepare, prepare_mask
+from m3ad.preprocess import ModelInput, prepare
 from m3ad_runtime.pipeline import Pipeline, model_arrays
 from m3ad_runtime.stages import cpu_stage
 

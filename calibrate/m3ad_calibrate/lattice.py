@@ -18,10 +18,11 @@ from m3ad.bundle import Bundle
 from m3ad.contract import GRID_SIZE, MAX_POINTS
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frames import Frame, Sample, read_sample
+from m3ad.grid import prepare_mask
 from m3ad.method import require_lattice
 from m3ad.methods import contract_of
 from m3ad.metrics import rank_correlation
-from m3ad.preprocess import prepare, prepare_mask, with_holes
+from m3ad.preprocess import prepare, with_holes
 from m3ad.scored import Lattice, on_lattice
 from m3ad_export.graphs.head import head_model, read_parts
 from m3ad_export.graphs.verify import verify_interface

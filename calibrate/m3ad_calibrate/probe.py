@@ -16,8 +16,9 @@ from m3ad.bundle import Bundle
 from m3ad.contract import GRID_SIZE, Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample
+from m3ad.grid import prepare_mask
 from m3ad.metrics import aupro, image_auroc, rank_correlation
-from m3ad.preprocess import ModelInput, prepare, prepare_mask, with_holes
+from m3ad.preprocess import ModelInput, prepare, with_holes
 from m3ad_runtime.onnx_graph import OnnxGraph
 from m3ad_runtime.pipeline import model_arrays
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from m3ad.contract import GRID_SIZE, Geometry
+from m3ad.grid import to_frame
 from m3ad.holes import measured
-from m3ad.preprocess import to_frame
 from m3ad.surface import area_mm2, deviation
 
 Driver = Literal["rgb", "xyz", "mentor"]
@@ -81,7 +81,7 @@ def find_defects(
         xyz: [H, W, 3] metres, its declared holes as (0, 0, 0).
         score_maps: [n, S, S], for the shares.
         names: of the score maps.
-        geometry: how the map's grid lies on the frame, see `preprocess.to_frame`.
+        geometry: how the map's grid lies on the frame, see `grid.to_frame`.
 
     Returns:
         At most 64, at least one unless the map lies nowhere above the threshold.

@@ -16,8 +16,8 @@ from scipy import ndimage
 from m3ad.contract import Geometry
 from m3ad.defects import Defect
 from m3ad.frames import Frame
+from m3ad.grid import to_frame
 from m3ad.limits import Limits, verdict
-from m3ad.preprocess import to_frame
 
 SIDE_PX = 448  # the longer side of a drawn frame
 BANNER_PX = 34
@@ -43,7 +43,7 @@ class Inspected:
         anomaly_map: [S, S] float32.
         mask: [H, W] bool, where the truth is known.
         kept: [H, W] bool, the bundle's regions, where it has some.
-        geometry: how the map's grid lies on the frame, see `preprocess.to_frame`.
+        geometry: how the map's grid lies on the frame, see `grid.to_frame`.
     """
 
     frame: Frame

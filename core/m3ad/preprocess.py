@@ -1,4 +1,4 @@
-"""From a frame to the tensors of the contract, and from the map's grid back to the frame.
+"""From a frame to the tensors of the contract.
 
 The one implementation: training, calibration, parity, server and client all call `prepare`. It follows the
 loader of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af; or,
@@ -19,6 +19,7 @@ from m3ad.contract import GRID_SIZE, IMAGE_SIZE, MIN_POINTS, Geometry
 from m3ad.depth_image import NORMAL_SIZES, bilinear, closed, corner_plane, depth_image, nearest, normal_image
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
+from m3ad.grid import EIGHT, grid_source, squared
 from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_holes
 from m3ad.plane import Plane, border_points, distance_m, fit_plane
 from m3ad.regions import Regions, with_regions
@@ -33,7 +34,6 @@ IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32)
 # [256, 3]: the normalised value of every grey level of every channel.
 NORMALISED = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
-EIGHT = np.ones((3, 3), np.bool_)  # a pixel's neighbours
 FARTHEST_M = 100.0  # no inspection sensor sees farther; a larger median distance means millimetres
 # Settings of bundles that were written before these had a name.
 BEFORE = {
@@ -192,7 +192,7 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
     if preprocessing.geometry != "points":
         return _prepare_images(frame, preprocessing)
     height, width = frame.xyz.shape[:2]
-    rows, cols = _nearest(height, width)
+    rows, cols = grid_source(height, width)
     # Sampling first is the same as padding first: removal of a plane looks at each point alone.
     inside = np.ix_((rows >= 0) & (rows < height), (cols >= 0) & (cols < width))
     xyz = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
@@ -322,50 +322,6 @@ def without_modality(frame: Frame, modality: Modality) -> Frame:
     return Frame(frame.rgb, flat, frame.name)
 
 
-def prepare_mask(mask: npt.NDArray[np.bool_], geometry: Geometry = "points") -> npt.NDArray[np.bool_]:
-    """Bring a mask [H, W] onto the map's grid.
-
-    224 x 224: edge-replicated to a square, nearest centre (CFM). A region that falls between the grid's centres keeps
-    the pixel that its own middle lies in.   (ours)
-    256 x 256: stretched, bilinear, more than half (CRD).
-    """
-    if geometry != "points":
-        levels = Image.fromarray(mask.astype(np.uint8) * 255)
-        size = GRID_SIZE[geometry]
-        return np.array(levels.resize((size, size), Image.Resampling.BILINEAR)) > 127
-    square = _square(mask.astype(np.uint8)) > 0
-    labels, count = ndimage.label(square, EIGHT)
-    resized = Image.fromarray(labels.astype(np.int32)).resize(
-        (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST
-    )
-    grid = np.array(resized)
-    corner = (len(square) - np.array(mask.shape)) // 2
-    missing = sorted({*range(1, count + 1)} - {*np.unique(grid).tolist()})
-    boxes = ndimage.find_objects(labels)
-    for region in missing:
-        pixels = np.argwhere(labels[boxes[region - 1]] == region) + [s.start for s in boxes[region - 1]]
-        pixels = pixels[
-            ((pixels >= corner) & (pixels < corner + mask.shape)).all(axis=1)
-        ]  # not in the padding
-        middle = pixels[np.square(pixels - pixels.mean(axis=0)).sum(axis=1).argmin()]
-        grid[tuple(middle * IMAGE_SIZE // len(square))] = region
-    return grid > 0
-
-
-def to_frame(
-    grid: npt.NDArray[np.float32], height: int, width: int, geometry: Geometry = "points"
-) -> npt.NDArray[np.float32]:
-    """Bring a map back to the frame's pixels, [H, W]: bilinear, padding cut off or the stretch undone."""
-    if geometry != "points":
-        return np.array(
-            Image.fromarray(grid.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-        )
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = Image.fromarray(grid.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
-    return np.array(square)[top : top + height, left : left + width]
-
-
 def _with_zeros(xyz: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
     return holes_as_zeros(xyz, preprocessing.hole, preprocessing.zero_rule)
 
@@ -382,23 +338,8 @@ def _require_unit(name: str, points: npt.NDArray[np.float32], extent_m: float | 
         )
 
 
-def _nearest(height: int, width: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Source row and column of each grid row and column; outside the frame where the square is padding."""
-    side = max(height, width)
-    source = np.arange(IMAGE_SIZE) * side // IMAGE_SIZE
-    return source - (side - height) // 2, source - (side - width) // 2
-
-
-def _square(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    height, width = image.shape[:2]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    pad = ((top, side - height - top), (left, side - width - left), (0, 0))[: image.ndim]
-    return np.pad(image, pad, mode="edge") if height != width else image
-
-
 def _image(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    resized = Image.fromarray(_square(rgb)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(squared(rgb)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     levels = np.asarray(resized)
     return np.stack([NORMALISED[levels[:, :, c], c] for c in range(3)])[None]
 

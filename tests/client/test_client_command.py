@@ -17,8 +17,8 @@ from conftest import TINY_RGB, TINY_XYZ
 from m3ad.bundle import Bundle
 from m3ad.contract import CONTRACT_VERSION
 from m3ad.frames import Frame, find_samples, read_frame, read_sample, read_sample_mask
+from m3ad.grid import prepare_mask
 from m3ad.metrics import evaluate
-from m3ad.preprocess import prepare_mask
 from m3ad_client.cli import app
 from m3ad_export.detector import Detector
 from m3ad_export.saved import save_detector

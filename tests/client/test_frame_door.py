@@ -10,8 +10,8 @@ import tritonclient.grpc as grpcclient
 from m3ad.bundle import Bundle
 from m3ad.errors import ServerError
 from m3ad.frames import Frame
+from m3ad.grid import to_frame
 from m3ad.limits import Limits
-from m3ad.preprocess import to_frame
 from m3ad_client.triton import TritonInspector
 from m3ad_runtime.pipeline import Inspection, Inspector
 from m3ad_triton.backend import BLOCK, _serialized
