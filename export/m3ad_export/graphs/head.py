@@ -39,15 +39,15 @@ def head_model(contract: Contract, parts: Mapping[str, onnx.ModelProto]) -> onnx
         side: {name: read[name] for name in (*projected, *own) if modality_of(name) == side}
         for side in ("rgb", "xyz")
     }
-    bilinear = rgb_rows(dims.rgb_side, "rgb_table", "tile_pixel", "rgb_rows")
+    bilinear = rgb_rows(dims.rgb_side, "rgb_projected", "tile_pixel", "rgb_rows")
     # The rows carry the tokens' names inside the loop.
     tokens = compose.add_prefix(parts["head_tokens"], "head_tokens.", rename_inputs=False)
     joined = [
         helper.make_node(
             "Concat",
             [f"head_tokens.{name}" if name in projected else name for name in columns],
-            [f"{side}_table"],
-            name=f"{side}_table",
+            [f"{side}_projected"],
+            name=f"{side}_projected",
             axis=1,
         )
         for side, columns in widths.items()
@@ -95,7 +95,7 @@ def head_model(contract: Contract, parts: Mapping[str, onnx.ModelProto]) -> onnx
     vote = prefixed(parts["head_vote"], "head_vote")
     return model_with_ops(
         stage,
-        [*tokens.graph.node, *joined, interpolate_node("xyz_table", "xyz_all"), *nodes, *vote.graph.node],
+        [*tokens.graph.node, *joined, interpolate_node("xyz_projected", "xyz_all"), *nodes, *vote.graph.node],
         [i for graph in (tokens.graph, vote.graph, bilinear, *tiled) for i in graph.initializer],
         opset,
     )

@@ -59,18 +59,18 @@ class FrameFeatures:
 
     def chunks(
         self,
-        rgb_tables: Mapping[str, FloatArray] | None = None,
-        xyz_tables: Mapping[str, FloatArray] | None = None,
+        rgb_projected: Mapping[str, FloatArray] | None = None,
+        xyz_projected: Mapping[str, FloatArray] | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """All rows in order, some thousand at a time: [r, D] by name; the next ones overwrite them.
 
         Args:
-            rgb_tables: [P, D] by name, to spread over the pixels; the tokens as rgb_features when left out.
-            xyz_tables: [G, D], likewise.
+            rgb_projected: [P, D] by name, to spread over the pixels; the tokens as rgb_features when left out.
+            xyz_projected: [G, D], likewise.
         """
         tiles = zip(
-            self.rgb_operator.tiles(rgb_tables or {"rgb_features": self.rgb_tokens}, ROWS_AT_ONCE),
-            self.xyz_operator.tiles(xyz_tables or {"xyz_features": self.xyz_tokens}, ROWS_AT_ONCE),
+            self.rgb_operator.tiles(rgb_projected or {"rgb_features": self.rgb_tokens}, ROWS_AT_ONCE),
+            self.xyz_operator.tiles(xyz_projected or {"xyz_features": self.xyz_tokens}, ROWS_AT_ONCE),
             strict=True,
         )
         for rgb, xyz in tiles:

@@ -40,8 +40,8 @@ def test_rgb_rows_of_any_pixels(side: int, pixels: list[int]) -> None:
 
 
 def test_names_of_its_own_stand_apart() -> None:
-    graph = rgb_rows(8, "rgb_table", "tile_pixel", "rgb_rows")
-    read = {name for node in graph.node for name in node.input} - {"rgb_table", "tile_pixel"}
+    graph = rgb_rows(8, "rgb_projected", "tile_pixel", "rgb_rows")
+    read = {name for node in graph.node for name in node.input} - {"rgb_projected", "tile_pixel"}
     made = {name for node in graph.node for name in node.output} - {"rgb_rows"}
     assert all(name.startswith("rgb_rows.") for name in (*read, *made, *(n.name for n in graph.node)))
     assert len({n.name for n in graph.node}) == len(graph.node)

@@ -128,7 +128,7 @@ def test_the_fused_form_is_the_chain(full: bool) -> None:
     torch.testing.assert_close(ChordProduct()(scores, pixel)[0], expected[0], atol=1e-5, rtol=0)
 
 
-def test_the_bias_of_the_xyz_table_may_not_come_before_the_spread() -> None:
+def test_the_bias_of_the_projected_xyz_tokens_may_not_come_before_the_spread() -> None:
     """Rows at the foreground's border sum to less than one."""
     networks = random_networks(RGB, XYZ)
     randomise(networks, 6)
