@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 import torch
 from m3ad import bundle as artefact
+from m3ad.atomic import locked
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, FrameError
 from m3ad_export.graphs.head import head_model, read_parts
@@ -97,7 +98,8 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
             f"{bundle.path} is quantized; refit the SVM of the bundle it was made from, then quantize that one again"
         )
     table = bundle.contract.stages
-    with artefact.new_folder(bundle.path, artefact.FORMAT) as folder:
+    with locked(bundle.path), artefact.new_folder(bundle.path, artefact.FORMAT) as folder:
+        document = bundle.current("files", "voting", "svm")
         for part in ("onnx", "golden"):
             shutil.copytree(bundle.path / part, folder / part, copy_function=os.link)
         for name in ("vm", "head_vote"):
@@ -115,10 +117,10 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
             path = folder / "golden" / f"{name}.npy"
             path.unlink()
             np.save(path, value.numpy(), allow_pickle=False)
-        voting = {**(bundle.document.get("voting") or {}), "svm_input": vote.config.svm_input}
+        voting = {**(document.get("voting") or {}), "svm_input": vote.config.svm_input}
         fitted = {"kernel": kernel, "nu": nu, "vectors": len(vote.svm.support_vectors)}
         changed = {"voting": voting, "svm": fitted, "files": artefact.file_entries(folder)}
-        artefact.write_json(folder / artefact.MANIFEST, {**bundle.document, **changed})
+        artefact.write_json(folder / artefact.MANIFEST, {**document, **changed})
     return Bundle.open(bundle.path)
 
 

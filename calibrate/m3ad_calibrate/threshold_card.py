@@ -1,10 +1,10 @@
 """The threshold card: which limits a bundle has, from which parts, at which rate, and which graphs they are for."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from m3ad.atomic import file_beside
 from m3ad.bundle import Bundle, write_json
 from m3ad.limits import Limits
 from m3ad.serving import weights_line
@@ -46,9 +46,8 @@ def save_card(document: dict[str, Any], path: Path) -> list[Path]:
     """Write `path`.json and `path`.md."""
     files = path.with_suffix(".json"), path.with_suffix(".md")
     write_json(files[0], document)
-    temporary = files[1].with_name(f".{files[1].name}.{os.getpid()}")
-    temporary.write_text(markdown(document), encoding="utf-8")
-    os.replace(temporary, files[1])
+    with file_beside(files[1]) as temporary:
+        temporary.write_text(markdown(document), encoding="utf-8")
     return list(files)
 
 

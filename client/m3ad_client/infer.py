@@ -1,14 +1,15 @@
 """Inspect frames and keep what is worth keeping: score, verdict, overlay picture, raw map."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from m3ad.atomic import file_beside
 from m3ad.defects import Defect
 from m3ad.errors import FrameError
 from m3ad.frames import Frame, Sample, find_pairs, find_samples, is_category, read_sample
@@ -120,10 +121,7 @@ def inspect_samples(
 
 
 def _save_npy(array: npt.NDArray[np.float32], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = BytesIO()  # NumPy's own writer does not say why a file could not be written
+    np.save(content, array, allow_pickle=False)
+    with file_beside(path) as temporary:
+        temporary.write_bytes(content.getbuffer())

@@ -7,7 +7,6 @@ lists is hashed; engines carry a manifest of their own because they are added af
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from m3ad.atomic import NO_ROOM, file_beside, folder_beside, locked, put_in_place
 from m3ad.contract import CONTRACT_VERSION, Dims, Layout
 from m3ad.errors import ArtifactError
 from m3ad.manifest import FileEntry, Manifest, is_inside
@@ -144,17 +144,30 @@ class Bundle:
         )
 
     def update(self, **changes: Any) -> "Bundle":
-        """Replace top-level manifest entries, in one atomic rename."""
-        updated = Bundle.of_document(self.path, {**self.document, **changes})
-        write_json(self.path / MANIFEST, updated.document)
+        """Replace top-level manifest entries, in one atomic rename; what others changed meanwhile is kept.
+
+        Raises:
+            ArtifactError: one of these entries, or a file of the bundle, was changed since it was opened.
+        """
+        with locked(self.path):
+            updated = Bundle.of_document(self.path, {**self.current("files", *changes), **changes})
+            write_json(self.path / MANIFEST, updated.document)
         return updated
 
-    def add_file(self, relative: str, source: Path) -> "Bundle":
-        """Move `source` into the bundle under `relative` and list it in the manifest."""
-        target = self.path / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
-        return self.update(files={**self.document["files"], relative: file_entry(target)})
+    def current(self, *unchanged: str) -> dict[str, Any]:
+        """The manifest's document as it is now; whoever writes it next holds the folder's lock meanwhile.
+
+        Raises:
+            ArtifactError: one of the named entries was changed since the bundle was opened.
+        """
+        document = read_manifest(self.path, FORMAT, EXPORT_AGAIN)
+        for name in unchanged:
+            if document.get(name) != self.document.get(name):
+                raise ArtifactError(
+                    f"{self.path}: another program changed `{name}` of its manifest meanwhile, so nothing was "
+                    "written; run this command again"
+                )
+        return document
 
 
 def read_manifest(folder: Path, expected_format: str, advice: str) -> dict[str, Any]:
@@ -228,10 +241,11 @@ def file_entries(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write JSON under a temporary name and rename it, so that nobody reads half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write JSON under a temporary name and rename it, so that nobody reads half of it, also after a power cut."""
+    with file_beside(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def require_place(path: Path) -> None:
@@ -257,7 +271,7 @@ def new_folder(target: Path, expected_format: str | None = None) -> Iterator[Pat
     An existing target is replaced only when its manifest says it is of `expected_format` (or it is empty).
 
     Raises:
-        ArtifactError: `target` exists and is something else, or cannot be written.
+        ArtifactError: `target` exists and is something else, or cannot be written; the disk is full.
     """
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -267,17 +281,15 @@ def new_folder(target: Path, expected_format: str | None = None) -> Iterator[Pat
         read_manifest(target, expected_format, advice)
     require_place(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old / target.name)
-            os.replace(temporary, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, target)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        with folder_beside(target) as temporary:
+            yield temporary
+            temporary.chmod(0o755)
+            put_in_place(temporary, target)
+    except OSError as error:
+        # NumPy's writer tells how many items fitted, and no reason.
+        if error.errno in NO_ROOM or error.errno is None:
+            raise ArtifactError(
+                f"{target} cannot be written ({error.strerror or error}); make room there, or name another folder"
+            ) from error
+        raise

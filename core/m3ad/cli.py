@@ -1,12 +1,14 @@
 """What the four commands share: how an error is shown and how a result is printed. It knows no command."""
 
 import json
+import signal
 import sys
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from m3ad.atomic import NO_ROOM
 from m3ad.errors import M3adError
 
 
@@ -22,27 +24,34 @@ talk = plain_console(stderr=True)
 def run(app: typer.Typer) -> NoReturn:
     """Run a Typer app: an M3adError becomes one line on stderr and exit code 1, a bug keeps its traceback.
 
-    So does a path that the system refuses: no place to write, no permission, no room.
+    So does a path that the system refuses: no place to write, no permission, no room. SIGTERM ends a command as Ctrl-C
+    does, so that nothing is left half-written.
 
     Help and usage errors are printed plainly: rich would take [square brackets] in them for markup.
     """
     app.rich_markup_mode = None
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except M3adError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:  # not about a path that somebody gave
+        if error.filename is None and error.errno not in NO_ROOM:  # not about a path that somebody gave
             raise
-        typer.echo(
-            f"error: {error.filename}: {error.strerror}; name another path, or make room there", err=True
-        )
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror}; name another path, or make room there", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(0)
+
+
+def _end(*_: object) -> NoReturn:
+    sys.exit(128 + signal.SIGTERM)
 
 
 def print_json(document: Any) -> None:

@@ -3,7 +3,6 @@
 Pillow and NumPy only, because the line engineer's box has no plotting library.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from m3ad.atomic import file_beside
 from m3ad.contract import Geometry
 from m3ad.defects import Defect
 from m3ad.frames import Frame
@@ -135,12 +135,8 @@ def contact_sheet(inspected: Sequence[Inspected], threshold: float) -> Image.Ima
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG under a temporary name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with file_beside(path) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _verdict(inspected: Inspected, threshold: float) -> tuple[str, tuple[int, int, int]]:

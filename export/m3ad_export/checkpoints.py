@@ -5,7 +5,6 @@ Reads with weights_only, names what is missing or foreign, and guesses nothing.
 
 import argparse
 import hashlib
-import os
 import pickle
 import re
 import zipfile
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from m3ad.atomic import file_beside
 from m3ad.errors import ArtifactError
 from torch import Tensor, nn
 
@@ -188,6 +188,8 @@ def state_sha256(*networks: nn.Module) -> str:
 
 def save_checkpoint(document: dict[str, Any], path: Path) -> None:
     """Write a document of tensors and plain values under a temporary name and rename it."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    torch.save(document, temporary)
-    os.replace(temporary, path)
+    with file_beside(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(document, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None

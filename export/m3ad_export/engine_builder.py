@@ -1,7 +1,6 @@
 """One ONNX model -> one plan, by full TensorRT or TensorRT-RTX: only API that 10.3 to 11.4 and RTX share."""
 
 import importlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from m3ad.atomic import file_beside
 from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, OPS
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 
@@ -144,9 +144,8 @@ def begin_timing(config: Any, path: Path) -> None:
 
 def keep_timing(config: Any, path: Path) -> None:
     """Write what was timed; nobody reads half of it."""
-    written = path.with_name(f".{path.name}.{os.getpid()}")
-    written.write_bytes(bytes(config.get_timing_cache().serialize()))
-    os.replace(written, path)
+    with file_beside(path) as temporary:
+        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
 def load_plugins(trt: Any, library: Path) -> None:

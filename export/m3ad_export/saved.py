@@ -1,11 +1,11 @@
 """A detector's folder: `detector.pt` with every network, `detector.json` with the record."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from m3ad.bundle import write_json
 from m3ad.errors import ArtifactError
+from m3ad.typed_json import read_json
 
 from m3ad_export.checkpoints import load_strictly, read_checkpoint, save_checkpoint
 from m3ad_export.detector import Detector
@@ -30,8 +30,11 @@ def load_detector(folder: Path) -> Detector:
     Raises:
         ArtifactError: there is none, or it is damaged or of another version.
     """
+    advice = "train one: m3ad-export train"
+    if not (folder / "detector.json").is_file():
+        raise ArtifactError(f"{folder} holds no detector of this version (no detector.json); {advice}")
+    record = read_json(folder / "detector.json", advice.capitalize())
     try:
-        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
         method = IMPLEMENTATIONS[record["method"]]
         encoders = {side: _without(values, "weights") for side, values in record["encoders"].items()}
         detector = Detector(
@@ -42,10 +45,8 @@ def load_detector(folder: Path) -> Detector:
             len(method.score_maps(record)),
             WideResNet(WideResNetConfig(**encoders["teacher"])) if "teacher" in encoders else None,
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{folder} holds no detector of this version ({error}); train one: m3ad-export train"
-        ) from error
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder} holds no detector of this version ({error}); {advice}") from error
     states = read_checkpoint(folder / "detector.pt")
     for name, network in detector.modules().items():
         load_strictly(network, states.get(name, {}), folder / "detector.pt")

@@ -193,6 +193,17 @@ def test_command_fits_the_vote_of_a_masked_line(
 def test_a_folder_without_a_detector_is_refused(trained: tuple[Path, Detector], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds no detector of this version"):
         load_detector(tmp_path)
+    for text in (
+        '{"method": "mentor3ad", "encoders": []}',
+        '{"method": "mentor3ad", "encoders": {"rgb": 1}}',
+        "[]",
+    ):
+        (tmp_path / "detector.json").write_text(text)
+        with pytest.raises(ArtifactError, match="holds no detector of this version"):
+            load_detector(tmp_path)
+    (tmp_path / "detector.json").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"is not valid JSON .* Train one: m3ad-export train"):
+        load_detector(tmp_path)
     (tmp_path / "detector.json").write_bytes((trained[0] / "detector.json").read_bytes())
     with pytest.raises(ArtifactError, match="no weights file at"):
         load_detector(tmp_path)

@@ -101,7 +101,7 @@ def test_a_quantized_bundle_is_served_only_behind_its_gate(bundle: Path, tmp_pat
     quantized = Bundle.open(bundle).update(precision=INT8)
     with pytest.raises(ArtifactError, match="is quantized and was never gated; find a better plan"):
         write_repository(bundle, tmp_path / "repo", "onnxruntime", "chain")
-    quantized.update(gate={"passed": False, "accepted": None})
+    quantized = quantized.update(gate={"passed": False, "accepted": None})
     with pytest.raises(ArtifactError, match="is quantized and failed its gate"):
         write_repository(bundle, tmp_path / "repo", "onnxruntime", "chain")
     assert not (tmp_path / "repo").exists()

@@ -5,7 +5,6 @@ decides; what no entry matches gets the plan's precision. INT8 and FP8 are for m
 node computes in the plan's `rest`.
 """
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import onnx
 from m3ad.bundle import write_json
 from m3ad.contract import OP_DOMAIN
 from m3ad.errors import ArtifactError
+from m3ad.typed_json import read_json
 
 # `int8_weights`: the weights are stored in INT8, the product itself runs in the plan's rest.
 NodePrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8_weights", "rest"]
@@ -157,12 +157,7 @@ def read_plan(path: Path) -> Plan:
         ArtifactError: there is none, or it is no plan.
     """
     advice = "m3ad-calibrate plan writes one to start from"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist; {advice}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not valid JSON ({error}); {advice}") from error
+    document = read_json(path, "Write one to start from: m3ad-calibrate plan")
     if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
         raise ArtifactError(f"{path} is no {PLAN_FORMAT}; {advice}")
     try:

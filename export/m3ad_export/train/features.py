@@ -6,7 +6,6 @@ preprocessing and the frame's two files. What changed is never found under its o
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from m3ad.atomic import file_beside
 from m3ad.bundle import sha256_of
 from m3ad.frames import Sample, read_sample
 from m3ad.method import Pair
@@ -123,9 +123,8 @@ class FeatureExtractor:
         arrays = _read(path)
         if arrays is None:
             arrays = self._encode(sample)
-            temporary = path.with_name(f".{os.getpid()}.{path.name}")
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)
+            with file_beside(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
         indptr, indices, weights, pixel = (arrays[n] for n in OPERATOR)
         xyz = SparseRows(indptr, indices, weights, pixel, len(arrays["xyz_tokens"]))
         rgb = bilinear_operator(self.rgb.config.side, pixel) if self.rgb else _no_rows(pixel)

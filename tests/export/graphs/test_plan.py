@@ -53,8 +53,11 @@ def test_a_damaged_plan_is_explained(tmp_path: Path, change: dict[str, object], 
 
 
 def test_a_missing_or_broken_file_says_what_writes_one(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="does not exist; m3ad-calibrate plan writes one"):
+    with pytest.raises(
+        ArtifactError, match=r"cannot be read .No such file.* Write one to start from: m3ad-calibrate plan"
+    ):
         read_plan(tmp_path / "none.json")
-    (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(ArtifactError, match="is not valid JSON"):
-        read_plan(tmp_path / "plan.json")
+    for text in ("{", "[" * 100_000, '{"keep": ' + "9" * 5000 + "}", '{"rest": NaN}'):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(ArtifactError, match="is not valid JSON"):
+            read_plan(tmp_path / "plan.json")
