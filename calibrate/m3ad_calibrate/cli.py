@@ -15,7 +15,7 @@ from m3ad.scored import lattice_of
 from m3ad_export.graphs.plan import PlanPrecision, Rest, default_plan, read_plan
 
 from m3ad_calibrate import record as recording
-from m3ad_calibrate import region_commands, rig_commands, threshold_commands
+from m3ad_calibrate import region_commands, rig_commands, robustness_commands, threshold_commands
 from m3ad_calibrate.gate import BUDGET
 from m3ad_calibrate.modelopt import Engine
 from m3ad_calibrate.ranges import EightBits, Method
@@ -36,6 +36,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 app.add_typer(rig_commands.app)
 app.add_typer(threshold_commands.app)
 app.add_typer(region_commands.app)
+app.add_typer(robustness_commands.app)
 
 
 @app.callback()
