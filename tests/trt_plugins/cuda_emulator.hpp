@@ -1,8 +1,10 @@
 //! Runs CUDA kernels on a CPU, thread by thread, so that their logic is tested where there is no GPU: every
 //! CUDA thread is a fiber, barriers and warp collectives are where fibers wait for each other. The order in
-//! which fibers get their turn is shuffled, so a missing barrier shows. Rounding is the host's: the kernels
-//! fuse nothing where it matters.
+//! which fibers get their turn is shuffled. Rounding is the host's: the kernels fuse nothing where it
+//! matters. Every access is watched for races (race_detector.hpp).
 #pragma once
+
+#include "race_detector.hpp"
 
 #include <algorithm>
 #include <csetjmp>
@@ -19,9 +21,12 @@
 #include <vector>
 
 #undef __shared__
+#undef __device__
 #undef __launch_bounds__
 #undef __global__
 #define __shared__ static
+// g++ watches neither a struct that a function gets nor one that it returns: none is left that is called.
+#define __device__ __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __global__
 
@@ -50,12 +55,13 @@ struct Warp {
 
 struct Fiber {
     ucontext_t context;
-    jmp_buf place;
+    jmp_buf resume;
     std::unique_ptr<char[]> stack{new char[kSTACK]};
     bool started = false, finished = false;
     Barrier* waits = nullptr;
     uint64_t generation = 0;
     unsigned thread = 0;
+    race::Place place;
 };
 
 inline jmp_buf gScheduler;
@@ -72,18 +78,21 @@ inline Warp& warp() {
 }
 
 inline void wait(Barrier& barrier) {
+    race::Unwatched const unwatched;
     gFiber->waits = &barrier;
     gFiber->generation = barrier.generation;
     ++barrier.arrived;
     barrier.releaseWhenFull();
-    if (_setjmp(gFiber->place) == 0) {
+    if (_setjmp(gFiber->resume) == 0) {
         _longjmp(gScheduler, 1);
     }
     gFiber->waits = nullptr;
 }
 
 inline void enter() {
+    race::runs(&gFiber->place);
     gBody();
+    race::runs(nullptr);
     gFiber->finished = true;
     for (Barrier* barrier : {&gBlock, &warp().barrier}) { // a thread that left is waited for no more
         --barrier->expected;
@@ -102,6 +111,7 @@ inline void runBlock(std::vector<Fiber>& fibers) {
         fiber.started = fiber.finished = false;
         fiber.waits = nullptr;
         fiber.thread = t;
+        fiber.place = {blockIdx.x, t, 0, 0, fiber.stack.get(), kSTACK};
         getcontext(&fiber.context);
         fiber.context.uc_stack = {fiber.stack.get(), 0, kSTACK};
         fiber.context.uc_link = nullptr;
@@ -124,7 +134,7 @@ inline void runBlock(std::vector<Fiber>& fibers) {
             threadIdx = dim3(t);
             if (_setjmp(gScheduler) == 0) {
                 if (fiber.started) {
-                    _longjmp(fiber.place, 1);
+                    _longjmp(fiber.resume, 1);
                 }
                 fiber.started = true;
                 setcontext(&fiber.context);
@@ -144,6 +154,7 @@ template <typename... Params> struct Launch {
     size_t shared;
 
     template <typename... Args> void operator()(Args... args) const {
+        race::launchStarts();
         gBody = [&] { kernel(args...); };
         gShared.assign(shared, '\xCD');
         std::vector<Fiber> fibers(block);
@@ -168,6 +179,7 @@ template <typename T> T* dynamicShared() {
 
 //! Hands every lane's value to `combine(slots, used lanes)`.
 template <typename T, typename Combine> auto collective(T value, Combine const& combine) {
+    race::Unwatched const unwatched;
     Warp& own = warp();
     std::memcpy(&own.slot[gFiber->thread % kWARP], &value, sizeof value);
     wait(own.barrier);
@@ -183,12 +195,17 @@ template <typename T, typename Combine> auto collective(T value, Combine const& 
 } // namespace emulator
 
 inline void __syncthreads() {
+    race::Unwatched const unwatched;
     emulator::wait(emulator::gBlock);
+    ++emulator::gFiber->place.blockBarriers;
 }
 inline void __syncwarp() {
+    race::Unwatched const unwatched;
     emulator::wait(emulator::warp().barrier);
+    ++emulator::gFiber->place.warpBarriers;
 }
 inline int __syncthreads_count(int holds) {
+    race::Unwatched const unwatched;
     emulator::gVotes += holds != 0;
     __syncthreads();
     int const votes = emulator::gVotes;
@@ -227,7 +244,7 @@ inline int __reduce_min_sync(unsigned mask, int value) {
     return ~__reduce_max_sync(mask, ~value);
 }
 inline int atomicAdd(int* to, int value) {
-    return std::exchange(*to, *to + value);
+    return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
 }
 
 template <typename To, typename From> To bitsAs(From from) {
@@ -278,9 +295,12 @@ inline cudaError_t cudaDeviceSynchronize() {
     return cudaSuccess;
 }
 inline cudaError_t cudaMalloc(void** to, size_t bytes) {
-    return cudaEmulated((*to = std::malloc(bytes)) != nullptr);
+    *to = std::malloc(bytes);
+    race::deviceMemory(*to, bytes, true);
+    return cudaEmulated(*to != nullptr);
 }
 inline cudaError_t cudaFree(void* from) {
+    race::deviceMemory(from, 0, false);
     return std::free(from), cudaSuccess;
 }
 inline cudaError_t cudaMemcpy(void* to, void const* from, size_t bytes, cudaMemcpyKind) {

@@ -1,7 +1,8 @@
 """The CUDA kernels over the case table: on a GPU where there is one, and always thread by thread on the CPU.
 
 The emulated form is the same .cu files as C++: `kernel<<<grid, block, shared, stream>>>(...)` becomes a call of
-cuda_emulator.hpp, which runs every CUDA thread as a fiber. It shows logic, barriers and indices, not speed.
+cuda_emulator.hpp, which runs every CUDA thread as a fiber. It shows logic, barriers and indices, not speed. Two
+accesses that no barrier orders fail a row even where its result is right (race_detector.cpp).
 """
 
 import ctypes
@@ -37,7 +38,8 @@ def compile_for_gpu(folder: Path) -> Path:
     return library
 
 
-def compile_emulated(folder: Path, arch: int) -> Path:
+def compile_emulated(folder: Path, arch: int, without: Sequence[tuple[str, str, int]] = ()) -> Path:
+    """The kernels as C++ over the emulator; `without` (file, text, n) leaves out the file's n-th such text."""
     dry = subprocess.run(
         ["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False
     ).stderr
@@ -48,6 +50,9 @@ def compile_emulated(folder: Path, arch: int) -> Path:
     files[HERE / "device.cu"] = Path("device.cu")
     for path, place in files.items():
         text = path.read_text()
+        for unwanted, n in [(text, n) for file, text, n in without if file == str(place)]:
+            before = [match.start() for match in re.finditer(re.escape(unwanted), text)][n]
+            text = text[:before] + text[before + len(unwanted) :]
         text = re.sub(r"(\w+)<<<(.*?)>>>\(", r"emulator::launch(\1, \2)(", text, flags=re.DOTALL)
         text = re.sub(
             r"extern __shared__ ([\w ]+) (\w+)\[\];", r"auto* \2 = emulator::dynamicShared<\1>();", text
@@ -59,9 +64,17 @@ def compile_emulated(folder: Path, arch: int) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
     library = folder / f"libemulated_{arch}.so"
-    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-w", f"-I{HERE}", *includes]
-    sources = [str(path) for path in here.rglob("*.cpp")]
-    subprocess.run(["c++", *options, *sources, "-o", str(library)], check=True)
+    options = ["-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-w", f"-I{HERE}", *includes]
+    # Only the compiler's half of ThreadSanitizer. What it calls is in race_detector.cpp, which must not be watched.
+    watched = {str(path): "-fsanitize=thread" for path in here.rglob("*.cpp")}
+    sources = {**watched, str(HERE / "race_detector.cpp"): "-fno-sanitize=thread"}
+    objects = [str(here / f"{n}.o") for n in range(len(sources))]
+    compilers = [
+        subprocess.Popen(["c++", *options, how, "-c", source, "-o", made])
+        for (source, how), made in zip(sources.items(), objects, strict=True)
+    ]
+    assert [compiler.wait() for compiler in compilers] == [0] * len(sources)
+    subprocess.run(["c++", "-shared", *objects, "-o", str(library)], check=True)
     return library
 
 
@@ -70,6 +83,26 @@ class Kernels:
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
+        self.path = library
+        if self.is_emulated:
+            self.library.raceFirst.restype = ctypes.c_char_p
+
+    @property
+    def is_emulated(self) -> bool:
+        return hasattr(self.library, "raceFirst")
+
+    def race(self) -> str:
+        """The first race of a kernel since it was last asked, its places as file:line; empty if none."""
+        if not self.is_emulated:
+            return ""
+
+        def line(offset: re.Match[str]) -> str:
+            command = ["addr2line", "-s", "-e", str(self.path), offset[1]]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+
+        said = self.library.raceFirst().decode()
+        self.library.raceForget()
+        return re.sub(r"\+(0x[0-9a-f]+)", line, said)
 
     def to_device(self, host: np.ndarray) -> ctypes.c_void_p:
         device = ctypes.c_void_p()
@@ -97,6 +130,7 @@ class Kernels:
         for output, device in zip(outputs, tensors, strict=False):
             size = ctypes.c_size_t(output.nbytes)
             assert self.library.deviceRead(output.ctypes.data_as(ctypes.c_void_p), device, size) == 0
+        assert self.race() == ""
         for device in devices:
             assert self.library.deviceFree(device) == 0
 
@@ -161,3 +195,26 @@ def test_kernels_on_one_case(kernels: Kernels) -> None:
     for row in rows_on(case, 5):
         kernels.check(row)
     check_point_group(kernels, case)
+
+
+@pytest.fixture(scope="module")
+def unordered(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """The kernels without a barrier of the block and one of the warp."""
+    left_out = [
+        ("farthest_point_sample/kernel.cu", "__syncthreads();", 2),
+        ("knn_group/kernel.cu", "__syncwarp();", 4),
+    ]
+    return Kernels(compile_emulated(tmp_path_factory.mktemp("unordered"), 800, left_out))
+
+
+@pytest.mark.parametrize(
+    ("op", "place"),
+    [
+        ("FarthestPointSample", r"block 0 thread \d+ at kernel\.cpp:\d+, then (?:read|write) by block 0"),
+        ("KnnGroup", r"block (\d+) thread \d+ at kernel\.cpp:\d+, then (?:read|write) by block \1"),
+    ],
+)
+def test_missing_barrier_is_found(unordered: Kernels, op: str, place: str) -> None:
+    row = next(row for row in rows_on(SMALL[0], 5) if row.op == op)
+    with pytest.raises(AssertionError, match=f"shared memory: (?:write|read) by {place}"):
+        unordered.check(row)

@@ -67,12 +67,15 @@ struct Cells {
     int8_t axis[kCELL_BITS];
 
     __device__ void plan() {
-        float side[3] = {box.hi[0] - box.lo[0], box.hi[1] - box.lo[1], box.hi[2] - box.lo[2]};
+        float side[3] = {sub(box.hi[0], box.lo[0]), sub(box.hi[1], box.lo[1]), sub(box.hi[2], box.lo[2])};
         for (int32_t bit = 0; bit < kCELL_BITS; ++bit) {
             int32_t const longest =
                 side[0] >= side[1] ? (side[0] >= side[2] ? 0 : 2) : (side[1] >= side[2] ? 1 : 2);
             axis[bit] = static_cast<int8_t>(longest);
-            side[longest] *= 0.5F;
+#pragma unroll
+            for (int32_t k = 0; k < 3; ++k) {
+                side[k] = mul(side[k], k == longest ? 0.5F : 1.0F); // side[longest] is no register
+            }
         }
     }
 
@@ -88,7 +91,7 @@ struct Cells {
 #pragma unroll
             for (int32_t k = 0; k < 3; ++k) {
                 if (k == a) {
-                    float const middle = 0.5F * lo[k] + 0.5F * hi[k];
+                    float const middle = add(mul(0.5F, lo[k]), mul(0.5F, hi[k]));
                     bool const upper = point[k] > middle;
                     cell = 2 * cell + upper;
                     (upper ? lo[k] : hi[k]) = middle;
@@ -164,10 +167,9 @@ __device__ inline void buildTiles(float const* points, int32_t count, TileView t
     }
     __syncthreads();
     if (warp == 0) {
-        shared.cells.box =
-            warpBox(shared.warpBox[lane].lo, shared.warpBox[lane].hi); // the same value from each lane
-        __syncwarp();
+        Box const whole = warpBox(shared.warpBox[lane].lo, shared.warpBox[lane].hi);
         if (lane == 0) {
+            shared.cells.box = whole;
             shared.cells.plan();
         }
     }

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kWARP)
         if (nearest == kFULL || nearest > static_cast<uint32_t>(bound >> 32)) {
             break;
         }
-        if (lane == 0) {
+        if (lane == tile % kWARP) { // it alone reads this one
             boxDistance[tile] = kFULL;
         }
         for (int32_t start = tile * size; start < min((tile + 1) * size, count); start += kWARP) {

@@ -16,8 +16,9 @@ constexpr int32_t kIN_REGISTERS = 16; //!< widths up to this keep the row in reg
 constexpr int32_t kPARTIAL = 32;      //!< support vectors per partial sum, to keep fp32 rounding small
 
 //! normal [width] = sum_k c_k v_k
-__global__ void normalKernel(float* normal, float const* supportVectors, float const* coefficients,
-                             int32_t width, int32_t vectors) {
+__global__ void __launch_bounds__(kTHREADS)
+    normalKernel(float* normal, float const* supportVectors, float const* coefficients, int32_t width,
+                 int32_t vectors) {
     int32_t const d = blockIdx.x * kTHREADS + threadIdx.x;
     if (d >= width) {
         return; // guard
@@ -34,8 +35,8 @@ __global__ void normalKernel(float* normal, float const* supportVectors, float c
 }
 
 //! decision [rows], x [rows, width], normal [width]
-__global__ void linearKernel(float* decision, float const* x, float const* normal, float const* rho,
-                             int32_t rows, int32_t width) {
+__global__ void __launch_bounds__(kTHREADS) linearKernel(float* decision, float const* x, float const* normal,
+                                                         float const* rho, int32_t rows, int32_t width) {
     int32_t const row = blockIdx.x * kTHREADS + threadIdx.x;
     if (row >= rows) {
         return; // guard

@@ -9,6 +9,8 @@
 
 namespace m3ad {
 
+constexpr int32_t kPOINT_THREADS = 128; //!< at most, where the warps' lists fit in shared memory
+
 //! The 3 nearest centres of a pixel and their weights; index[0] < 0 marks a pixel without a point.
 struct PixelTokens {
     int32_t index[kNEIGHBORS];
@@ -29,8 +31,9 @@ __device__ inline float thirdSmallest(float value) {
 }
 
 //! pixels [imageSize^2], points [count, 3], pointPixel [count], centers [groups, 3]; shared [warps, groups]
-static __global__ void nearestThreeKernel(PixelTokens* pixels, float const* points, int32_t const* pointPixel,
-                                          float const* centers, int32_t count, int32_t groups) {
+static __global__ void __launch_bounds__(kPOINT_THREADS)
+    nearestThreeKernel(PixelTokens* pixels, float const* points, int32_t const* pointPixel,
+                       float const* centers, int32_t count, int32_t groups) {
     extern __shared__ int32_t lists[];
     int32_t const lane = threadIdx.x % kWARP, warp = threadIdx.x / kWARP;
     int32_t const first = (blockIdx.x * (blockDim.x / kWARP) + warp) * kWARP;
