@@ -16,6 +16,7 @@ from m3ad.frames import find_samples
 from m3ad.limits import Limits
 from m3ad.overlay import defect_line
 from m3ad.preprocess import Modality
+from m3ad.signature import verify_signature
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
@@ -83,9 +84,21 @@ def infer(
     key: Key = None,
     cert: Cert = None,
     timeout_s: Timeout = 60.0,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PUBKEY", help="with --bundle: take it only if this key (Ed25519, PEM) signed it"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Inspect one frame or every frame of a folder: score, verdict, overlay and raw map."""
+    if require_signature:
+        if bundle is None:
+            raise typer.BadParameter(
+                "--require-signature goes with --bundle; a server checks its own: m3ad-triton serve"
+            )
+        verify_signature(bundle, require_signature)
     samples = find_inputs(paths, split)
     with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
         inspector.limits = _moved(inspector.limits, threshold, review)

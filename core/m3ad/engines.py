@@ -4,9 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m3ad.bundle import read_manifest
+from msgspec import Struct
+
+from m3ad.bundle import MANIFEST, read_manifest
+from m3ad.manifest import FileEntry
+from m3ad.typed_json import typed
 
 FORMAT = "m3ad-engines"
+
+
+class EngineManifest(Struct, frozen=True):
+    """What is read of an engine folder's manifest; the rest is recorded for people."""
+
+    target: str
+    compute_capability: str
+    files: dict[str, FileEntry]
+    runtime: str | None = None
+    runtime_version: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +36,11 @@ class Engines:
         """Read the manifest of `engines/<target>/`.
 
         Raises:
-            ArtifactError: it is not a folder of engines; `advice` says what to do.
+            ArtifactError: it is not a folder of engines, or an entry is wrong; `advice` says what to do.
         """
-        return cls(path, read_manifest(path, FORMAT, advice))
+        document = read_manifest(path, FORMAT, advice)
+        typed(document, EngineManifest, str(path / MANIFEST), advice)
+        return cls(path, document)
 
     @property
     def target(self) -> str:

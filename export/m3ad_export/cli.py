@@ -156,6 +156,23 @@ def build_engine(
 
 
 @app.command()
+def sign(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a bundle or a repository")],
+    key: Annotated[
+        Path, typer.Option(help="Ed25519 private key, PEM: openssl genpkey -algorithm ed25519 -out KEY")
+    ],
+) -> None:
+    """Sign a bundle or a repository: its manifests, whose hashes cover every file, engines included.
+
+    `--require-signature PUBKEY` of `m3ad-triton write|serve` and `m3ad-client infer` takes nothing else. What changes
+    a manifest afterwards (a threshold, a rig, a gate, an engine) asks for a new signature.
+    """
+    from m3ad.signature import sign as write_signature
+
+    print_text(f"{write_signature(folder, key)}: written")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say in one line each what this machine has and lacks; exit code 1 when something is missing."""
     from m3ad_export.doctor import findings

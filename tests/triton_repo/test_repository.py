@@ -294,7 +294,7 @@ def test_an_image_for_stages_on_the_cpu_has_all_they_need(
     opened = [Repository.open(path) for path in (chain_repository, fused_repository)]
     line = write_context(opened, tmp_path / "image", wheel)
     assert line.startswith(
-        f"docker build -t m3ad-tiny-other {tmp_path / 'image'} && docker run --rm -p 8000-8002:8000-8002 "
+        f"docker build -t m3ad-tiny-other {tmp_path / 'image'} && docker run --rm -p 127.0.0.1:8000-8002:8000-8002 "
     )
     assert line.endswith(" m3ad-tiny-other")
     assert "--gpus" not in line

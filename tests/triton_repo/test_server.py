@@ -4,8 +4,11 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from m3ad_runtime.pipeline import Inspector, model_arrays
 from m3ad_triton.binary import find_binary
 from m3ad_triton.repository import Repository
 from m3ad_triton.server import Hosts, LocalServer, Ports, Tls
+from m3ad_triton.stubs import find_stubs
 from serving import rehash
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -267,7 +271,22 @@ def test_serve_ends_when_a_process_of_the_server_dies(victim: str, fused_reposit
 
 @pytest.mark.slow
 def test_what_is_open_to_others_is_told(fused_repository: Path) -> None:
-    with served(fused_repository, "--host", "0.0.0.0") as (process, _):
+    with served(fused_repository, "--host", "0.0.0.0") as (process, told):
+        with grpcclient.InferenceServerClient(told["grpc_url"]) as client:
+            assert client.is_model_ready("other")
+            for ask in (
+                lambda: client.register_system_shared_memory("x", "/x", 8),
+                lambda: client.update_log_settings({"log_verbose_level": 1}),
+                lambda: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
+            ):
+                with pytest.raises(InferenceServerException, match="This protocol is restricted"):
+                    ask()
+        url = f"{told['http_url']}/v2/systemsharedmemory/region/x/register"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(url, b"{}"))
+        regions = {stub.region for stub in find_stubs(told["pid"])}
+        assert len(regions) == 5
+        assert {stat.S_IMODE(os.stat(f"/dev/shm/{name}").st_mode) for name in regions} == {0o600}
         process.terminate()
         _, errors = process.communicate(timeout=30)
     (line,) = (line for line in errors.splitlines() if line.startswith("warning: "))

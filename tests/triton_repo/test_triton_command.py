@@ -80,7 +80,7 @@ def test_refusals_are_one_sentence(tiny_bundle: Bundle, chain_repository: Path, 
 def test_docker_prints_one_line(chain_repository: Path) -> None:
     done = triton("docker", chain_repository)
     (line,) = done.stdout.splitlines()
-    assert line.startswith("docker run --rm -p 8000-8002:8000-8002 --shm-size=")
+    assert line.startswith("docker run --rm -p 127.0.0.1:8000-8002:8000-8002 --shm-size=")
 
 
 BRACKETS = "line [cpu] [/] [red]:smile:"

@@ -9,6 +9,7 @@ import typer
 from m3ad import cli as shared
 from m3ad.contract import Layout
 from m3ad.errors import ArtifactError
+from m3ad.signature import verify_signature
 
 from m3ad_triton.binary import find_binary
 from m3ad_triton.docker import IMAGE, docker_line, write_context
@@ -20,6 +21,12 @@ from m3ad_triton.verify import doors, find_problems, verify_repository
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 Repositories = Annotated[list[Path], typer.Argument(metavar="REPO...", help="what `m3ad-triton write` wrote")]
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PUBKEY", help="take only what `m3ad-export sign` signed with this key (Ed25519, PEM)"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
 
@@ -43,6 +50,7 @@ def write(
             "--frames/--no-frames", help="whether to write the door that takes frames; it needs Python"
         ),
     ] = True,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Write the Triton model repository of a bundle.
@@ -50,6 +58,8 @@ def write(
     The ensemble CATEGORY takes frames and gives verdicts, CATEGORY_tensors takes what m3ad made of a frame; their
     steps are CATEGORY_STAGE, so several categories can be served together.
     """
+    if require_signature:
+        verify_signature(bundle, require_signature)
     repository = write_repository(bundle, repo, runtime, layout, target or (), frames=frames)
     for problem in find_problems(repo, with_files=False):
         shared.talk.print(f"note: {problem}")
@@ -110,6 +120,7 @@ def serve(
         Path | None, typer.Option(help="the binary; found by itself if not given")
     ] = None,
     ready_timeout_s: Annotated[float, typer.Option(help="time for all models to load and warm up")] = 300.0,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Serve repositories in the foreground with a Triton on this machine; Ctrl-C stops it.
@@ -121,6 +132,8 @@ def serve(
     if (cert is None) != (key is None) or ((ca or http_plain) and not cert):
         raise typer.BadParameter("--cert and --key go together, and --ca and --http-plain need them")
     for repo in repos:
+        if require_signature:
+            verify_signature(repo, require_signature)
         verify_repository(repo, with_files=False)  # the server hashes them when it opens the repository
     server = LocalServer(
         repos,

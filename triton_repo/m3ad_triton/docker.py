@@ -35,7 +35,7 @@ def docker_line(repositories: Sequence[Repository], image: str = IMAGE) -> str:
     shared = sum(r.manifest.shared_memory_bytes for r in repositories)
     mounts = {r.path: f"/models/{r.manifest.category}" for r in repositories}
     server = shlex.join(["tritonserver", *server_arguments(repositories, list(mounts.values()))])
-    docker = ["docker", "run", "--rm", "-p", "8000-8002:8000-8002"]
+    docker = ["docker", "run", "--rm", "-p", "127.0.0.1:8000-8002:8000-8002"]
     docker += [f"--shm-size={max(shared, 2**26) // 2**20}m"]
     docker += ["--gpus=all"] if on_gpu else []
     for path, place in mounts.items():
@@ -92,7 +92,7 @@ def write_context(
         (folder / "Dockerfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     name = f"m3ad-{'-'.join(r.manifest.category for r in repositories)}".lower()
     shared = max(sum(r.manifest.shared_memory_bytes for r in repositories), 2**26) // 2**20
-    run = ["docker", "run", "--rm", "-p", "8000-8002:8000-8002", f"--shm-size={shared}m"]
+    run = ["docker", "run", "--rm", "-p", "127.0.0.1:8000-8002:8000-8002", f"--shm-size={shared}m"]
     run += (["--runtime=nvidia"] if jetson else ["--gpus=all"]) if on_gpu else []
     return f"{shlex.join(['docker', 'build', '-t', name, str(out)])} && {shlex.join([*run, name])}"
 

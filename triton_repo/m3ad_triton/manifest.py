@@ -17,6 +17,7 @@ from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
 from m3ad.scored import Lattice
 from m3ad.serving import MODEL_NAME
+from m3ad.signature import SIGNATURE
 from m3ad.typed_json import require_whole, typed
 from msgspec import Meta, Struct
 
@@ -77,7 +78,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
             msgspec.convert(engine, Engine, strict=True)
         if not self.files:
             raise ValueError("`files` is empty, expected every file with its sha256")
-        if outside := [path for path in self.files if not is_inside(path) or path == MANIFEST]:
+        if outside := [path for path in self.files if not is_inside(path) or path in (MANIFEST, SIGNATURE)]:
             raise ValueError(f"`files` lists {outside[0]!r}, expected paths of files below the repository")
         for name in (*self.plugins.shims, *filter(None, [self.plugins.library])):
             if name not in self.files:
@@ -147,7 +148,7 @@ def find_unlisted(folder: Path, listed: Mapping[str, Any]) -> list[str]:
         here = Path(place)
         links = [name for name in folders if (here / name).is_symlink()]
         paths = [(here / name).relative_to(folder).as_posix() for name in (*names, *links)]
-        found += [path for path in paths if path != MANIFEST and path not in listed]
+        found += [path for path in paths if path not in (MANIFEST, SIGNATURE) and path not in listed]
         if not folders and not names and here != folder:
             found.append(f"{here.relative_to(folder).as_posix()}/")
     return sorted(found)

@@ -26,13 +26,15 @@ from m3ad.errors import ServerError
 from m3ad_triton.binary import Binary, find_binary
 from m3ad_triton.engines import RUNTIME
 from m3ad_triton.repository import Repository, link_files, server_arguments, verify_distinct
-from m3ad_triton.stubs import Stub, find_stubs, remove_regions
+from m3ad_triton.stubs import Stub, find_stubs, hide_regions, remove_regions
 
 LOOPBACK = "127.0.0.1"
 EXIT_TIMEOUT_S = 10
 POLL_S = 0.1
 WATCH_S = 1.0
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
+# What changes the server or reads this machine's memory: for programs on this machine alone.
+LOCAL_APIS = "shared-memory,trace,logging"
 # Everything Triton answers over HTTP, health left out.
 HTTP_APIS = "metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
 PR_SET_PDEATHSIG = 1
@@ -101,8 +103,7 @@ class Tls:
         if self.ca:
             arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.ca}"]
         if not self.http_plain:
-            # A header cannot hold a line break: who reads this argument in the process list cannot send it either.
-            arguments.append(f"--http-restricted-api={HTTP_APIS}:nobody={secrets.token_hex()}\n")
+            arguments.append(f"--http-restricted-api={HTTP_APIS}:{_nobody()}")
         return arguments
 
 
@@ -175,7 +176,8 @@ class LocalServer:
                 return []
             return [
                 f"warning: {self.hosts.grpc} lets other machines in without TLS: whoever reaches it can ask for "
-                "inspections and read every frame; give --cert, --key and --ca"
+                "inspections and read every frame; give --cert, --key and --ca. Shared memory, trace and logging are "
+                "closed"
             ]
         if self.tls.http_plain:
             return [
@@ -207,6 +209,7 @@ class LocalServer:
                 f"--metrics-port={self.ports.metrics}",
                 f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
                 *(self.tls.arguments() if self.tls else []),
+                *self._closed_to_others(),
             ]
             with log.open("wb") as output:
                 self.process = subprocess.Popen(
@@ -220,6 +223,7 @@ class LocalServer:
                 )
             self._wait_until_ready()
             self.stubs = find_stubs(self.pid)
+            hide_regions(self.stubs)
         except BaseException:
             self.stop()
             raise
@@ -270,6 +274,15 @@ class LocalServer:
     ) -> None:
         self.stop()
 
+    def _closed_to_others(self) -> list[str]:
+        """Arguments that keep an endpoint which other machines reach to inspecting."""
+        arguments = []
+        if not _is_loopback(self.hosts.grpc):
+            arguments.append(f"--grpc-restricted-protocol={LOCAL_APIS}:{_nobody()}")
+        if not _is_loopback(self.hosts.http):
+            arguments.append(f"--http-restricted-api={LOCAL_APIS}:{_nobody()}")
+        return arguments
+
     def _wait_until_ready(self) -> None:
         url, process = f"{self.http_url}/v2/health/ready", self._running()
         opener = urllib.request.build_opener(
@@ -299,6 +312,11 @@ class LocalServer:
         if self.process is None:
             raise ValueError("the server is not running, start it first")
         return self.process
+
+
+def _nobody() -> str:
+    """A header that nobody sends: it cannot hold a line break, also not by who reads it in the process list."""
+    return f"nobody={secrets.token_hex()}\n"
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,6 +3,7 @@
 Triton never replaces a stage process that died, and goes on to call itself ready.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +45,14 @@ def find_stubs(server: int) -> list[Stub]:
         # STUB .../MODEL/VERSION/model.py REGION ...
         found.append(Stub(pid, Path(arguments[1]).parent.parent.name, arguments[2]))
     return found
+
+
+def hide_regions(stubs: Iterable[Stub]) -> None:
+    """Let this user alone read the shared memory that frames pass through to the stages; Triton makes it 0644."""
+    for stub in stubs:
+        if stub.region.startswith(REGION) and "/" not in stub.region:
+            with contextlib.suppress(FileNotFoundError):
+                (SHARED_MEMORY / stub.region).chmod(0o600)
 
 
 def remove_regions(stubs: Iterable[Stub]) -> None:
