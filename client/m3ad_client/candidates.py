@@ -257,13 +257,13 @@ class Candidates:
         for candidate in self.all:
             candidate.close()
 
-    def add_bundle(self, bundle: Path, layout: str, threads: int) -> None:
-        """The in-process runner of a bundle."""
+    def add_bundle(self, bundle: Path, layout: str, threads: int, name: str | None = None) -> None:
+        """The in-process runner of a bundle, called by its layout unless it is named."""
         arguments = (str(bundle), layout, str(threads))
         traits = ("in process", bundle.absolute().name, str(bundle.absolute()))
         self.all.append(
             WorkerProcess(
-                layout, traits, "m3ad_client.runner", arguments, (INFERENCE_ONLY, END_TO_END), threads
+                name or layout, traits, "m3ad_client.runner", arguments, (INFERENCE_ONLY, END_TO_END), threads
             )
         )
 

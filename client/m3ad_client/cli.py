@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from m3ad import cli as shared
+from m3ad.atomic import file_beside
 from m3ad.bundle import Bundle
 from m3ad.contract import LAYOUTS, Layout
 from m3ad.errors import ArtifactError, FrameError
@@ -20,13 +21,16 @@ from m3ad.signature import verify_signature
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
-from m3ad_client import report
+from m3ad_client import report, table_report
 from m3ad_client.candidates import Candidates
 from m3ad_client.check_frames import check_frames, failing
 from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
 from m3ad_client.measure import artefacts, run_bench
+from m3ad_client.method_table import entries, method_table
 from m3ad_client.saved import read_result as _read_result
+from m3ad_client.table_picture import picture as draw
+from m3ad_client.table_picture import points_of
 from m3ad_client.triton import Tls, TritonInspector
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -201,6 +205,23 @@ def bench(
     key: Key = None,
     cert: Cert = None,
     timeout_s: Timeout = 60.0,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="one row a method, what papers say of it beside what its bundle does"),
+    ] = False,
+    methods: Annotated[
+        str | None, typer.Option(help="of --table, with commas between them; all if left out")
+    ] = None,
+    bundles: Annotated[
+        Path | None, typer.Option(help="of --table: a folder with METHOD/bundle of each method")
+    ] = None,
+    prepare: Annotated[
+        bool,
+        typer.Option("--prepare", help="of --table: train what is missing in --bundles, with few steps"),
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="of --table: an SVG of accuracy against time to write")
+    ] = None,
     as_json: Json = False,
     markdown: Markdown = False,
 ) -> None:
@@ -209,7 +230,30 @@ def bench(
     The first form (bundle, then server, then baseline) is the reference of the ratios. Inference only is what CFM
     timed: tensors ready -> map. End to end is what a line feels: files -> verdict. Forms of one name are told apart
     in the tables: `fused (in process)`, `fused (PyTorch)`, two servers by their URLs, two bundles by their folders.
+    With --table every method has a row: published figures, measured ones, and metrics where the frames are labelled.
     """
+    count = threads or len(os.sched_getaffinity(0))
+    if not table and (methods or bundles or prepare or picture):
+        raise typer.BadParameter("--methods, --bundles, --prepare and --picture need --table")
+    if table:
+        if url or baseline or layout:
+            raise typer.BadParameter(
+                "--table measures bundles in process, without --url, --baseline or --layout"
+            )
+        if prepare and bundles is None:
+            raise typer.BadParameter("--prepare needs --bundles, the folder to train in")
+        chosen_methods = [name.strip() for name in methods.split(",")] if methods else []
+        samples, say = find_inputs(paths, split), shared.talk.print
+        rows = entries(chosen_methods, bundle or (), bundles, paths[0] if prepare else None, say)
+        found = method_table(rows, samples, frames, warmup, count, say)
+        if picture and points_of(found):
+            with file_beside(picture) as temporary:
+                temporary.write_text(draw(found), encoding="utf-8")
+        if as_json:
+            shared.print_json(found)
+        else:
+            shared.print_text(table_report.markdown(found) if markdown else table_report.terminal(found))
+        return
     if layout and not bundle:
         raise typer.BadParameter("--layout is for --bundle; a server has its own layout")
     if (baseline is None) != (detector is None):
@@ -219,7 +263,6 @@ def bench(
             raise typer.BadParameter(f"--{option} {wrong} is unknown, expected {', '.join(known)}")
     samples = find_inputs(paths, split)
     opened = [_opened(path) for path in bundle or ()]
-    count = threads or len(os.sched_getaffinity(0))
     with Candidates() as candidates:
         for each in opened:
             for one in layout or [each.layout()]:

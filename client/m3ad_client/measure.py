@@ -135,12 +135,19 @@ def run_bench(
 
 
 def map_errors(candidates: Mapping[str, Candidate], sample: Sample) -> dict[str, float | None]:
-    """How far each one's anomaly map of a frame is from the reference's; None for another method's map (CFM)."""
+    """How far each one's anomaly map of a frame is from the reference's; None for another method's map."""
+    reference = next(iter(candidates.values())).conditions.get("method")
+
+    def is_other(conditions: Mapping[str, Any]) -> bool:
+        return conditions["layout"] == "cfm" or (
+            None not in (reference, conditions.get("method")) and conditions["method"] != reference
+        )
+
     with tempfile.TemporaryDirectory() as folder:
         maps = {name: c.anomaly_map(sample, Path(folder)) for name, c in candidates.items()}
     expected = next(iter(maps.values()))
     return {
-        name: None if c.conditions["layout"] == "cfm" else float(np.abs(maps[name] - expected).max())
+        name: None if is_other(c.conditions) else float(np.abs(maps[name] - expected).max())
         for name, c in candidates.items()
     }
 

@@ -29,6 +29,7 @@ def load(bundle: Path, layout: str, threads: int) -> Runner:
         "precision": inspector.precision,
         "lattice": inspector.preprocessing.lattice,
         "layout": layout,
+        "method": inspector.record.method,
         "threads": inspector.threads,
         "weights": inspector.record.weights,
         "parameter_bytes": sum(sizes),

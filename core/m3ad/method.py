@@ -85,6 +85,7 @@ class Method:
             network reads the rows of all pixels.
         geometry: what its networks see of the cloud; the frame is prepared accordingly.
         plane: removal of the background, as published; `m3ad-export train --plane` overrides it.
+        reduced: settings of a training that a CPU does in minutes, for a table whose bundles are made on the way.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Method:
     takes_lattice: bool = False
     geometry: Geometry = "points"
     plane: Literal["none", "corners"] = "none"
+    reduced: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def encoders(self) -> tuple[str, ...]:

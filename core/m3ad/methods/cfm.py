@@ -57,4 +57,5 @@ METHOD = Method(
     score_maps=3,
     group_size=128,
     takes_lattice=True,
+    reduced={"steps": 150},
 )

@@ -150,6 +150,7 @@ def _method(modality: Modality) -> Method:
         groups=GROUPS,
         score_maps=6 if modality == "both" else 1,
         group_size=128,
+        reduced={"steps": 12},
     )
 
 

@@ -71,6 +71,7 @@ def _method(name: str, title: str, geometry: Geometry) -> Method:
         score_maps=2,
         geometry=geometry,
         plane="corners",
+        reduced={"steps": 6, "batch": 1},
     )
 
 

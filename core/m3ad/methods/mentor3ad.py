@@ -79,4 +79,5 @@ METHOD = Method(
         "second pass": r"^head_rows:\w+_again/",
     },
     takes_lattice=True,
+    reduced={"align_steps": 100, "guide_steps": 150},
 )

@@ -1,0 +1,173 @@
+"""`bench --table`: one row a method, published figures beside measured ones, and why a row is empty."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from m3ad.bundle import Bundle
+from m3ad.errors import M3adError, MissingDependencyError
+from m3ad.frames import find_samples, read_sample, read_sample_mask
+from m3ad.grid import prepare_mask
+from m3ad.methods import METHODS
+from m3ad.metrics import evaluate
+from m3ad_client import table_report
+from m3ad_client.cli import app
+from m3ad_client.measure import map_errors
+from m3ad_client.method_table import entries, method_table, published, training_line
+from m3ad_client.prepare import export_command
+from m3ad_client.table_picture import picture, points_of
+from m3ad_runtime.pipeline import Inspector
+from test_candidates import SAMPLE, Form
+from test_client_command import client
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def shown(
+    tiny_bundle: Bundle, category: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str]:
+    """The document of a table with one bundle, and its picture. Of CFM there is no training split to train on."""
+    folder = tmp_path_factory.mktemp("bundles")
+    shutil.copytree(tiny_bundle.path, folder / "mentor3ad/bundle")
+    svg = folder / "table.svg"
+    options = ("--bundles", folder, "--methods", "mentor3ad,cfm", "--prepare", "--picture", svg)
+    done = client("bench", "--table", category, *options, "--frames", 3, "--warmup", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), svg.read_text()
+
+
+def test_a_row_holds_what_was_published_and_what_was_measured(
+    shown: tuple[dict[str, Any], str], tiny_bundle: Bundle, category: Path
+) -> None:
+    found, _ = shown
+    mentor, cfm = found["rows"]
+    assert (mentor["method"], cfm["method"]) == ("mentor3ad", "cfm")
+    assert mentor["published"] == {
+        "frames_per_second": 18.371,
+        "memory_mb": 1613.3,
+        "i_auroc": 0.971,
+        "aupro_30": 0.978,
+        "aupro_1": 0.468,
+    }
+    measured = mentor["measured"]
+    assert measured["p50_ms"] <= measured["p99_ms"]
+    assert measured["peak_bytes"] > 4 * measured["parameters"] > 0
+    assert measured["bundle_bytes"] == sum(e.bytes for e in tiny_bundle.manifest.files.values())
+    assert measured["layout"] == "fused"
+    assert "random weights" in measured["weights"]
+    inspector, samples = Inspector(tiny_bundle), find_samples(category, "test")
+    frames = [read_sample(s) for s in samples]
+    results = [inspector.inspect(f) for f in frames]
+    masks = [prepare_mask(read_sample_mask(s, f.rgb.shape[:2])) for s, f in zip(samples, frames, strict=True)]
+    expected = evaluate(
+        np.stack([r.anomaly_map for r in results]),
+        np.array([r.score for r in results]),
+        np.stack(masks),
+        np.array([not s.is_good for s in samples]),
+    )
+    assert measured["metrics"] == pytest.approx(
+        {
+            "i_auroc": expected["image_auroc"],
+            "aupro_30": expected["aupro_30_mvtec99"],
+            "aupro_1": expected["aupro_1_mvtec99"],
+        }
+    )
+
+
+def test_a_row_that_cannot_be_made_says_why(shown: tuple[dict[str, Any], str]) -> None:
+    found, _ = shown
+    row = found["rows"][1]
+    assert row["measured"] is None
+    assert row["published"]["frames_per_second"] == 21.755
+    assert "m3ad-export train failed: " in row["why"]
+    assert "plate" in row["why"]  # the folder that has no training frames
+
+
+def test_the_terminal_table_fits_and_says_what_it_stands_on(shown: tuple[dict[str, Any], str]) -> None:
+    text = table_report.terminal(shown[0])
+    assert max(map(len, text.splitlines())) <= table_report.WIDTH
+    lines = text.splitlines()
+    assert lines[2].split()[:5] == ["Mentor3AD", "paper", "0.971", "0.978", "0.468"]
+    assert "- CFM is not measured: m3ad-export train failed" in text
+    assert "random weights" in text
+    assert "take turns frame by frame" in text
+
+
+def test_markdown_has_one_row_a_method(shown: tuple[dict[str, Any], str]) -> None:
+    lines = table_report.markdown(shown[0]).splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows] == ["| method", "| ---", "| Mentor3AD", "| CFM"]
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_the_picture_has_every_point(shown: tuple[dict[str, Any], str]) -> None:
+    found, svg = shown
+    points = points_of(found)
+    assert [(title, here) for title, _, _, here in points] == [
+        ("Mentor3AD", False),
+        ("Mentor3AD", True),
+        ("CFM", False),
+    ]
+    tree = ElementTree.fromstring(svg)
+    circles = tree.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == len(points) + 2  # and the legend's
+    assert svg == picture(found)
+    by_place = sorted(zip(points, circles, strict=False), key=lambda each: each[0][1])
+    across = [float(circle.get("cx", "nan")) for _, circle in by_place]
+    assert across == sorted(across)  # a slower one lies further right
+
+
+def test_every_published_method_has_a_row() -> None:
+    rows = entries((), (), None, None, print)
+    assert {row.title for row in rows} >= {*published(), *(m.title for m in METHODS.values())}
+    assert next(row.why for row in rows if row.title == "AST") == "m3ad has no such method"
+    assert "--prepare makes one" in next(row.why for row in rows if row.title == "CFM")
+
+
+def test_maps_of_other_methods_are_not_compared() -> None:
+    reference, same, other = Form("a"), Form("b", level=0.5), Form("c", level=9.0)
+    for form, method in ((reference, "cfm"), (same, "cfm"), (other, "crd")):
+        form.conditions["method"] = method
+    assert map_errors({"a": reference, "b": same, "c": other}, SAMPLE) == {"a": 0.0, "b": 0.5, "c": None}
+
+
+def test_reduced_training_is_called_so(tiny_bundle: Bundle) -> None:
+    reduced = {**tiny_bundle.document, "training": dict(METHODS["mentor3ad"].reduced)}
+    assert training_line(Bundle.of_document(tiny_bundle.path, reduced)) == (
+        "reduced training (align_steps=100, guide_steps=150)"
+    )
+    full = {**tiny_bundle.document, "training": {"align_steps": 200, "guide_steps": 250, "train_frames": 32}}
+    assert training_line(Bundle.of_document(tiny_bundle.path, full)) == "trained on 32 frames"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "cfm"], "--methods, --bundles, --prepare and --picture need --table"),
+        (["--table", "--url", "localhost:1"], "--table measures bundles in process"),
+        (["--table", "--prepare"], "--prepare needs --bundles"),
+    ],
+)
+def test_options_that_make_no_sense(options: list[str], message: str, category: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", str(category), *options])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("│", " ").split())
+
+
+def test_without_any_bundle_there_is_no_table(tmp_path: Path) -> None:
+    rows = entries(["cfm"], (), tmp_path, None, print)
+    with pytest.raises(M3adError, match=r"there is no bundle to measure: CFM: no bundle in .*cfm/bundle"):
+        method_table(rows, [SAMPLE], 1, 1, 1, print)
+    with pytest.raises(M3adError, match="unknown method 'patchcore'"):
+        entries(["patchcore"], (), None, None, print)
+
+
+def test_preparing_needs_the_export_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(MissingDependencyError, match=r"pip install 'm3ad\[export\]'"):
+        export_command()
