@@ -19,7 +19,7 @@ from m3ad.errors import ArtifactError, FrameError, ServerError
 from m3ad.frame_door import DEFECTS, REJECT, REVIEW, RGB, XYZ, tensor_door
 from m3ad.frames import Frame
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
-from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
+from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord, stage_named
 from m3ad.typed_json import parse_json, typed
 from m3ad_runtime.pipeline import Inspection, model_arrays
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -56,7 +56,7 @@ class TritonInspector:
         timeout_s: for each request.
 
     Attributes:
-        limits: of the verdicts; those of the server unless they are set.
+        limits: of the verdicts; those of the server, also after it took up others, unless they are set.
 
     Raises:
         ServerError: nothing answers, the server does not serve the model or is not ready, or it serves another
@@ -81,10 +81,8 @@ class TritonInspector:
             self.doors, parameters = self._find(model)
             self.model = next(iter(self.doors.values()))
             self.serving = _parameter(self.model, parameters[SERVING_PARAMETER])
-            self.record = _record(self.model, parameters[RECORD_PARAMETER])
-            self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+            self._take(parameters[RECORD_PARAMETER])
             self.limits = self.record.limits
-            self.tensors = self.record.contract.inputs
         except BaseException:
             self.close()
             raise
@@ -96,9 +94,23 @@ class TritonInspector:
             FrameError: the frame cannot be inspected, or a stage refused it.
             ServerError: the server does not answer, or it broke: the next frame would fare no better.
         """
+        self._refresh()
         if self.door(frame) == "frames" and not with_maps:
             return self.inspect_frame(frame)
         return self.inspect_by_tensors(frame, with_maps=with_maps)
+
+    def _refresh(self) -> None:
+        """Follow a server that has taken up another bundle (`m3ad-triton reload`) or was started with one."""
+        text = self._parameters(self.model).get(RECORD_PARAMETER, "")
+        if text != self._text:
+            usual = self.limits == self.record.limits
+            self._take(text)
+            self.limits = self.record.limits if usual else self.limits
+
+    def _take(self, text: str) -> None:
+        self._text, self.record = text, _record(self.model, text)
+        self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
+        self.tensors = self.record.contract.inputs
 
     def inspect_by_tensors(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
         """Prepare one frame, let the server inspect its tensors, and judge its map; raises as `inspect`."""
@@ -168,7 +180,7 @@ class TritonInspector:
         for name in names:
             (entry,) = self._ask("get_inference_statistics", name).model_stats
             stats = entry.inference_stats
-            found[name.removeprefix(f"{self.record.category}_")] = Counters(
+            found[stage_named(name, self.record.category)] = Counters(
                 stats.success.count,
                 stats.queue.ns,
                 stats.compute_input.ns,

@@ -17,6 +17,7 @@ from m3ad.typed_json import parse_json, require_whole, typed
 
 # Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).
 RECORD_PARAMETER, SERVING_PARAMETER = "m3ad", "m3ad_serving"
+SHARED = "shared_"  # what the name of a stage's model begins with when several categories share it
 
 # What Triton takes as a model's name, and what needs no quoting on any command line.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -33,6 +34,13 @@ def require_model_name(category: str, advice: str) -> None:
             f"category {category!r} cannot name a Triton model; expected ASCII letters and digits, '_', '-' and '.', a "
             f"letter or digit first: {advice}"
         )
+
+
+def stage_named(model: str, category: str) -> str:
+    """The stage that a served model of a category stands for: `<category>_<stage>` or `shared_<stage>`, then `.N`."""
+    own = f"{category}_"
+    prefix = own if model.startswith(own) else SHARED
+    return model.removeprefix(prefix).partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)

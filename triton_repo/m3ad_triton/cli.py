@@ -2,6 +2,8 @@
 
 import signal
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +14,11 @@ from m3ad.errors import ArtifactError
 from m3ad.signature import verify_signature
 
 from m3ad_triton.binary import find_binary
+from m3ad_triton.categories import find_repositories, write_categories
 from m3ad_triton.docker import IMAGE, docker_line, write_context
 from m3ad_triton.manifest import Runtime
+from m3ad_triton.memory import compare
+from m3ad_triton.reload import Control, ask_server
 from m3ad_triton.repository import Repository, write_repository
 from m3ad_triton.server import LOOPBACK, LocalServer, Ports, Tls
 from m3ad_triton.verify import doors, find_problems, verify_repository
@@ -32,8 +37,15 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document on s
 
 @app.command()
 def write(
-    bundle: Annotated[Path, typer.Argument(help="what `m3ad-export bundle` wrote")],
-    repo: Annotated[Path, typer.Argument(help="the folder to write; an older repository there is replaced")],
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="what `m3ad-export bundle` wrote")
+    ],
+    repo: Annotated[
+        Path,
+        typer.Argument(
+            help="the folder to write; an older repository there is replaced. Of several bundles, REPO/CATEGORY is"
+        ),
+    ],
     runtime: Annotated[
         Runtime, typer.Option(help="onnxruntime: Python backend on the CPU; tensorrt: plans on a GPU")
     ] = "onnxruntime",
@@ -53,30 +65,38 @@ def write(
     require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
-    """Write the Triton model repository of a bundle.
+    """Write the Triton model repository of a bundle, or of several, one for each.
 
     The ensemble CATEGORY takes frames and gives verdicts, CATEGORY_tensors takes what m3ad made of a frame; their
-    steps are CATEGORY_STAGE, so several categories can be served together.
+    steps are CATEGORY_STAGE, so several categories can be served together. Stages with equal files, such as frozen
+    extractors, are then loaded once.
     """
     if require_signature:
-        verify_signature(bundle, require_signature)
-    repository = write_repository(bundle, repo, runtime, layout, target or (), frames=frames)
-    for problem in find_problems(repo, with_files=False):
-        shared.talk.print(f"note: {problem}")
-    if as_json:
-        shared.print_json(_summary(repository))
+        for bundle in bundles:
+            verify_signature(bundle, require_signature)
+    if len(bundles) == 1:
+        written = [write_repository(bundles[0], repo, runtime, layout, target or (), frames=frames)]
     else:
+        written = write_categories(bundles, repo, runtime, layout, target or (), frames=frames)
+    for repository in written:
+        for problem in find_problems(repository.path, with_files=False):
+            shared.talk.print(f"note: {problem}")
+    if as_json:
+        summaries = [_summary(repository) for repository in written]
+        shared.print_json(summaries[0] if len(bundles) == 1 else {"repositories": summaries})
+        return
+    for repository in written:
         manifest = repository.manifest
         shared.print_text(
             f"{repository.path}: ensemble {', '.join(reversed(doors(manifest)))}, {manifest.layout} layout, {runtime}"
         )
-        shared.talk.print(f"serve it: m3ad-triton serve {repo}")
+    shared.talk.print(f"serve it: m3ad-triton serve {repo}")
 
 
 @app.command()
 def check(repo: Annotated[Path, typer.Argument(help="the folder to check")], as_json: Json = False) -> None:
     """Check a repository without a server: wiring, contract, files, plugin library."""
-    problems = find_problems(repo)
+    problems = [problem for path in find_repositories([repo]) for problem in find_problems(path)]
     if as_json:
         shared.print_json({"repository": str(repo), "ok": not problems, "problems": problems})
     else:
@@ -131,6 +151,7 @@ def serve(
     """
     if (cert is None) != (key is None) or ((ca or http_plain) and not cert):
         raise typer.BadParameter("--cert and --key go together, and --ca and --http-plain need them")
+    repos = find_repositories(repos)
     for repo in repos:
         if require_signature:
             verify_signature(repo, require_signature)
@@ -162,7 +183,50 @@ def serve(
             )
             shared.talk.print(f"inspect: m3ad-client infer RGB XYZ --url {server.grpc_url}")
             shared.talk.print(f"official image: {docker_line(server.repositories)}")
-        server.wait()
+        with closing(Control(Path(server.folder.name), partial(_answer, server, require_signature))):
+            server.wait()
+
+
+@app.command()
+def reload(
+    repo: Annotated[Path, typer.Argument(help="a repository that a server of this machine and user serves")],
+    timeout_s: Annotated[float, typer.Option(help="how long the server may take")] = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Let the running server take up a category's repository as it lies now: a new threshold, a new bundle.
+
+    The other categories are served on, and the old stages answer until the new ones have answered the new golden
+    frame as their bundle does. No request fails for it.
+    """
+    for path in find_repositories([repo]):
+        told = ask_server(path, timeout_s)
+        if as_json:
+            shared.print_json(told)
+        else:
+            shared.print_text(f"{path}: {told['category']} is served as it lies there now")
+
+
+@app.command()
+def memory(
+    repos: Repositories,
+    tritonserver: Annotated[
+        Path | None, typer.Option(help="the binary; found by itself if not given")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a server of all categories against a server of the first alone and one server each (PSS, idle)."""
+    found = compare(find_repositories(repos), find_binary(tritonserver))
+    if as_json:
+        shared.print_json(found)
+        return
+    together, first, each = (found[name] / 2**20 for name in ("together", "first", "one_each"))
+    shared.print_text(f"one server of {found['categories']} categories  {together:7.0f} MiB")
+    shared.print_text(
+        f"one server of the first       {first:7.0f} MiB, {together / first:.2f} times as much together"
+    )
+    shared.print_text(
+        f"{found['categories']} servers                     {each:7.0f} MiB, {each / together:.2f} times as much"
+    )
 
 
 @app.command()
@@ -187,7 +251,7 @@ def docker(
     """
     if write_to is None and (wheel or jetson):
         raise typer.BadParameter("--wheel and --jetson go with --write")
-    opened = [Repository.open(repo) for repo in repos]
+    opened = [Repository.open(repo) for repo in find_repositories(repos)]
     if write_to is None:
         shared.print_text(docker_line(opened, image))
     else:
@@ -199,6 +263,18 @@ def _summary(repository: Repository) -> dict[str, Any]:
         "repository": str(repository.path),
         **{k: v for k, v in repository.manifest.to_json().items() if k != "files"},
     }
+
+
+def _answer(server: LocalServer, signed_by: Path | None, request: dict[str, Any]) -> dict[str, Any]:
+    """What the server says to `m3ad-triton reload`."""
+    paths = {str(repository.path): repository for repository in server.repositories}
+    if request.get("do") == "reload" and request.get("repository") in paths:
+        path = str(request["repository"])
+        if signed_by:
+            verify_signature(Path(path), signed_by)
+        server.reload(Path(path))
+        return {"category": paths[path].manifest.category}
+    return {"repositories": list(paths)}
 
 
 def _interrupt(*_: object) -> None:

@@ -28,6 +28,7 @@ from m3ad.serving import RECORD_PARAMETER, ServingRecord, require_model_name
 
 from m3ad_triton import config
 from m3ad_triton.engines import find_engines, place_plugins
+from m3ad_triton.golden import write_golden
 from m3ad_triton.manifest import ADVICE, FORMAT, RepositoryManifest, Runtime, file_problems
 
 VERSION = "1"
@@ -119,7 +120,9 @@ def write_repository(
             "model_bytes": _model_bytes(folder, len(engines) or 1),
         }
         record = ServingRecord.of(bundle, layout)
-        _write_model(folder, config.tensor_ensemble(record, serving))
+        door = config.tensor_ensemble(record, serving)
+        _write_model(folder, door)
+        write_golden(bundle, folder / door.name)
         if frames:
             for step, code in STEP_PY.items():
                 _write_model(folder, config.frame_step(record, step), code)
@@ -152,18 +155,6 @@ def write_repository(
     return Repository(target.absolute(), manifest)
 
 
-def link_files(repository: Repository, place: Path) -> None:
-    """Make `place` a folder that shows a server the listed files of a repository and nothing else.
-
-    The files are links, the folders are its own: byte code that a server writes stays there, and a path with blanks
-    or foreign letters, which Triton's Python backend hands to a shell unquoted, is not seen by it.
-    """
-    for name in repository.manifest.files:
-        link = place / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(repository.path / name)
-
-
 def verify_distinct(repositories: Sequence[Repository]) -> None:
     """Check that one server can hold these repositories: Triton serves none of two models of one name.
 
@@ -183,8 +174,12 @@ def verify_distinct(repositories: Sequence[Repository]) -> None:
                 )
 
 
-def server_arguments(repositories: Sequence[Repository], places: Sequence[str]) -> list[str]:
+def server_arguments(
+    repositories: Sequence[Repository], places: Sequence[str], models: str | None = None
+) -> list[str]:
     """Arguments of a tritonserver that serves these repositories, each seen by the server at its place.
+
+    With `models` the models of all lie in that folder, and only plugins at the places.
 
     The configurations are complete, so auto-complete is off: it would load every plan one extra time.
     """
@@ -195,7 +190,7 @@ def server_arguments(repositories: Sequence[Repository], places: Sequence[str]) 
         for shim in repository.manifest.plugins.shims
     ]
     return [
-        *(f"--model-repository={place}" for place in places),
+        *(f"--model-repository={place}" for place in ([models] if models else places)),
         "--disable-auto-complete-config",
         "--strict-readiness=true",
         f"--cuda-memory-pool-byte-size=0:{pool}",

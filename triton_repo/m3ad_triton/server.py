@@ -11,8 +11,10 @@ import re
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,12 +22,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from m3ad.errors import ServerError
 
 from m3ad_triton.binary import Binary, find_binary
 from m3ad_triton.engines import RUNTIME
-from m3ad_triton.repository import Repository, link_files, server_arguments, verify_distinct
+from m3ad_triton.line import Line
+from m3ad_triton.reload import PREFIX, reload_category
+from m3ad_triton.repository import Repository, server_arguments, verify_distinct
+from m3ad_triton.served import ServedModels
 from m3ad_triton.stubs import Stub, find_stubs, hide_regions, remove_regions
 
 LOOPBACK = "127.0.0.1"
@@ -106,6 +112,16 @@ class Tls:
             arguments.append(f"--http-restricted-api={HTTP_APIS}:{_nobody()}")
         return arguments
 
+    def client_options(self) -> dict[str, Any]:
+        """How the server is reached from its own machine: with its own certificate, under a name in it."""
+        files = {
+            "root_certificates": self.ca or self.cert,
+            "private_key": self.key,
+            "certificate_chain": self.cert,
+        }
+        name = [("grpc.ssl_target_name_override", _name_in(self.cert))]
+        return {"ssl": True, "channel_args": name, **{key: str(path) for key, path in files.items()}}
+
 
 class LocalServer:
     """A running Triton; as a context manager it is ready inside the block and gone after it.
@@ -152,6 +168,7 @@ class LocalServer:
         )
         self.asked = ports or Ports()
         self.stubs: list[Stub] = []
+        self.changing = threading.Lock()  # held while models or the process are exchanged
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -190,17 +207,19 @@ class LocalServer:
     def start(self) -> None:
         """Start the server and wait until every model is ready; on any failure nothing is left running."""
         self.ports = self.asked.settled(self.hosts)
-        self.folder = tempfile.TemporaryDirectory(prefix="m3ad-triton-", dir=_plain_folder())
+        self.folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=_plain_folder())
         log = Path(self.folder.name) / "server.log"
         self.log_path = log
         try:
-            places = [Path(self.folder.name) / "models" / r.manifest.category for r in self.repositories]
-            for repository, place in zip(self.repositories, places, strict=True):
-                link_files(repository, place)
+            self.models = ServedModels(Path(self.folder.name), self.repositories)
             command = [
                 str(self.binary.path),
                 *self.binary.arguments(Path(self.folder.name)),
-                *server_arguments(self.repositories, [str(place) for place in places]),
+                *server_arguments(
+                    self.repositories, [str(place) for place in self.models.places], str(self.models.folder)
+                ),
+                "--model-control-mode=poll",
+                "--repository-poll-secs=1",
                 f"--http-address={self.hosts.http}",
                 f"--grpc-address={self.hosts.grpc}",
                 f"--metrics-address={self.hosts.metrics}",
@@ -244,6 +263,31 @@ class LocalServer:
             remove_regions(stubs)
         self.folder.cleanup()
 
+    def line(self) -> Line:
+        """A connection of our own to the server."""
+        return Line(self.grpc_url, **(self.tls.client_options() if self.tls else {}))
+
+    def reload(self, path: Path) -> None:
+        """Take up a category's repository as it lies at `path` now; raises as `reload_category`."""
+        with self.changing, self.line() as line:
+            new = reload_category(self.models, line, path, self.ready_timeout_s)
+            self.repositories = [
+                new if r.manifest.category == new.manifest.category else r for r in self.repositories
+            ]
+            self.stubs = find_stubs(self.pid)
+            hide_regions(self.stubs)
+
+    def _dead_stubs(self) -> list[Stub]:
+        """Processes that are gone of stages that are served; those of stages before a reload go by themselves."""
+        if not self.changing.acquire(blocking=False):
+            return []
+        try:
+            served, alive = self.models.names(), [s for s in self.stubs if s.is_alive(self.pid)]
+            kept = {stub.model for stub in alive}
+            return [s for s in self.stubs if s not in alive and s.model in served - kept]
+        finally:
+            self.changing.release()
+
     def wait(self) -> None:
         """Wait until the server stops by itself.
 
@@ -261,7 +305,7 @@ class LocalServer:
                     f"stage {stages} of tritonserver died, killed or out of memory, and Triton does not replace it; "
                     "the server is stopped, start it again: m3ad-triton serve"
                 )
-            dead = [stub for stub in self.stubs if not stub.is_alive(process.pid)]
+            dead = self._dead_stubs()
         if code:
             raise ServerError(f"tritonserver stopped {_ending(code)}. {self._last_errors()}")
 
@@ -317,6 +361,17 @@ class LocalServer:
 def _nobody() -> str:
     """A header that nobody sends: it cannot hold a line break, also not by who reads it in the process list."""
     return f"nobody={secrets.token_hex()}\n"
+
+
+def _name_in(cert: Path) -> str:
+    """A name that a certificate is for; Python tells of its own by a private function alone."""
+    decode = getattr(ssl, "_ssl", None)
+    try:
+        told = decode._test_decode_cert(str(cert)) if decode else {}
+    except (OSError, ssl.SSLError, AttributeError):
+        told = {}
+    names = [value for kind, value in told.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    return str(names[0]) if names else "localhost"
 
 
 def _is_loopback(host: str) -> bool:
