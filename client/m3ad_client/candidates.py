@@ -257,10 +257,12 @@ class Candidates:
         for candidate in self.all:
             candidate.close()
 
-    def add_bundle(self, bundle: Path, layout: str, threads: int, name: str | None = None) -> None:
-        """The in-process runner of a bundle, called by its layout unless it is named."""
-        arguments = (str(bundle), layout, str(threads))
-        traits = ("in process", bundle.absolute().name, str(bundle.absolute()))
+    def add_bundle(
+        self, bundle: Path, layout: str, threads: int, runtime: str, name: str | None = None
+    ) -> None:
+        """The in-process runner of a bundle in one of its runtimes, called by its layout unless it is named."""
+        arguments = (str(bundle), layout, str(threads), runtime)
+        traits = ("in process", runtime, bundle.absolute().name, str(bundle.absolute()))
         self.all.append(
             WorkerProcess(
                 name or layout, traits, "m3ad_client.runner", arguments, (INFERENCE_ONLY, END_TO_END), threads

@@ -1,11 +1,10 @@
 """Command `m3ad-client`: inspect parts, evaluate a test split, measure speed and memory."""
 
+import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from m3ad import cli as shared
@@ -18,6 +17,7 @@ from m3ad.limits import Limits
 from m3ad.overlay import defect_line
 from m3ad.preprocess import Modality
 from m3ad.signature import verify_signature
+from m3ad_runtime.engine_choice import RUNTIMES, Runtime
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
@@ -48,6 +48,13 @@ BundleOption = Annotated[
 LayoutOption = Annotated[
     Layout | None,
     typer.Option(help="layout to run, the one to ship if left out; with --bundle only, a server has its own"),
+]
+RuntimeOption = Annotated[
+    Runtime | None,
+    typer.Option(
+        help="with --bundle: engines on this machine's GPU or ONNX Runtime; auto, which is meant if left out, takes "
+        "engines if the bundle has some that run here"
+    ),
 ]
 BASELINES = ("dense", "cfm", "fused")
 Device = Literal["cpu", "cuda"]
@@ -81,6 +88,7 @@ def infer(
     model: Model = None,
     bundle: BundleOption = None,
     layout: LayoutOption = None,
+    runtime: RuntimeOption = None,
     threshold: Reject = None,
     review: Review = None,
     tls: UseTls = False,
@@ -104,7 +112,8 @@ def infer(
             )
         verify_signature(bundle, require_signature)
     samples = find_inputs(paths, split)
-    with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
+    server = _Server(url, model, _tls(tls, ca, key, cert), timeout_s)
+    with _inspector(bundle, layout, runtime, server) as inspector:
         inspector.limits = _moved(inspector.limits, threshold, review)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -147,6 +156,7 @@ def evaluate(
     model: Model = None,
     bundle: BundleOption = None,
     layout: LayoutOption = None,
+    runtime: RuntimeOption = None,
     threshold: Reject = None,
     review: Review = None,
     tls: UseTls = False,
@@ -159,7 +169,8 @@ def evaluate(
 ) -> None:
     """Metrics over a test split: I-AUROC, P-AUROC, AUPRO@30/10/5/1 in both named modes, per defect kind."""
     samples = find_samples(data, split)
-    with _inspector(bundle, layout, url, model, _tls(tls, ca, key, cert), timeout_s) as inspector:
+    server = _Server(url, model, _tls(tls, ca, key, cert), timeout_s)
+    with _inspector(bundle, layout, runtime, server) as inspector:
         inspector.limits = _moved(inspector.limits, threshold, review)
         frames = track(samples, "inspecting", console=shared.talk, transient=True)
         found = evaluate_samples(inspector, frames, with_maps=maps, without=without)
@@ -185,6 +196,12 @@ def bench(
     ] = None,
     layout: Annotated[
         list[str] | None, typer.Option(help="fused or chain, of the in-process runner; repeat for both")
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"of the in-process runner, auto if left out: {', '.join(RUNTIMES)}; repeat for several"
+        ),
     ] = None,
     url: Annotated[
         list[str] | None, typer.Option(help="HOST:PORT of a Triton to measure; repeat for several")
@@ -236,9 +253,9 @@ def bench(
     if not table and (methods or bundles or prepare or picture):
         raise typer.BadParameter("--methods, --bundles, --prepare and --picture need --table")
     if table:
-        if url or baseline or layout:
+        if url or baseline or layout or runtime:
             raise typer.BadParameter(
-                "--table measures bundles in process, without --url, --baseline or --layout"
+                "--table measures bundles on the CPU, without --url, --baseline, --layout or --runtime"
             )
         if prepare and bundles is None:
             raise typer.BadParameter("--prepare needs --bundles, the folder to train in")
@@ -256,17 +273,23 @@ def bench(
         return
     if layout and not bundle:
         raise typer.BadParameter("--layout is for --bundle; a server has its own layout")
+    if runtime and not bundle:
+        raise typer.BadParameter("--runtime is for --bundle; a server has its own runtime")
     if (baseline is None) != (detector is None):
         raise typer.BadParameter("--baseline and --detector go together")
-    for option, chosen, known in (("layout", layout, LAYOUTS), ("baseline", baseline, BASELINES)):
+    for option, chosen, known in (
+        ("layout", layout, LAYOUTS),
+        ("runtime", runtime, RUNTIMES),
+        ("baseline", baseline, BASELINES),
+    ):
         for wrong in {*(chosen or ())} - {*known}:
             raise typer.BadParameter(f"--{option} {wrong} is unknown, expected {', '.join(known)}")
     samples = find_inputs(paths, split)
     opened = [_opened(path) for path in bundle or ()]
     with Candidates() as candidates:
         for each in opened:
-            for one in layout or [each.layout()]:
-                candidates.add_bundle(each.path, one, count)
+            for one, how in itertools.product(layout or [each.layout()], runtime or ["auto"]):
+                candidates.add_bundle(each.path, one, count, how)
         for address in url or (() if bundle or baseline else (DEFAULT_URL,)):
             candidates.add_server(
                 TritonInspector(address, model, tls=_tls(tls, ca, key, cert), timeout_s=timeout_s)
@@ -316,15 +339,24 @@ def show(
     _print({}, [*tables, *(report.bench_tables(benches) if benches else [])], False, markdown)
 
 
-@contextmanager
+class _Server(NamedTuple):
+    url: str
+    model: str | None
+    tls: Tls | None
+    timeout_s: float
+
+    def open(self) -> TritonInspector:
+        return TritonInspector(self.url, self.model, tls=self.tls, timeout_s=self.timeout_s)
+
+
 def _inspector(
-    bundle: Path | None, layout: Layout | None, url: str, model: str | None, tls: Tls | None, timeout_s: float
-) -> Iterator[Inspector | TritonInspector]:
-    if bundle is None:
-        with TritonInspector(url, model, tls=tls, timeout_s=timeout_s) as inspector:
-            yield inspector
-    else:
-        yield Inspector(_opened(bundle), layout)
+    bundle: Path | None, layout: Layout | None, runtime: Runtime | None, server: _Server
+) -> Inspector | TritonInspector:
+    if bundle is not None:
+        return Inspector(_opened(bundle), layout, runtime=runtime or "auto", say=shared.talk.print)
+    if runtime is not None:
+        raise typer.BadParameter("--runtime is for --bundle; a server has its own runtime")
+    return server.open()
 
 
 def _moved(limits: Limits, threshold: float | None, review: float | None) -> Limits:

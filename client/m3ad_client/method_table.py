@@ -128,7 +128,11 @@ def method_table(
         for entry in with_bundle:
             assert entry.bundle
             candidates.add_bundle(
-                entry.bundle.path, entry.bundle.layout(), threads, entry.bundle.manifest.method
+                entry.bundle.path,
+                entry.bundle.layout(),
+                threads,
+                "onnxruntime",
+                entry.bundle.manifest.method,
             )
         names = distinct_names(candidates.all)
         bench = run_bench(candidates.all, samples, frames, warmup, say=say)

@@ -1,41 +1,40 @@
-"""The in-process pipeline as a worker of the bench: `python -m m3ad_client.runner BUNDLE LAYOUT THREADS`."""
+"""The in-process pipeline as a worker of the bench: `python -m m3ad_client.runner BUNDLE LAYOUT THREADS RUNTIME`."""
 
 import sys
 from pathlib import Path
 
 from m3ad.contract import LAYOUTS
 from m3ad.preprocess import ModelInput
+from m3ad_runtime.engine_choice import RUNTIMES
 from m3ad_runtime.pipeline import Inspector
 from m3ad_runtime.worker import MapAndTimes, Runner, serve
 
 
-def load(bundle: Path, layout: str, threads: int) -> Runner:
-    """Open a bundle as the embedded default runs it: ONNX Runtime on the CPU."""
-    import onnxruntime
-
+def load(bundle: Path, layout: str, threads: int, runtime: str) -> Runner:
+    """Open a bundle in the runtime asked for."""
     (known,) = (name for name in LAYOUTS if name == layout)
-    inspector = Inspector.open(bundle, known, threads)
+    (asked,) = (name for name in RUNTIMES if name == runtime)
+    inspector = Inspector.open(bundle, known, threads, runtime=asked)
+    device_bytes = inspector.device_bytes
 
     def run(frame: ModelInput) -> MapAndTimes:
         inspection = inspector.inspect_prepared(frame)
         return inspection.anomaly_map, inspection.stage_ms
 
-    cpu = inspector.record.contract.method.cpu
-    used = {step.stage for step in inspector.pipeline.wiring}
-    sizes = ((inspector.folder / file).stat().st_size for stage in used for file in cpu[stage].files)
     conditions = {
-        "runtime": f"ONNX Runtime {onnxruntime.__version__}",
-        "device": "cpu",
+        "runtime": inspector.runtime,
+        "device": inspector.device,
         "precision": inspector.precision,
         "lattice": inspector.preprocessing.lattice,
         "layout": layout,
         "method": inspector.record.method,
         "threads": inspector.threads,
         "weights": inspector.record.weights,
-        "parameter_bytes": sum(sizes),
+        "parameter_bytes": sum(path.stat().st_size for path in inspector.model_files),
     }
-    return Runner(run, inspector.preprocessing, conditions)
+    told = None if device_bytes is None else lambda: device_bytes
+    return Runner(run, inspector.preprocessing, conditions, told)
 
 
 if __name__ == "__main__":
-    serve(lambda: load(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    serve(lambda: load(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]))

@@ -19,3 +19,7 @@ class MissingDependencyError(M3adError):
 
 class ServerError(M3adError):
     """A Triton server cannot be started, reached, or does not serve the model asked for."""
+
+
+class DeviceError(M3adError):
+    """The GPU cannot be reached, has too little memory, or failed."""

@@ -50,6 +50,13 @@ def sums_saturate() -> bool:
     return bool((found != 16 * 255 * 127).any())
 
 
+def version() -> str:
+    """ONNX Runtime's version."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
 class OnnxGraph:
     """An ONNX file, or a model's bytes, in ONNX Runtime on the CPU; INT8 products are exact on every CPU."""
 

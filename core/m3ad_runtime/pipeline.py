@@ -3,11 +3,13 @@
 The wiring is the contract's; the stages are whatever runtime hands in. Nothing here knows a server.
 """
 
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,13 @@ from m3ad.method import PIPELINE_OUTPUTS
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.serving import ServingRecord
 
-from m3ad_runtime.onnx_graph import Arrays
+from m3ad_runtime.engine_choice import RUNTIMES, Runtime
+from m3ad_runtime.onnx_graph import Arrays, version
 from m3ad_runtime.stages import StageFunction, cpu_stage
+from m3ad_runtime.tensorrt_pipeline import TensorRtPipeline, engines_that_run, open_engines
+
+Say = Callable[[str], None]
+warn: Say = logging.getLogger("m3ad").warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,37 +119,97 @@ class Pipeline:
 
 
 class Inspector:
-    """An opened bundle that inspects frames in this process."""
+    """An opened bundle that inspects frames in this process; close it to give a GPU's memory back.
 
-    def __init__(self, bundle: Bundle, layout: Layout | None = None, threads: int | None = None) -> None:
-        """Load every stage of the layout on the CPU.
+    Attributes:
+        record: what a client must know of the bundle.
+        limits: what scores are held against.
+        precision: of what runs: of the engines, or of the bundle's graphs.
+        runtime: what runs it, with its version.
+        device: the GPU's name, or `cpu`.
+        model_files: graphs and weights, or plans.
+        device_bytes: of the GPU's memory, taken when it was opened; None on a CPU.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        layout: Layout | None = None,
+        threads: int | None = None,
+        *,
+        runtime: Runtime = "onnxruntime",
+        say: Say = warn,
+    ) -> None:
+        """Load every stage of the layout.
 
         Args:
             bundle: verified.
             layout: the bundle's last if left out, which is the one to ship.
             threads: the cores this process may use if left out.
+            runtime: `onnxruntime`, the CPU; `tensorrt` or `tensorrt_rtx`, engines on the first visible GPU; `auto`,
+                engines if the bundle has some that run here, or else the CPU, and why is said.
+            say: is told that, in one line.
 
         Raises:
-            ArtifactError: the bundle has no such layout.
+            ArtifactError: the bundle has no such layout, or no engines that run here.
+            MissingDependencyError: ONNX Runtime, TensorRT, pycuda or the plugin library is not installed.
+            DeviceError: the GPU cannot be reached or has too little memory.
+            ValueError: there is no such runtime.
         """
+        if runtime not in RUNTIMES:
+            raise ValueError(f"unknown runtime {runtime!r}, expected one of {', '.join(RUNTIMES)}")
         layout = bundle.layout(layout)
         self.record = ServingRecord.of(bundle, layout)
         self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
         self.limits = self.record.limits
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.precision = bundle.precision
-        contract = bundle.contract
+        self.tensors = bundle.contract.inputs
+        engines: TensorRtPipeline | None = None
+        if runtime == "auto":
+            engines = engines_that_run(bundle, layout, self.threads, say)
+        elif runtime != "onnxruntime":
+            engines = open_engines(bundle, layout, runtime, self.threads)
+        self.pipeline: Pipeline | TensorRtPipeline = engines or self._on_cpu(bundle, layout)
+        if engines is not None:
+            self.precision, self.runtime = engines.chosen.engines.precision, engines.runtime
+            self.device, self.model_files = engines.gpu.name, engines.chosen.plans()
+            self.device_bytes: int | None = engines.device_bytes
+
+    def _on_cpu(self, bundle: Bundle, layout: Layout) -> Pipeline:
+        contract, folder = bundle.contract, bundle.path / "onnx"
         wiring = contract.steps(layout)
         names = dict.fromkeys(step.stage for step in wiring)
-        self.folder = bundle.path / "onnx"
-        functions = {n: cpu_stage(n, self.folder, contract, self.threads) for n in names}
-        self.pipeline = Pipeline(wiring, functions)
-        self.tensors = contract.inputs
+        functions = {n: cpu_stage(n, folder, contract, self.threads) for n in names}
+        self.precision, self.runtime, self.device = bundle.precision, f"ONNX Runtime {version()}", "cpu"
+        self.model_files = [folder / file for n in names for file in contract.method.cpu[n].files]
+        self.device_bytes = None
+        return Pipeline(wiring, functions)
 
     @classmethod
-    def open(cls, path: Path, layout: Layout | None = None, threads: int | None = None) -> "Inspector":
-        """Open and verify the bundle at `path` and load its stages."""
-        return cls(Bundle.open(path), layout, threads)
+    def open(
+        cls,
+        path: Path,
+        layout: Layout | None = None,
+        threads: int | None = None,
+        *,
+        runtime: Runtime = "auto",
+        say: Say = warn,
+    ) -> "Inspector":
+        """Open and verify the bundle at `path` and load its stages, on a GPU if it has engines that run here."""
+        return cls(Bundle.open(path), layout, threads, runtime=runtime, say=say)
+
+    def close(self) -> None:
+        """Give the memory back; on a CPU there is nothing to do."""
+        if isinstance(self.pipeline, TensorRtPipeline):
+            self.pipeline.close()
+
+    def __enter__(self) -> "Inspector":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
         """Preprocess one frame and inspect it.

@@ -18,12 +18,13 @@ from m3ad.contract import OP_DOMAIN, Layout
 from m3ad.engines import FORMAT, Engines
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 from m3ad.method import Contract
+from m3ad.methods.common import HEAD_PARTS
 from m3ad_plugins.library import library_path
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from m3ad_export.engine_builder import BuiltEngine, Say, build_plan, builder_module, compute_capability
 from m3ad_export.engine_types import verify_precision, verify_target
-from m3ad_export.graphs.head import HEAD_PARTS, TILED_PARTS, head_model, with_tile
+from m3ad_export.graphs.head import TILED_PARTS, head_model, with_tile
 from m3ad_export.graphs.plan import default_plan
 from m3ad_export.graphs.precision import Precision, half_model, histogram
 

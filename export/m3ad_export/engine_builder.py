@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from m3ad.atomic import file_beside
-from m3ad.contract import MAX_POINTS, MIN_POINTS, OP_DOMAIN, OPS
+from m3ad.contract import LETTERS
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
+from m3ad_plugins.library import load_plugins
+from m3ad_runtime.tensorrt_plan import logger_of
 
 from m3ad_export.engine_types import inspector_types, network_types
 from m3ad_export.rtx_parser import provide_library
 
 # TensorRT-RTX 1.7 compiles for these without seeing a GPU; Jetson's sm87 and sm110 are not among them.
 RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
-TYPICAL_POINTS = 20000  # what the kernels are tuned for; any N and R in 1024..50176 runs
+TYPICAL_POINTS = (
+    20000  # what the kernels are tuned for; any N from 1024 and any R from 1 on runs, up to 50176
+)
 PROGRESS_S = 5.0  # a builder says nothing for minutes: 9.5 of them on an Orin, for one engine
 Say = Callable[[str], None]
 
@@ -97,9 +101,11 @@ def build_plan(
         ArtifactError: it does not parse or does not build, or the plugin library is refused.
     """
     started = time.perf_counter()
-    logger = _logger(trt)
+    logger = logger_of(trt)
     builder = trt.Builder(logger)
     if plugins is not None:
+        if trt.__name__ == "tensorrt_rtx":
+            provide_library()
         load_plugins(trt, plugins)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -148,36 +154,18 @@ def keep_timing(config: Any, path: Path) -> None:
         temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
-def load_plugins(trt: Any, library: Path) -> None:
-    """Give TensorRT's registry the plugins of the library, if it has not got them yet.
-
-    Raises:
-        ArtifactError: it refuses the library, or the library lacks an op.
-    """
-    if trt.__name__ == "tensorrt_rtx":
-        provide_library()
-    registry = trt.get_plugin_registry()
-    if not missing_creators(registry):
-        return
-    if registry.load_library(str(library)) is None:
-        raise ArtifactError(f"{trt.__name__} {trt.__version__} refused {library}; run: m3ad-export doctor")
-    if absent := missing_creators(registry):
-        raise ArtifactError(
-            f"{library} has no plugin for {', '.join(absent)}; build it again: m3ad-plugins build"
-        )
-
-
-def missing_creators(registry: Any) -> list[str]:
-    """The custom ops that a registry has no plugin for."""
-    return [n for n, op in OPS.items() if registry.get_creator(n, str(op.version), OP_DOMAIN) is None]
-
-
 def _add_profile(builder: Any, network: Any, config: Any) -> None:
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     profile = builder.create_optimization_profile()
-    sizes = (MIN_POINTS, TYPICAL_POINTS, MAX_POINTS)
     for tensor in (tensor for tensor in inputs if -1 in tuple(tensor.shape)):
-        profile.set_shape(tensor.name, *(tuple(n if d == -1 else d for d in tensor.shape) for n in sizes))
+        shape = tuple(tensor.shape)
+        letters = [LETTERS[tensor.get_dimension_name(i)] if d == -1 else None for i, d in enumerate(shape)]
+        least, most = (
+            tuple(d if known is None else known[end] for d, known in zip(shape, letters, strict=True))
+            for end in (0, -1)
+        )
+        typical = tuple(TYPICAL_POINTS if d == -1 else d for d in shape)
+        profile.set_shape(tensor.name, least, typical, most)
     if any(-1 in tuple(tensor.shape) for tensor in inputs):
         config.add_optimization_profile(profile)
 
@@ -203,22 +191,3 @@ def _progress(say: Say, stage: str) -> Iterator[None]:
     finally:
         done.set()
         speaker.join()
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps what the builder says; it is shown when a build fails."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.lines: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            # Without a GPU the builder also reports that it saw no driver; that is not why a build fails.
-            if severity <= trt.ILogger.Severity.WARNING and "CUDA driver" not in msg:
-                self.lines.append(msg)
-
-        def text(self) -> str:
-            return "\n".join(f"  {line}" for line in self.lines[-20:])
-
-    return Logger()

@@ -148,7 +148,7 @@ def test_reduced_training_is_called_so(tiny_bundle: Bundle) -> None:
     ("options", "message"),
     [
         (["--methods", "cfm"], "--methods, --bundles, --prepare and --picture need --table"),
-        (["--table", "--url", "localhost:1"], "--table measures bundles in process"),
+        (["--table", "--url", "localhost:1"], "--table measures bundles on the CPU"),
         (["--table", "--prepare"], "--prepare needs --bundles"),
     ],
 )

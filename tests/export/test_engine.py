@@ -13,10 +13,10 @@ import torch
 from m3ad.bundle import Bundle, file_entry, sha256_of
 from m3ad.contract import LAYOUTS, OPS
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
+from m3ad.methods.common import HEAD_PARTS
 from m3ad_export.engine import build_engines, source_files, stage_model
 from m3ad_export.engine_builder import begin_timing, keep_timing
 from m3ad_export.engine_types import verify_precision
-from m3ad_export.graphs.head import HEAD_PARTS
 from m3ad_export.graphs.precision import histogram
 from m3ad_export.graphs.vote import with_svm
 from m3ad_export.heads.voting import OneClassSvm, SvmRows, VotingConfig

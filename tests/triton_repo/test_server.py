@@ -18,7 +18,9 @@ import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 from conftest import make_input
+from gpu_double import GpuDouble
 from m3ad.bundle import Bundle
+from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, MissingDependencyError, ServerError
 from m3ad.frame_door import tensor_door
 from m3ad_runtime.pipeline import Inspector, model_arrays
@@ -101,6 +103,22 @@ def test_served_result_is_the_in_process_one(
     np.testing.assert_allclose(got["anomaly_map"], want.anomaly_map, atol=1e-5)
     np.testing.assert_allclose(got["score_maps"], want.score_maps, atol=1e-5)
     assert got["score"][0] == pytest.approx(want.score, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("category", "layout"), [("tiny", "chain"), ("other", "fused")])
+def test_served_result_is_that_of_engines_in_process(
+    server: LocalServer, gpu_bundle: Bundle, double: GpuDouble, category: str, layout: Layout
+) -> None:
+    with Inspector(gpu_bundle, layout, runtime="tensorrt") as inspector:
+        for points in (1024, 17000, 50176):
+            prepared = make_input(points, seed=points)
+            want = inspector.inspect_prepared(prepared, with_maps=True)
+            got = infer(server, category, model_arrays(prepared))
+            np.testing.assert_allclose(got["anomaly_map"], want.anomaly_map, atol=1e-5)
+            np.testing.assert_allclose(got["score_maps"], want.score_maps, atol=1e-5)
+            assert got["score"][0] == pytest.approx(want.score, abs=1e-5)
+    double.assert_given_back()
 
 
 @pytest.mark.slow

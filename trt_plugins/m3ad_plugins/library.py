@@ -12,9 +12,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from m3ad.contract import OP_DOMAIN, OPS
-from m3ad.errors import MissingDependencyError
+from m3ad.errors import ArtifactError, MissingDependencyError
 
 from m3ad_plugins.build import PACKAGE
 from m3ad_plugins.cuda_build import BUILD_COMMAND, LIBRARY, built_folder
@@ -84,6 +85,28 @@ def shim_path(tensorrt_major: int) -> Path:
     return shim
 
 
+def load_plugins(trt: Any, library: Path) -> None:
+    """Give TensorRT's registry the plugins of the library, if it has not got them yet.
+
+    Raises:
+        ArtifactError: it refuses the library, or the library lacks an op.
+    """
+    registry = trt.get_plugin_registry()
+    if not missing_creators(registry):
+        return
+    if registry.load_library(str(library)) is None:
+        raise ArtifactError(f"{trt.__name__} {trt.__version__} refused {library}; run: m3ad-export doctor")
+    if absent := missing_creators(registry):
+        raise ArtifactError(
+            f"{library} has no plugin for {', '.join(absent)}; build it again: m3ad-plugins build"
+        )
+
+
+def missing_creators(registry: Any) -> list[str]:
+    """The custom ops that a registry has no plugin for."""
+    return [n for n, op in OPS.items() if registry.get_creator(n, str(op.version), OP_DOMAIN) is None]
+
+
 def _driver() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL("libcuda.so.1")
@@ -110,11 +133,11 @@ def check_cuda() -> Finding:
     """The CUDA runtime; the plugin library brings its own, so this one serves other programs and builds."""
     for major in sorted(CUDA_MAJORS, reverse=True):
         try:
-            runtime = ctypes.CDLL(f"libcudart.so.{major}")
+            cudart = ctypes.CDLL(f"libcudart.so.{major}")
         except OSError:
             continue
         version = ctypes.c_int()
-        runtime.cudaRuntimeGetVersion(ctypes.byref(version))
+        cudart.cudaRuntimeGetVersion(ctypes.byref(version))
         found = f"runtime {version.value // 1000}.{version.value % 1000 // 10}"
         return Finding("CUDA", True, found)
     advice = "install CUDA 12 or 13 and put its lib folder on LD_LIBRARY_PATH"
@@ -197,15 +220,11 @@ def check_registry(module: str = "tensorrt") -> Finding:
     except MissingDependencyError:
         return Finding(subject, False, "not asked, the plugin library is missing", "build it first")
     registry = trt.get_plugin_registry()
-
-    def missing() -> list[str]:
-        return [n for n, op in OPS.items() if registry.get_creator(n, str(op.version), OP_DOMAIN) is None]
-
-    if missing() and registry.load_library(str(library)) is None:
+    if missing_creators(registry) and registry.load_library(str(library)) is None:
         return Finding(
             subject, False, f"{module} refuses {library}", "build it for this CUDA major and processor"
         )
-    absent = missing()
+    absent = missing_creators(registry)
     if absent:
         return Finding(subject, False, f"no creator of {', '.join(absent)}", f"build again: {BUILD_COMMAND}")
     return Finding(subject, True, f"knows {', '.join(OPS)}")

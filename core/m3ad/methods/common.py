@@ -31,6 +31,7 @@ HEAD_GRAPHS = (
     DenseGraph("head_scores", ("fused",), "rows", may_quantize=False),
     DenseGraph("head_vote", ("fused",), "map"),
 )
+HEAD_PARTS = tuple(graph.name for graph in HEAD_GRAPHS)
 
 
 def rows(name: str, width: int) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 from m3ad.contract import Tensor
 from m3ad.method import Contract
+from m3ad.methods.common import HEAD_PARTS
 from m3ad_runtime.stages import modality_of
 from onnx import compose, helper, parser
 
@@ -14,7 +15,6 @@ from m3ad_export.graphs.compose import interpolate_node, model_with_ops, opset_o
 # Rows of a tile. On a CPU a smaller one stays in the caches (per row 0.93 of 2048's time, measured); on a device it
 # would be all launches.
 CPU_TILE_ROWS, DEVICE_TILE_ROWS = 512, 2048
-HEAD_PARTS = ("head_tokens", "head_rows", "head_scores", "head_vote")
 TILED_PARTS = ("head_rows", "head_scores")
 
 

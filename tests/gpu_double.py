@@ -1,0 +1,500 @@
+"""A double of a GPU: pycuda's driver and TensorRT's Python API over host memory, for machines that have neither.
+
+It computes with ONNX Runtime what a plan was built of, and enforces what the documentation demands: a context is
+current; async copies run from and to pinned memory, and only when the stream is waited for, so that what is read too
+early is NaN and what is changed too early is noticed; addresses are the device's own, aligned to 256 bytes, of memory
+that is large enough; shapes lie in the profile; an arena is large enough and nobody else's; a runtime outlives its
+engines and these their contexts; what was taken is given back.
+"""
+
+import json
+import math
+import threading
+import weakref
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from m3ad.contract import LETTERS, OP_DOMAIN, OPS
+
+ALIGNMENT = 256
+MAGIC = b"plan of a double"
+
+
+class MisuseError(AssertionError):
+    """Something that the documentation of CUDA or TensorRT forbids."""
+
+
+def require(fits: bool, what: str) -> None:
+    if not fits:
+        raise MisuseError(what)
+
+
+class Error(Exception):
+    """pycuda.driver.Error."""
+
+
+class OutOfMemoryError(Error):
+    """pycuda.driver.MemoryError."""
+
+
+class GpuDouble:
+    """One GPU, and TensorRT or TensorRT-RTX on it.
+
+    Args:
+        capability: compute capability.
+        memory: bytes.
+        name: of the TensorRT module.
+        version: of it.
+    """
+
+    def __init__(
+        self,
+        capability: tuple[int, int] = (8, 9),
+        memory: int = 8 << 30,
+        name: str = "tensorrt",
+        version: str = "10.13.3.9",
+    ) -> None:
+        self.capability, self.memory = capability, memory
+        self.live: dict[int, np.ndarray] = {}
+        self.peak = 0
+        self.retained = 0
+        self.pinned: list[np.ndarray] = []
+        self.queue: list[Callable[[], None]] = []
+        self.runs: list[str] = []  # the plans that were run, in order
+        self.violations: list[str] = []
+        self.objects: list[weakref.ref[Any]] = []
+        self.creators: set[str] = set()
+        self.fails: str | None = None  # a plan whose run fails on the device
+        self.refuses: str | None = None  # a plan that TensorRT cannot queue
+        self._current = threading.local()
+        self._next = 0x7F0000000000
+        self.driver = self._driver()
+        self.trt = tensorrt_of(self, name, version)
+
+    # memory
+
+    def used(self) -> int:
+        return sum(array.nbytes for array in self.live.values())
+
+    def require_current(self) -> None:
+        require(getattr(self._current, "depth", 0) > 0, "no context is current in this thread")
+
+    def allocate(self, size: int) -> "Allocation":
+        self.require_current()
+        require(size > 0, "an allocation of nothing")
+        if self.used() + size > self.memory:
+            raise OutOfMemoryError("cuMemAlloc failed: out of memory")
+        address, self._next = self._next, self._next + -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+        self.live[address] = np.full(size, 0xFF, np.uint8)  # NaN, -1: nothing that is right by chance
+        self.peak = max(self.peak, self.used())
+        return Allocation(self, address)
+
+    def at(self, address: int, size: int, what: str) -> np.ndarray:
+        for base, array in self.live.items():
+            if base <= address and address + size <= base + array.nbytes:
+                return array[address - base : address - base + size]
+        raise MisuseError(f"{what}: {size} bytes at {address:#x} are not the device's, or of two allocations")
+
+    def is_pinned(self, array: np.ndarray) -> bool:
+        start = array.ctypes.data
+        return any(
+            p.ctypes.data <= start and start + array.nbytes <= p.ctypes.data + p.nbytes for p in self.pinned
+        )
+
+    # the stream
+
+    def run_until(self, count: int) -> None:
+        while len(self.queue) > count:
+            self.queue.pop(0)()
+
+    def copy_in(self, address: int, array: np.ndarray, stream: Any) -> None:
+        self.require_current()
+        require(stream is self.stream, "a copy on no stream")
+        require(array.flags.c_contiguous and self.is_pinned(array), "an async copy from pageable memory")
+        self.at(address, array.nbytes, "a copy to the device")
+        before = array.tobytes()
+
+        def copy() -> None:
+            require(array.tobytes() == before, "pinned memory was changed while a copy from it was queued")
+            self.at(address, len(before), "a copy to the device")[:] = np.frombuffer(before, np.uint8)
+
+        self.queue.append(copy)
+
+    def copy_out(self, array: np.ndarray, address: int, stream: Any) -> None:
+        self.require_current()
+        require(stream is self.stream, "a copy on no stream")
+        require(array.flags.c_contiguous and self.is_pinned(array), "an async copy to pageable memory")
+        self.at(address, array.nbytes, "a copy from the device")
+        as_bytes = array.reshape(-1).view(np.uint8)
+        as_bytes[:] = 0xFF
+
+        def copy() -> None:
+            as_bytes[:] = self.at(address, array.nbytes, "a copy from the device")
+
+        self.queue.append(copy)
+
+    def _driver(self) -> ModuleType:
+        double = self
+
+        class Context:
+            def push(self) -> None:
+                double._current.depth = getattr(double._current, "depth", 0) + 1
+
+            @staticmethod
+            def pop() -> None:
+                double.require_current()
+                double._current.depth -= 1
+
+            def detach(self) -> None:
+                double.retained -= 1
+
+        class Device:
+            def __init__(self, index: int) -> None:
+                require(index == 0, "there is one GPU")
+
+            def name(self) -> str:
+                return "double of a GPU"
+
+            def compute_capability(self) -> tuple[int, int]:
+                return double.capability
+
+            def retain_primary_context(self) -> Context:
+                double.retained += 1
+                return Context()
+
+        class Stream:
+            handle = 0xC0DE
+
+            def __init__(self) -> None:
+                double.require_current()
+                double.stream = self
+
+            def synchronize(self) -> None:
+                double.require_current()
+                double.run_until(0)
+
+        class Event:
+            """Done when the stream has come to it."""
+
+            def record(self, stream: Any) -> "Event":
+                require(stream is double.stream, "an event on no stream")
+                self.done = False
+                double.queue.append(self._arrive)
+                return self
+
+            def _arrive(self) -> None:
+                self.done = True
+
+            def synchronize(self) -> "Event":
+                while not self.done:
+                    double.queue.pop(0)()
+                return self
+
+            def time_since(self, other: "Event") -> float:
+                require(self.done and other.done, "the time of an event that the stream has not come to")
+                return 1.0
+
+        def pagelocked_empty(shape: Any, dtype: Any) -> np.ndarray:
+            double.require_current()
+            array = np.empty(shape, dtype)
+            array.reshape(-1).view(np.uint8)[:] = 0xFF
+            double.pinned.append(array)
+            return array
+
+        module = ModuleType("pycuda.driver")
+        module.__dict__.update(
+            Error=Error,
+            MemoryError=OutOfMemoryError,
+            init=lambda: None,
+            Device=Device,
+            Context=Context,
+            Stream=Stream,
+            Event=Event,
+            mem_alloc=self.allocate,
+            mem_get_info=lambda: (self.memory - self.used(), self.memory),
+            pagelocked_empty=pagelocked_empty,
+            memcpy_htod_async=self.copy_in,
+            memcpy_dtoh_async=self.copy_out,
+        )
+        return module
+
+    def assert_given_back(self) -> None:
+        """Nothing is allocated, queued, current or alive, and no object went before what needs it."""
+        assert self.violations == []
+        assert self.live == {}
+        assert self.queue == []
+        assert getattr(self._current, "depth", 0) == 0
+        assert self.retained == 0
+        assert [type(o).__name__ for ref in self.objects if (o := ref()) is not None] == []
+
+
+class Allocation:
+    """pycuda.driver.DeviceAllocation."""
+
+    def __init__(self, double: GpuDouble, address: int) -> None:
+        self.double, self.address = double, address
+
+    def __int__(self) -> int:
+        return self.address
+
+    def free(self) -> None:
+        self.double.require_current()
+        require(not self.double.queue, "memory is freed while work is queued")
+        del self.double.live[self.address]
+
+
+def tensorrt_of(double: GpuDouble, name: str, version: str) -> ModuleType:
+    """The module `tensorrt` or `tensorrt_rtx`, as far as the runner knows it."""
+
+    class ILogger:
+        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+
+    class Registry:
+        def get_creator(self, op: str, op_version: str, domain: str) -> Any:
+            known = domain == OP_DOMAIN and op in OPS and op_version == str(OPS[op].version)
+            return object() if known and op in double.creators else None
+
+        def load_library(self, path: str) -> Any:
+            with open(path, "rb") as file:
+                text = file.read().decode()
+            if not text.startswith("plugins:"):
+                return None
+            double.creators |= set(text.removeprefix("plugins:").split())
+            return object()
+
+    class Runtime:
+        def __init__(self, logger: ILogger) -> None:
+            double.require_current()
+            self._logger = weakref.ref(logger)
+            double.objects.append(weakref.ref(self))
+
+        def log(self, text: str) -> None:
+            logger = self._logger()
+            if logger is None:
+                raise MisuseError("the logger is gone before its runtime")
+            logger.log(ILogger.Severity.ERROR, text)  # type: ignore[attr-defined]
+
+        def deserialize_cuda_engine(self, plan: bytes) -> "Engine | None":
+            double.require_current()
+            if not plan.startswith(MAGIC) or zlib.crc32(plan[len(MAGIC) + 4 :]) != int.from_bytes(
+                plan[len(MAGIC) : len(MAGIC) + 4], "big"
+            ):
+                self.log("Serialization assertion plan->header.magicTag == kMAGIC failed")
+                return None
+            header, _, model = plan[len(MAGIC) + 4 :].partition(b"\n")
+            facts = json.loads(header)
+            if (facts["module"], facts["version"]) != (name, version):
+                self.log(
+                    f"The engine plan file is not compatible with {version}, it is of {facts['version']}"
+                )
+                return None
+            if absent := set(facts["plugins"]) - double.creators:
+                self.log(f"Cannot find plugin: {min(absent)}, version: {OPS[min(absent)].version}")
+                return None
+            return Engine(double, module, self, facts, model)
+
+        def __del__(self) -> None:
+            if any(isinstance(o, Engine) and o.runtime() in (None, self) for o in alive(double)):
+                double.violations.append("a runtime is gone before its engine")
+
+    module = ModuleType(name)
+    module.__dict__.update(
+        __version__=version,
+        ILogger=ILogger,
+        Runtime=Runtime,
+        DataType=SimpleNamespace(FLOAT="DataType.FLOAT", INT32="DataType.INT32", HALF="DataType.HALF"),
+        TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
+        TensorLocation=SimpleNamespace(DEVICE="TensorLocation.DEVICE", HOST="TensorLocation.HOST"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2),
+        get_plugin_registry=Registry,
+    )
+    return module
+
+
+def alive(double: GpuDouble) -> list[Any]:
+    return [o for ref in double.objects if (o := ref()) is not None]
+
+
+TYPES = {
+    1: ("DataType.FLOAT", np.float32),
+    6: ("DataType.INT32", np.int32),
+    10: ("DataType.HALF", np.float16),
+}
+
+
+class Engine:
+    """trt.ICudaEngine."""
+
+    def __init__(
+        self, double: GpuDouble, trt: ModuleType, runtime: Any, facts: dict[str, Any], model: bytes
+    ) -> None:
+        self.double, self.trt, self.facts = double, trt, facts
+        self.runtime = weakref.ref(runtime)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load_from_string(model).graph
+        self.values = {v.name: v for v in (*graph.input, *graph.output)}
+        self.inputs = [v.name for v in graph.input]
+        self.outputs = [v.name for v in graph.output]
+        double.objects.append(weakref.ref(self))
+
+    def __del__(self) -> None:
+        if any(isinstance(o, Context) and o.engine in (None, self) for o in alive(self.double)):
+            self.double.violations.append("an engine is gone before its context")
+
+    num_io_tensors = property(lambda self: len(self.values))
+    device_memory_size_v2 = property(lambda self: self.facts["arena"])
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.values)[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return "INPUT" if name in self.inputs else "OUTPUT"
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return TYPES[self.values[name].type.tensor_type.elem_type][0]
+
+    def numpy_dtype(self, name: str) -> Any:
+        return TYPES[self.values[name].type.tensor_type.elem_type][1]
+
+    def get_tensor_location(self, name: str) -> str:
+        return "TensorLocation.DEVICE"
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        dims = self.values[name].type.tensor_type.shape.dim
+        return [-1 if d.dim_param else d.dim_value for d in dims]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
+        require(profile == 0 and name in self.inputs, "profiles are of inputs")
+        dims = self.values[name].type.tensor_type.shape.dim
+        ends = (
+            (LETTERS[d.dim_param][0], 20000, LETTERS[d.dim_param][-1]) if d.dim_param else None for d in dims
+        )
+        sizes = [end or (d.dim_value,) * 3 for end, d in zip(ends, dims, strict=True)]
+        return [list(shape) for shape in zip(*sizes, strict=True)]
+
+    def create_execution_context(self, strategy: int) -> "Context | None":
+        self.double.require_current()
+        require(self.runtime() is not None, "an engine is used after its runtime is gone")
+        if self.facts.get("no_context"):
+            self.runtime().log("CUDA initialization failure with error: out of memory")  # type: ignore[union-attr]
+            return None
+        require(strategy == 2, "a context that takes memory of its own: the stages are to share one arena")
+        return Context(self)
+
+
+class Context:
+    """trt.IExecutionContext."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = weakref.ref(engine)
+        self.double = engine.double
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.arena: tuple[int, int] | None = None
+        self.double.objects.append(weakref.ref(self))
+
+    @property
+    def engine(self) -> Engine | None:
+        return self._engine()
+
+    def _used(self) -> Engine:
+        self.double.require_current()
+        engine = self._engine()
+        if engine is None or engine.runtime() is None:
+            raise MisuseError("a context is used after its engine or runtime is gone")
+        return engine
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        engine = self._used()
+        require(address % ALIGNMENT == 0, "an arena that is not aligned to 256 bytes")
+        require(size >= engine.device_memory_size_v2, "an arena smaller than device_memory_size_v2")
+        self.double.at(address, size, "an arena")
+        self.arena = (address, size)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        engine = self._used()
+        least, _, most = engine.get_tensor_profile_shape(name, 0)
+        fits = len(shape) == len(least) and all(
+            low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+        )
+        if fits:
+            self.shapes[name] = tuple(shape)
+        else:
+            engine.runtime().log(f"{name}: {shape} is out of the profile")  # type: ignore[union-attr]
+        return fits
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        engine = self._used()
+        require(address % ALIGNMENT == 0, f"{name}: an address that is not aligned to 256 bytes")
+        self.addresses[name] = address
+        return name in engine.values
+
+    def execute_async_v3(self, stream: int) -> bool:
+        engine, double = self._used(), self.double
+        plan = engine.facts["stage"]
+        require(stream == double.stream.handle, "a run on no stream")
+        require(self.arena is not None, f"{plan}: no memory was set")
+        require(self.addresses.keys() == engine.values.keys(), f"{plan}: addresses are missing")
+        require(self.shapes.keys() == {*engine.inputs}, f"{plan}: shapes are missing")
+        if plan == double.refuses:
+            engine.runtime().log("enqueueV3: Error Code 3: API Usage Error")  # type: ignore[union-attr]
+            return False
+        # What was set is read now; it may be set anew for the next run while this one waits.
+        addresses, shapes = dict(self.addresses), dict(self.shapes)
+        arena, size = self.arena or (0, 0)
+
+        def run() -> None:
+            if plan == double.fails:
+                raise Error("cuStreamSynchronize failed: an illegal memory access was encountered")
+            ranges = [(arena, size)]
+
+            def memory(name: str, shape: tuple[int, ...]) -> np.ndarray:
+                dtype = np.dtype(engine.numpy_dtype(name))
+                found = double.at(addresses[name], math.prod(shape) * dtype.itemsize, f"{plan}: {name}")
+                ranges.append((addresses[name], found.nbytes))
+                return found.view(dtype).reshape(shape)
+
+            feeds = {name: memory(name, shapes[name]) for name in engine.inputs}
+            results = engine.session.run(engine.outputs, {n: a.copy() for n, a in feeds.items()})
+            outputs = [memory(n, r.shape) for n, r in zip(engine.outputs, results, strict=True)]
+            ends = sorted((start, start + length) for start, length in ranges)
+            overlap = any(a[1] > b[0] for a, b in pairwise(ends) if a[1] > a[0])
+            require(not overlap, f"{plan}: tensors or the arena share memory")
+            double.at(arena, size, "an arena")[:] = 0xEE  # activations of the last stage are gone
+            for memory_of, result in zip(outputs, results, strict=True):
+                memory_of[...] = result
+            double.runs.append(plan)
+
+        double.queue.append(run)
+        return True
+
+
+def plan_of(model: onnx.ModelProto, stage: str, module: ModuleType, arena: int, **facts: Any) -> bytes:
+    """The plan that the double reads back: the model itself, and what TensorRT keeps beside it.
+
+    Args:
+        model: with the bodies of its ops.
+        stage: the plan's name.
+        module: of `tensorrt_of`.
+        arena: bytes its context needs.
+        facts: more of them: `no_context`.
+    """
+    plugins = sorted({n.op_type for n in model.graph.node if n.domain == OP_DOMAIN})
+    header = {
+        "module": module.__name__,
+        "version": module.__version__,
+        "stage": stage,
+        "plugins": plugins,
+        "arena": arena,
+        **facts,
+    }
+    body = json.dumps(header).encode() + b"\n" + model.SerializeToString()
+    return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
