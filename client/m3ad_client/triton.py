@@ -16,7 +16,7 @@ import tritonclient.grpc as grpcclient
 from m3ad.contract import CONTRACT_VERSION, MAX_POINTS
 from m3ad.defects import Defect
 from m3ad.errors import ArtifactError, FrameError, ServerError
-from m3ad.frame_door import DEFECTS, REJECT, REVIEW, RGB, XYZ, tensor_door
+from m3ad.frame_door import DEFECTS, DEPTH, REJECT, REVIEW, RGB, XYZ, tensor_door
 from m3ad.frames import Frame
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord, stage_named
@@ -225,11 +225,18 @@ class TritonInspector:
         for name in names:
             config = self._ask("get_model_config", name).config
             parameters = parameters or {key: value.string_value for key, value in config.parameters.items()}
-            found["frames" if any(t.name == RGB.name for t in config.input) else "tensors"] = name
+            taken = {tensor.name for tensor in config.input}
+            if DEPTH not in taken:  # our frames have clouds
+                found["frames" if RGB.name in taken else "tensors"] = name
         if RECORD_PARAMETER not in parameters or SERVING_PARAMETER not in parameters:
             raise ServerError(
                 f"model `{names[0]}` of Triton at {self.url} was not written by m3ad (no parameter "
                 f"`{RECORD_PARAMETER}`); name a category's ensemble, not a stage"
+            )
+        if not found:
+            raise ServerError(
+                f"model `{names[0]}` of Triton at {self.url} takes depth images alone, and m3ad-client sends clouds; "
+                "use the category's door for tensors, or another client"
             )
         return found, parameters
 

@@ -43,7 +43,9 @@ class Tensor:
 
     name: str
     dims: tuple[int | str, ...]
-    dtype: Literal["float32", "int32", "uint8", "bool", "object"] = "float32"  # object: texts, as bytes
+    dtype: Literal["float32", "int32", "uint8", "uint16", "bool", "object"] = (
+        "float32"  # object: texts, as bytes
+    )
     unit: str = ""
     values: Literal["any", "finite", "pixels"] = "any"
 

@@ -4,6 +4,8 @@
 prepares frames and judges maps with m3ad.
 """
 
+from typing import Literal
+
 from m3ad.contract import Layout, Stage, Step, Tensor
 from m3ad.method import PIPELINE_OUTPUTS, Contract
 
@@ -11,7 +13,8 @@ RGB = Tensor("rgb", ("H", "W", 3), "uint8", unit="8 bits a channel, red first")
 XYZ = Tensor(
     "xyz", ("H", "W", 3), unit="m, registered to `rgb` pixel by pixel; holes are (0, 0, 0) or not finite"
 )
-FRAME = (RGB, XYZ)
+DepthType = Literal["uint16", "float32"]
+DEPTH = "depth"
 IS_ANOMALOUS = Tensor("is_anomalous", (1,), "bool", unit="whether the score lies above the reject limit")
 VERDICT = Tensor("verdict", (1,), "int32", unit="0 good, 1 review, 2 defect")
 FRAME_MAP = Tensor("frame_map", ("H", "W"), unit="the map on the frame's own pixels")
@@ -27,24 +30,33 @@ def tensor_door(category: str) -> str:
     return f"{category}_tensors"
 
 
-def door_stages(contract: Contract) -> dict[str, Stage]:
+def frame_inputs(depth: DepthType | None = None) -> tuple[Tensor, Tensor]:
+    """What a client sends: picture and cloud, or picture and depth image of this type."""
+    if depth is None:
+        return RGB, XYZ
+    unit = "units of the camera's depth_scale along the optical axis; 0 and not finite are holes"
+    return RGB, Tensor(DEPTH, ("H", "W"), depth, unit=unit)
+
+
+def door_stages(contract: Contract, depth: DepthType | None = None) -> dict[str, Stage]:
     """The two steps that every frame goes through besides the detector's stages."""
+    picture, cloud = frame_inputs(depth)
     map_and_score = {tensor.name: tensor for tensor in contract.outputs}
     kept = (map_and_score["score"], IS_ANOMALOUS, VERDICT, FRAME_MAP, DEFECTS, map_and_score["anomaly_map"])
     return {
-        PREPARE: Stage(PREPARE, FRAME, contract.inputs),
-        JUDGE: Stage(JUDGE, (*contract.outputs, XYZ), kept),
+        PREPARE: Stage(PREPARE, (picture, cloud), contract.inputs),
+        JUDGE: Stage(JUDGE, (*contract.outputs, cloud), kept),
     }
 
 
-def door_steps(contract: Contract, layout: Layout) -> tuple[Step, ...]:
+def door_steps(contract: Contract, layout: Layout, depth: DepthType | None = None) -> tuple[Step, ...]:
     """The wiring from a frame to its verdict.
 
     What the stages end with is named `pipeline_*` between the steps, because Triton refuses a request that leaves out
     an output of the ensemble which is also read inside it.
     """
     inner = {name: f"pipeline_{name}" for name in PIPELINE_OUTPUTS}
-    table = door_stages(contract)
+    table = door_stages(contract, depth)
 
     def same(tensors: tuple[Tensor, ...]) -> dict[str, str]:
         return {tensor.name: tensor.name for tensor in tensors}
@@ -55,7 +67,7 @@ def door_steps(contract: Contract, layout: Layout) -> tuple[Step, ...]:
     ]
     judged = {name: inner.get(name, name) for name in same(table[JUDGE].inputs)}
     return (
-        Step(PREPARE, same(FRAME), same(contract.inputs)),
+        Step(PREPARE, same(table[PREPARE].inputs), same(contract.inputs)),
         *stages,
         Step(JUDGE, judged, same(table[JUDGE].outputs)),
     )

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from m3ad.bundle import Bundle
+from m3ad.camera import Camera
 from m3ad.contract import Dims, Layout
 from m3ad.errors import ArtifactError
+from m3ad.frame_door import DepthType
 from m3ad.limits import Limits
 from m3ad.manifest import Encoder, OfficialWeights
 from m3ad.method import Contract
@@ -44,8 +46,19 @@ def stage_named(model: str, category: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class DepthInput:
+    """The depth images that a door takes instead of clouds: their type, and the camera that both pictures are of."""
+
+    dtype: DepthType
+    camera: Camera
+
+
+@dataclass(frozen=True, slots=True)
 class ServingRecord:
-    """What a client must know of a bundle to prepare frames and give verdicts; it travels with every deployment."""
+    """What a client must know of a bundle to prepare frames and give verdicts; it travels with every deployment.
+
+    `depth` is None where the door for frames takes clouds.
+    """
 
     contract_version: int
     method: str
@@ -57,6 +70,7 @@ class ServingRecord:
     weights: str
     score_maps: list[str]
     review: float | None = None
+    depth: DepthInput | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -66,8 +80,8 @@ class ServingRecord:
         Limits(self.threshold, self.review)
 
     @classmethod
-    def of(cls, bundle: Bundle, layout: Layout) -> "ServingRecord":
-        """The record of a bundle served in this layout."""
+    def of(cls, bundle: Bundle, layout: Layout, depth: DepthInput | None = None) -> "ServingRecord":
+        """The record of a bundle served in this layout, for depth images where `depth` is given."""
         manifest = bundle.manifest
         return cls(
             contract_version=manifest.contract_version,
@@ -80,12 +94,18 @@ class ServingRecord:
             weights=weights_line(manifest.encoders, manifest.official),
             score_maps=manifest.score_maps,
             review=manifest.threshold.review,
+            depth=depth,
         )
 
     @property
     def limits(self) -> Limits:
         """What the scores are held against, unless a request has its own."""
         return Limits(self.threshold, self.review)
+
+    @property
+    def depth_type(self) -> DepthType | None:
+        """Of the depth images that the door for frames takes; None where it takes clouds."""
+        return self.depth.dtype if self.depth else None
 
     @property
     def contract(self) -> Contract:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from m3ad.bundle import Bundle
-from m3ad.errors import ServerError
+from m3ad.camera import read_camera
+from m3ad.errors import ArtifactError, ServerError
 from m3ad.frames import Frame
 from m3ad.grid import to_frame
 from m3ad.limits import Limits
@@ -215,6 +216,71 @@ def test_a_repository_without_frames_has_one_door(tiny_bundle: Bundle, tmp_path:
         "plain_head",
     }
     assert find_problems(path) == []
+
+
+CAMERA = {
+    "width": 200,
+    "height": 160,
+    "fx": 240.0,
+    "fy": 250.0,
+    "cx": 99.0,
+    "cy": 80.5,
+    "depth_scale": 0.0001,
+}
+
+
+def depth_of(height: int, width: int) -> np.ndarray:
+    """A bumpy plate before nothing, in tenths of a millimetre, with holes."""
+    y, x = np.mgrid[:height, :width]
+    depth = 5000 + 20 * np.sin(x / 9) + y / 4
+    depth[:20] = depth[-20:] = depth[:, :20] = depth[:, -20:] = 0
+    depth[np.random.default_rng(0).random((height, width)) < 0.01] = 0
+    return np.round(depth).astype(np.uint16)
+
+
+@pytest.mark.slow
+def test_a_depth_image_is_what_its_cloud_is(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "camera.json").write_text(json.dumps(CAMERA))
+    camera = read_camera(tmp_path / "camera.json")
+    cloud, whole, metres = (renamed(tiny_bundle, name, tmp_path) for name in ("cloud", "whole", "metres"))
+    Bundle.open(metres).update(
+        preprocessing=replace(tiny_bundle.preprocessing, camera=replace(camera, depth_scale=None)).to_json()
+    )
+    paths = [tmp_path / name / "repository" for name in ("cloud", "whole", "metres")]
+    write_repository(cloud, paths[0], "onnxruntime", "fused")
+    write_repository(whole, paths[1], "onnxruntime", "fused", depth="uint16", camera=camera)
+    write_repository(metres, paths[2], "onnxruntime", "fused", depth="float32")
+    assert [find_problems(path) for path in paths] == [[], [], []]
+    depth = depth_of(160, 200)
+    z = depth * 0.0001
+    v, u = np.mgrid[:160, :200]
+    xyz = np.stack([(u - 99.0) / 240.0 * z, (v - 80.5) / 250.0 * z, z], axis=-1).astype(np.float32)
+    rgb = np.random.default_rng(1).integers(0, 256, (160, 200, 3)).astype(np.uint8)
+    with LocalServer(paths) as server:
+        want = ask(server.grpc_url, "cloud", {"rgb": rgb, "xyz": xyz}, parameters={"threshold": 0.2})
+        for category, sent in (("whole", depth), ("metres", z.astype(np.float32))):
+            got = ask(server.grpc_url, category, {"rgb": rgb, "depth": sent}, parameters={"threshold": 0.2})
+            np.testing.assert_allclose(got["score"], want["score"], rtol=1e-4)
+            np.testing.assert_allclose(got["frame_map"], want["frame_map"], atol=1e-4 * want["score"][0])
+            assert got["verdict"] == want["verdict"] == 2
+            ours, theirs = json.loads(got["defects"][0]), json.loads(want["defects"][0])
+            assert theirs
+            np.testing.assert_allclose(
+                [d["centroid_m"] for d in ours], [d["centroid_m"] for d in theirs], atol=1e-3
+            )
+            with pytest.raises(
+                InferenceServerException, match="the depth image is 200x159 pixels but its cam"
+            ):
+                ask(server.grpc_url, category, {"rgb": rgb[:-1], "depth": sent[:-1]})
+        with TritonInspector(server.grpc_url, "whole") as inspector:
+            assert inspector.doors == {"tensors": "whole_tensors"}
+            found = inspector.inspect(Frame(rgb, xyz, "plate"))
+            assert found.score == pytest.approx(float(want["score"][0]), rel=1e-4)
+
+
+def test_depth_needs_a_camera(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"knows no camera, .*: m3ad-triton write --camera FILE"):
+        write_repository(tiny_bundle.path, tmp_path / "repository", "onnxruntime", "fused", depth="uint16")
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from m3ad.atomic import file_beside
 from m3ad.bundle import MANIFEST, Bundle, read_manifest
+from m3ad.camera import Camera
 from m3ad.contract import Layout
 from m3ad.errors import ArtifactError
+from m3ad.frame_door import DepthType
 
 from m3ad_triton.manifest import FORMAT, Runtime
 from m3ad_triton.repository import Repository, write_repository
@@ -30,6 +32,8 @@ def write_categories(
     engine_targets: Sequence[str] = (),
     *,
     frames: bool = True,
+    depth: DepthType | None = None,
+    camera: Camera | None = None,
 ) -> list[Repository]:
     """Write the repositories of several bundles as `target`/<category>; others that lie there stay.
 
@@ -55,7 +59,16 @@ def write_categories(
                 "repositories alone: name another folder"
             )
     written = [
-        write_repository(path, target / category, runtime, layout, engine_targets, frames=frames)
+        write_repository(
+            path,
+            target / category,
+            runtime,
+            layout,
+            engine_targets,
+            frames=frames,
+            depth=depth,
+            camera=camera,
+        )
         for category, path in owners.items()
     ]
     _share_files(written)

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 from m3ad import cli as shared
+from m3ad.camera import read_camera
 from m3ad.contract import Layout
 from m3ad.errors import ArtifactError
+from m3ad.frame_door import DepthType
 from m3ad.signature import verify_signature
 
 from m3ad_triton.binary import find_binary
@@ -62,6 +64,12 @@ def write(
             "--frames/--no-frames", help="whether to write the door that takes frames; it needs Python"
         ),
     ] = True,
+    depth: Annotated[
+        DepthType | None, typer.Option(help="let CATEGORY take depth images of this type instead of clouds")
+    ] = None,
+    camera: Annotated[
+        Path | None, typer.Option(help="with --depth: its intrinsics (JSON); the bundle's if left out")
+    ] = None,
     require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
@@ -71,13 +79,20 @@ def write(
     steps are CATEGORY_STAGE, so several categories can be served together. Stages with equal files, such as frozen
     extractors, are then loaded once.
     """
+    if (camera and not depth) or (depth and not frames):
+        raise typer.BadParameter("--camera needs --depth, and --depth needs the door that takes frames")
     if require_signature:
         for bundle in bundles:
             verify_signature(bundle, require_signature)
+    door: dict[str, Any] = {
+        "frames": frames,
+        "depth": depth,
+        "camera": read_camera(camera) if camera else None,
+    }
     if len(bundles) == 1:
-        written = [write_repository(bundles[0], repo, runtime, layout, target or (), frames=frames)]
+        written = [write_repository(bundles[0], repo, runtime, layout, target or (), **door)]
     else:
-        written = write_categories(bundles, repo, runtime, layout, target or (), frames=frames)
+        written = write_categories(bundles, repo, runtime, layout, target or (), **door)
     for repository in written:
         for problem in find_problems(repository.path, with_files=False):
             shared.talk.print(f"note: {problem}")

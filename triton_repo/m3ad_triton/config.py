@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf import text_format
 from m3ad.contract import LETTERS, Layout, Stage, Step, Tensor
-from m3ad.frame_door import FRAME, JUDGE, door_stages, door_steps, tensor_door
+from m3ad.frame_door import JUDGE, door_stages, door_steps, frame_inputs, tensor_door
 from m3ad.method import Contract
 from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
 from tritonclient.grpc import model_config_pb2 as pb
@@ -24,6 +24,7 @@ DTYPES = {
     "float32": pb.TYPE_FP32,
     "int32": pb.TYPE_INT32,
     "uint8": pb.TYPE_UINT8,
+    "uint16": pb.TYPE_UINT16,
     "bool": pb.TYPE_BOOL,
     "object": pb.TYPE_STRING,
 }
@@ -56,7 +57,8 @@ def python_stage(name: str, stage: Stage, contract: Contract, warmup: Mapping[st
 
 def frame_step(record: ServingRecord, step: str) -> Any:
     """A step of the door that takes frames, run by the Python backend wherever the stages run."""
-    config = _stage(model_name(record.category, step), door_stages(record.contract)[step], {})
+    stage = door_stages(record.contract, record.depth_type)[step]
+    config = _stage(model_name(record.category, step), stage, {})
     config.backend = "python"
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.parameters[RECORD_PARAMETER].string_value = json.dumps(asdict(record))
@@ -88,8 +90,8 @@ def frame_ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
     """The same between `prepare` and `judge`: frames in, verdict out."""
     contract = record.contract
     judged = door_stages(contract)[JUDGE].outputs
-    steps = door_steps(contract, record.layout)
-    return _ensemble(record.category, FRAME, judged, steps, record, serving)
+    steps = door_steps(contract, record.layout, record.depth_type)
+    return _ensemble(record.category, frame_inputs(record.depth_type), judged, steps, record, serving)
 
 
 def _ensemble(

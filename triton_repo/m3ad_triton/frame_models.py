@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from m3ad.camera import xyz_from_depth
 from m3ad.contract import mismatch
 from m3ad.errors import FrameError
 from m3ad.frame_door import (
     DEFECTS,
-    FRAME,
+    DEPTH,
     FRAME_MAP,
     IS_ANOMALOUS,
     JUDGE,
@@ -48,11 +50,16 @@ class FrameModel:
         source, advice = f"the record of model `{args['model_name']}`", "Write the repository again"
         self.record = ServingRecord.from_json(text, source, advice)
         self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
-        self.stages = door_stages(self.record.contract)
+        self.stages = door_stages(self.record.contract, self.record.depth_type)
+
+    def cloud(self, arrays: Arrays) -> npt.NDArray[np.float32]:
+        """The points of a request's frame: as they came, or from its depth image."""
+        depth = self.record.depth
+        return xyz_from_depth(arrays[DEPTH], depth.camera) if depth else arrays["xyz"]
 
 
 class Prepare(FrameModel):
-    """rgb, xyz -> the tensors of the detector's method."""
+    """rgb and xyz or depth -> the tensors of the detector's method."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Prepare the frame of each request."""
@@ -60,14 +67,14 @@ class Prepare(FrameModel):
 
     def tensors(self, arrays: Arrays) -> Arrays:
         """The tensors that the method declares."""
-        if problem := mismatch(FRAME, arrays):
+        if problem := mismatch(self.stages[PREPARE].inputs, arrays):
             raise FrameError(problem)
-        prepared = prepare(Frame(arrays["rgb"], arrays["xyz"], NAME), self.preprocessing)._asdict()
+        prepared = prepare(Frame(arrays["rgb"], self.cloud(arrays), NAME), self.preprocessing)._asdict()
         return {tensor.name: prepared[tensor.name] for tensor in self.stages[PREPARE].outputs}
 
 
 class Judge(FrameModel):
-    """anomaly_map, score, score_maps, xyz -> verdict, defects, and the map on the frame's pixels."""
+    """anomaly_map, score, score_maps, xyz or depth -> verdict, defects, and the map on the frame's pixels."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Judge the part of each request, by its own limits where it has some."""
@@ -77,7 +84,7 @@ class Judge(FrameModel):
     def judged(self, request: Any, arrays: Arrays) -> Arrays:
         """The outputs of the door."""
         limits = moved(self.record.limits, json.loads(request.parameters()))
-        anomaly_map, xyz = arrays["anomaly_map"], arrays["xyz"]
+        anomaly_map, xyz = arrays["anomaly_map"], self.cloud(arrays)
         score = float(arrays["score"][0])
         said = verdict(score, limits)
         maps, names = arrays["score_maps"], self.record.score_maps

@@ -12,6 +12,7 @@ import msgspec
 from m3ad.bundle import MANIFEST, read_manifest, sha256_of
 from m3ad.contract import CONTRACT_VERSION, Dims, Layout
 from m3ad.errors import ArtifactError
+from m3ad.frame_door import DepthType
 from m3ad.manifest import FileEntry, Json, Sha256, is_inside
 from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
@@ -50,7 +51,8 @@ class Engine(Struct, frozen=True):
 class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `m3ad-triton write` records: sizes in bytes, `files` by path relative to the repository.
 
-    `frames` says whether it has the door that takes frames besides the one that takes tensors.
+    `frames` says whether it has the door that takes frames besides the one that takes tensors, `depth` of which type
+    the depth images are that it takes instead of clouds.
     """
 
     contract_version: int
@@ -69,6 +71,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     shared_memory_bytes: Bytes
     files: dict[str, FileEntry]
     frames: bool = False
+    depth: DepthType | None = None
     lattice: Lattice = "all"
 
     def __post_init__(self) -> None:

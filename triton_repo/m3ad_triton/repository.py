@@ -20,11 +20,12 @@ from m3ad.bundle import (
     sha256_of,
     write_json,
 )
+from m3ad.camera import Camera
 from m3ad.contract import CONTRACT_VERSION, Layout, Step
 from m3ad.engines import Engines
 from m3ad.errors import ArtifactError
-from m3ad.frame_door import JUDGE, PREPARE
-from m3ad.serving import RECORD_PARAMETER, ServingRecord, require_model_name
+from m3ad.frame_door import JUDGE, PREPARE, DepthType
+from m3ad.serving import RECORD_PARAMETER, DepthInput, ServingRecord, require_model_name
 
 from m3ad_triton import config
 from m3ad_triton.engines import find_engines, place_plugins
@@ -83,6 +84,8 @@ def write_repository(
     engine_targets: Sequence[str] = (),
     *,
     frames: bool = True,
+    depth: DepthType | None = None,
+    camera: Camera | None = None,
 ) -> Repository:
     """Write the model repository of a bundle; an older one in its place is replaced.
 
@@ -93,9 +96,11 @@ def write_repository(
         layout: chain has one model a stage of the paper's, fused has one `head`; the one to ship when left out.
         engine_targets: which of the bundle's engines to take, by target; all when left out.
         frames: also write the door that takes frames, whose first and last steps need Python on the server.
+        depth: let that door take depth images of this type instead of clouds.
+        camera: of the depth images; the bundle's when left out.
 
     Raises:
-        ArtifactError: the bundle lacks a file, an engine or golden data, or `target` is something else.
+        ArtifactError: the bundle lacks a file, an engine, a camera or golden data, or `target` is something else.
     """
     bundle = Bundle.open(bundle_path)
     bundle.verify_usable()
@@ -105,6 +110,7 @@ def write_repository(
     layout = bundle.layout(layout)
     wiring = contract.steps(layout)
     names = list(dict.fromkeys(step.stage for step in wiring))
+    of_depth = _depth_input(bundle, depth, camera) if depth else None
     engines = find_engines(bundle, names, engine_targets) if runtime == "tensorrt" else ()
     with new_folder(target, FORMAT) as folder:
         for name in names:
@@ -119,7 +125,7 @@ def write_repository(
             "precision": ", ".join(sorted({e.precision for e in engines})) if engines else written,
             "model_bytes": _model_bytes(folder, len(engines) or 1),
         }
-        record = ServingRecord.of(bundle, layout)
+        record = ServingRecord.of(bundle, layout, of_depth)
         door = config.tensor_ensemble(record, serving)
         _write_model(folder, door)
         write_golden(bundle, folder / door.name)
@@ -146,6 +152,7 @@ def write_repository(
                     contract, None if engines else layout, frames=frames
                 ),
                 "frames": frames,
+                "depth": depth,
                 "files": file_entries(folder),
             },
             f"the repository of {bundle.path}",
@@ -153,6 +160,16 @@ def write_repository(
         )
         write_json(folder / MANIFEST, manifest.to_json())
     return Repository(target.absolute(), manifest)
+
+
+def _depth_input(bundle: Bundle, depth: DepthType, camera: Camera | None) -> DepthInput:
+    found = camera or bundle.preprocessing.camera
+    if found is None:
+        raise ArtifactError(
+            f"{bundle.path} knows no camera, which depth images need to become points; give its intrinsics: "
+            "m3ad-triton write --camera FILE"
+        )
+    return DepthInput(depth, found)
 
 
 def verify_distinct(repositories: Sequence[Repository]) -> None:

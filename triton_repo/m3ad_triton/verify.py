@@ -146,7 +146,7 @@ def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> l
 
 
 def _stage(name: str, manifest: RepositoryManifest) -> Stage:
-    return {**manifest.contract.stages, **door_stages(manifest.contract)}[name]
+    return {**manifest.contract.stages, **door_stages(manifest.contract, manifest.depth)}[name]
 
 
 def _expected_stage(model: Any, name: str, manifest: RepositoryManifest) -> Any:
@@ -180,7 +180,8 @@ def _contract_problems(ensemble: Any, manifest: RepositoryManifest) -> list[str]
     """Compare the ensemble's steps with the contract's wiring and read its parameters."""
     steps, write = manifest.contract.steps(manifest.layout), config.tensor_ensemble
     if ensemble.name == manifest.category:
-        steps, write = door_steps(manifest.contract, manifest.layout), config.frame_ensemble
+        steps = door_steps(manifest.contract, manifest.layout, manifest.depth)
+        write = config.frame_ensemble
     expected = [
         (config.model_name(manifest.category, s.stage), dict(s.inputs), dict(s.outputs)) for s in steps
     ]
@@ -212,6 +213,8 @@ def _record_problems(model: Any, manifest: RepositoryManifest) -> list[str]:
         said, listed = getattr(record, name), getattr(manifest, name)
         if said != listed:
             problems.append(f"{told} says {name} {said!r}, the manifest {listed!r}")
+    if record.depth_type != manifest.depth:
+        problems.append(f"{told} says depth {record.depth_type!r}, the manifest {manifest.depth!r}")
     if record.dims != manifest.dims:
         problems.append(
             f"{told} says sizes {record.dims.to_json()!r}, the manifest {manifest.dims.to_json()}"
