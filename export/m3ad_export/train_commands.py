@@ -192,7 +192,10 @@ def train(
             settings=chosen,
             track=track,
         )
-    told = "the authors' heads" if fitted else f"losses in {out / 'losses.png'}"
+    losses = out / "losses.png"
+    told = (
+        "the authors' heads" if fitted else f"losses in {losses}" if losses.exists() else "nothing is trained"
+    )
     print_text(f"{out}: {declared.title}, {detector.record['category']}, {told}")
 
 

@@ -3,27 +3,39 @@
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from conftest import TINY_RGB, TINY_XYZ, make_tiny_detector, randomise
 from m3ad.methods import METHODS
 from m3ad.preprocess import Preprocessing
 from m3ad.scored import Lattice
 from m3ad_export.detector import Detector
+from m3ad_export.heads.bank import Bank, TwoBanks
 from m3ad_export.methods import IMPLEMENTATIONS
 
 WIDTHS = {"rgb_width": TINY_RGB.token_width, "xyz_width": TINY_XYZ.token_width}
-OTHERS = ("cfm", "cmdr_iad", "cmdr_iad_rgb", "cmdr_iad_xyz")
+OTHERS = ("cfm", "cmdr_iad", "cmdr_iad_rgb", "cmdr_iad_xyz", "m3dm")
 
 
 def record_of(method: str) -> dict[str, Any]:
     """What builds the method's networks."""
     if method == "cfm":
         return {"heads": {**WIDTHS, "big": False}, "vote": {"image_norm": "none"}}
+    if method == "m3dm":
+        return {"heads": {**WIDTHS, "rgb_rows": 20, "xyz_rows": 50, "rgb_side": TINY_RGB.side}}
     modality = method.removeprefix("cmdr_iad").lstrip("_") or "both"
     sizes = {"heads": 2, "rgb_convs": [12, 8], "xyz_convs": [16, 12, 10, 8]}
     return {
         "heads": {**WIDTHS, **sizes, "modality": modality},
         "vote": {"fusion_smoothing": "code", "image_norm": "none"},
     }
+
+
+def fill(banks: TwoBanks) -> None:
+    """Rows as tokens of random encoders have them."""
+    generator = torch.Generator().manual_seed(3)
+    for bank in (banks.rgb, banks.xyz):
+        bank.load_state_dict(Bank(torch.randn(bank.rows.shape, generator=generator)).state_dict())
+        bank.find_neighbors()
 
 
 def make_detector(method: str, lattice: Lattice = "all") -> Detector:
@@ -46,6 +58,8 @@ def make_detector(method: str, lattice: Lattice = "all") -> Detector:
     networks = implementation.build(record)
     for seed, network in enumerate(networks.values()):
         randomise(network, seed + 5)
+        if isinstance(network, TwoBanks):
+            fill(network)
         network.requires_grad_(False).eval()
     rgb, xyz = base.encoders
     return Detector(

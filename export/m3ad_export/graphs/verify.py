@@ -30,10 +30,14 @@ def values_read(node: onnx.NodeProto) -> set[str]:
     return set(node.input).union(*(values_read(n) for n in inner))
 
 
-def verify_not_frozen(path: Path) -> None:
+def verify_not_frozen(path: Path, *, has_ops: bool = True) -> None:
     """Check that every graph input reaches an output and that nothing a custom op reads is a constant.
 
     A tracer that samples once writes the indices as constants; the graph then no longer depends on `points`.
+
+    Args:
+        path: of the graph.
+        has_ops: whether there must be a custom op.
 
     Raises:
         ArtifactError: an input is unused, or a custom op reads indices or points that are constants.
@@ -55,7 +59,7 @@ def verify_not_frozen(path: Path) -> None:
             ]
         if live & set(node.input):
             live |= set(node.output)
-    if ignored or not any(node.domain == OP_DOMAIN for node in model.graph.node):
+    if ignored or (has_ops and not any(node.domain == OP_DOMAIN for node in model.graph.node)):
         raise ArtifactError(
             f"{path}: sampling was frozen into the graph ({', '.join(ignored) or 'no m3ad node'} does not depend on "
             f"the points); keep the m3ad ops out of the traced module"

@@ -31,7 +31,7 @@ from m3ad_export.heads.tiled import FusedHead, spread_names, tile_scores
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 
-FORMAT = 2  # raise it when an entry's content changes its meaning
+FORMAT = 3  # raise it when an entry's content changes its meaning
 ROWS_AT_ONCE = 8192
 OPERATOR = ("indptr", "indices", "weights", "scored_pixel")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -42,7 +42,8 @@ class FrameFeatures:
     """The tokens of one frame, the two linear maps from tokens to feature rows, and its foreground [N].
 
     A modality without an encoder has one token of no columns, which no row reads. Of a method that sees an image of
-    the cloud there are no tokens but `images` [2, 3, 256, 256], the RGB one first.
+    the cloud there are no tokens but `images` [2, 3, 256, 256], the RGB one first. `points` [N, 3] and `centers`
+    [G, 3] are there where there are 3D tokens.
     """
 
     rgb_tokens: FloatArray
@@ -51,6 +52,8 @@ class FrameFeatures:
     xyz_operator: SparseRows
     point_pixel: IntArray
     images: FloatArray | None = None
+    points: FloatArray | None = None
+    centers: FloatArray | None = None
 
     @property
     def scored_pixel(self) -> IntArray:
@@ -134,7 +137,7 @@ class FeatureExtractor:
             rgb,
             xyz,
             arrays["point_pixel"],
-            arrays.get("images"),
+            *(arrays.get(name) for name in ("images", "points", "centers")),
         )
 
     def _encode(self, sample: Sample) -> Arrays:
@@ -156,6 +159,7 @@ class FeatureExtractor:
                 points, config.groups, config.group_size, config.min_norm_sq, prepared.point_pixel
             )
             (entry["xyz_tokens"],) = call(self.xyz, neighborhood, points[idx])
+            entry |= {"points": points, "centers": points[idx]}
             operator = ops.interpolation_operator(
                 points, prepared.point_pixel, points[idx], prepared.scored_pixel
             )

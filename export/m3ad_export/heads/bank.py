@@ -1,0 +1,191 @@
+"""Distances of features to banks of good parts' features, and the maps that are made of them (M3DM, PatchCore).
+
+References:
+    M3DM (Wang et al. 2023)  https://github.com/nomewang/M3DM (MIT)
+    PatchCore (Roth et al. 2022), from which bank, coreset and weighing by neighbours come
+Everything is of standard operations, so that a bank needs no plugin.
+"""
+
+import torch
+from m3ad.contract import IMAGE_SIZE
+from m3ad.methods.m3dm import CELL_SIDE
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m3ad_export.heads.axis_map import AxisMap, operator
+from m3ad_export.heads.map_head import pil4, up
+
+NEIGHBORS = 3
+DISTANCE_EPS = 1e-8
+CANDIDATES = 4  # looked at again after the product; 0 of 1560 queries needed a second one in TF32
+CHUNK_ROWS = 8192  # of a bank in one product: below 100 MB of scores for 3136 queries
+UNIT = 1000.0  # M3DM with two banks divides distances by it before it weighs them
+
+
+def cell_pooling(side: int = CELL_SIDE) -> Tensor:
+    """AvgPool(3, stride 1, no padding) from 224 to 222, then AdaptiveAvgPool to the cells: [side, 224] float64."""
+
+    def op(x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool1d(F.avg_pool1d(x[None], 3, stride=1), side)[0]
+
+    return operator(op, IMAGE_SIZE)
+
+
+class TokenCells(nn.Module):
+    """xyz_tokens [G, D], centers [G, 3], points [N, 3], point_pixel [N] -> xyz_cells [3136, D].
+
+    Each point takes its 3 nearest tokens by 1 / (d^2 + 1e-8), then 3 x 3 means and windows down to 56 x 56; pixels
+    without a point are zero. Distances are direct fp32 differences, ties go to the lowest index.
+    """
+
+    pool: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("pool", cell_pooling().float(), persistent=False)
+
+    def forward(self, xyz_tokens: Tensor, centers: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
+        x, y, z = (points[:, k : k + 1] - centers[:, k] for k in range(3))
+        near, nearest = ((x * x + y * y) + z * z).topk(NEIGHBORS, dim=1, largest=False)
+        # 1 / (d^2 + 1e-8) in another unit: torch's exporter drops the sum with a number this small
+        inverse = 1 / (near / DISTANCE_EPS + 1)
+        weights = inverse / inverse.sum(dim=1, keepdim=True)
+        parts = [xyz_tokens[nearest[:, k]] * weights[:, k : k + 1] for k in range(NEIGHBORS)]
+        rows = parts[0] + parts[1] + parts[2]
+        width = xyz_tokens.shape[1]
+        grid = xyz_tokens.new_zeros(IMAGE_SIZE * IMAGE_SIZE, width)
+        grid = grid.index_put((point_pixel.long(),), rows)
+        down = self.pool @ grid.reshape(IMAGE_SIZE, IMAGE_SIZE * width)
+        cells = self.pool @ down.reshape(CELL_SIDE, IMAGE_SIZE, width)
+        return cells.reshape(CELL_SIDE * CELL_SIDE, width)
+
+
+class Bank(nn.Module):
+    """delta_q = min_b |q - b|: [Q, D] -> distance [Q], index [Q], ties to the lowest index.
+
+    Candidates come from u = q b^T - |b|^2 / 2, their distances are then taken directly, so that a product of lower
+    precision changes none. Query and bank are centred on the bank's mean first, which changes no distance.
+
+    Args:
+        rows: [B, D] of the bank, at least 3.
+    """
+
+    mean: Tensor  # [D] of the bank
+    rows: Tensor  # [B, D] less the mean
+    half_norms: Tensor  # [B]
+    neighbors: Tensor  # [B, 2] see find_neighbors
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        mean = rows.float().mean(dim=0)
+        centred = rows.float() - mean
+        self.register_buffer("mean", mean)
+        self.register_buffer("rows", centred)
+        self.register_buffer("half_norms", 0.5 * centred.square().sum(dim=1))
+        self.register_buffer("neighbors", torch.zeros(len(rows), 2, dtype=torch.long))
+
+    def find_neighbors(self, at_once: int = 256) -> None:
+        """Set the 2nd and 3rd nearest rows of each row, itself being the nearest."""
+        found = []
+        for part in torch.split(self.rows, at_once):
+            distance = torch.cdist(part, self.rows, compute_mode="donot_use_mm_for_euclid_dist")
+            found.append(distance.topk(NEIGHBORS, dim=1, largest=False).indices[:, 1:])
+        self.neighbors = torch.cat(found)
+
+    def forward(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        centred = queries - self.mean
+        scores, indices = [], []
+        for start in range(0, len(self.rows), CHUNK_ROWS):
+            part = slice(start, min(start + CHUNK_ROWS, len(self.rows)))
+            whole = len(self.rows) <= CHUNK_ROWS  # a slice would be written into the graph beside the bank
+            rows, norms = (self.rows, self.half_norms) if whole else (self.rows[part], self.half_norms[part])
+            best = F.linear(centred, rows, -norms).topk(min(CANDIDATES, part.stop - start), dim=1)
+            scores.append(best.values)
+            indices.append(best.indices + start)
+        joined = torch.cat(indices, dim=1)
+        picked = torch.cat(scores, dim=1).topk(min(CANDIDATES, joined.shape[1]), dim=1).indices
+        candidates = joined.gather(1, picked)
+        distance = torch.stack(
+            [
+                (centred - F.embedding(candidates[:, k], self.rows)).square().sum(dim=1)
+                for k in range(candidates.shape[1])
+            ],
+            dim=1,
+        ).sqrt()
+        nearest = distance.amin(dim=1, keepdim=True)
+        index = torch.where(distance == nearest, candidates, len(self.rows)).amin(dim=1)
+        return nearest[:, 0], index
+
+
+class TwoBanks(nn.Module):
+    """rgb_tokens [P, D], xyz_cells [3136, D'] -> rgb_distance [P], xyz_distance [3136], bank_scores [2] RGB, XYZ.
+
+    Distances are divided by `scale`, the standard deviation of good parts' RGB features, for both (M3DM's code).
+
+        s = w delta*,  w = 1 - e^(delta*/sqrt D) / (e^(|q* - b1|/sqrt D) + e^(|q* - b2|/sqrt D))
+
+    delta* is the largest distance, of q* to b*; b1, b2 are the rows nearest to b*. All three are divided by 1000 first,
+    as M3DM does with two banks, so that w is nearly 1/2.
+    """
+
+    scale: Tensor  # []
+
+    def __init__(self, rgb: Bank, xyz: Bank) -> None:
+        super().__init__()
+        self.rgb, self.xyz = rgb, xyz
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, rgb_tokens: Tensor, xyz_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        distances, scores = [], []
+        for bank, queries in ((self.rgb, rgb_tokens), (self.xyz, xyz_cells)):
+            distance, index = bank(queries)
+            distances.append(distance / self.scale)
+            scores.append(self.weighed(bank, queries, distance, index))
+        return distances[0], distances[1], torch.stack(scores)
+
+    def weighed(self, bank: Bank, queries: Tensor, distance: Tensor, index: Tensor) -> Tensor:
+        """s of one bank: []."""
+        worst = distance.argmax()
+        query, largest = queries[worst] - bank.mean, distance[worst] / self.scale / UNIT
+        root = queries.shape[1] ** 0.5
+        near = F.embedding(index[worst], bank.neighbors)
+        others = (query - F.embedding(near, bank.rows)).square().sum(dim=1).sqrt() / self.scale / UNIT
+        return (1 - (largest / root).exp() / (others / root).exp().sum()) * largest
+
+
+class DistanceVote(nn.Module):
+    """rgb_distance [P], xyz_distance [3136], bank_scores [2] -> map, score [1], score_maps [2, 224, 224].
+
+    Each distance is upsampled bilinearly and blurred as PIL does (sigma 4, no 8 bits): one constant per axis. The map
+    is w . (lambda_rgb d_rgb, lambda_xyz d_xyz), the score v . (lambda_rgb s_rgb, lambda_xyz s_xyz); w and v are the
+    weights of linear one-class SVMs without their offsets, and lambda = (0.1, 1).
+    """
+
+    LAMBDA = (0.1, 1.0)
+    lambdas: Tensor
+    map_weights: Tensor  # [2]
+    score_weights: Tensor  # [2]
+
+    def __init__(self, rgb_side: int) -> None:
+        super().__init__()
+        self.rgb_side = rgb_side
+        self.rgb_map = AxisMap(pil4() @ up(rgb_side, IMAGE_SIZE))
+        self.xyz_map = AxisMap(pil4() @ up(CELL_SIDE, IMAGE_SIZE))
+        self.register_buffer("lambdas", torch.tensor(self.LAMBDA), persistent=False)
+        self.register_buffer("map_weights", torch.full((2,), 0.5))
+        self.register_buffer("score_weights", torch.full((2,), 0.5))
+
+    def score_maps(self, rgb_distance: Tensor, xyz_distance: Tensor) -> Tensor:
+        """Both distances on the grid: [2, 224, 224]."""
+        rgb = self.rgb_map(rgb_distance.reshape(1, self.rgb_side, self.rgb_side))
+        xyz = self.xyz_map(xyz_distance.reshape(1, CELL_SIDE, CELL_SIDE))
+        return torch.cat([rgb, xyz])
+
+    def forward(
+        self, rgb_distance: Tensor, xyz_distance: Tensor, bank_scores: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        maps = self.score_maps(rgb_distance, xyz_distance)
+        weights = self.map_weights * self.lambdas
+        anomaly_map = (maps * weights.reshape(2, 1, 1)).sum(dim=0)
+        score = (bank_scores * self.score_weights * self.lambdas).sum(dim=0, keepdim=True)
+        return anomaly_map, score, maps
