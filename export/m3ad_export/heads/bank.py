@@ -141,14 +141,15 @@ class TwoBanks(nn.Module):
             distance, index = bank(queries)
             distances.append(distance / self.scale)
             scores.append(self.weighed(bank, queries, distance, index))
-        return distances[0], distances[1], torch.stack(scores)
+        return distances[0], distances[1], torch.cat(scores)
 
     def weighed(self, bank: Bank, queries: Tensor, distance: Tensor, index: Tensor) -> Tensor:
-        """s of one bank: []."""
-        worst = distance.argmax()
-        query, largest = queries[worst] - bank.mean, distance[worst] / self.scale / UNIT
+        """s of one bank: [1]."""
+        worst = distance[None].argmax(dim=1)  # [1]: TensorRT takes no largest of one axis alone
+        query = F.embedding(worst, queries) - bank.mean
+        largest = distance.gather(0, worst) / self.scale / UNIT
         root = queries.shape[1] ** 0.5
-        near = F.embedding(index[worst], bank.neighbors)
+        near = F.embedding(index.gather(0, worst), bank.neighbors)[0]
         others = (query - F.embedding(near, bank.rows)).square().sum(dim=1).sqrt() / self.scale / UNIT
         return (1 - (largest / root).exp() / (others / root).exp().sum()) * largest
 
