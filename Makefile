@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup constraints plugins check format test quick demo bench clean
+.PHONY: help setup constraints plugins check format test quick demo bench gpu clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ demo: plugins ## The main job, from good parts to a measured, served detector: m
 bench: plugins ## Measure the demo's bundle beside the references
 	$(BIN)/m3ad-client bench demo/sample --bundle demo/bundle --layout fused --layout chain \
 	    --baseline dense --baseline cfm --detector demo/detector --frames 5 --warmup 1
+
+gpu: $(READY) ## Prove and measure on this machine's GPU, in 20 minutes: make gpu [GPU="--tensorrt FOLDER --bundle FOLDER"]
+	$(BIN)/m3ad-plugins gpu --out build/gpu.json $(GPU)
 
 clean: ## Remove what demo, tests and tools made, but not .venv
 	rm -rf demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -34,7 +34,7 @@ INSIDE_EXPORT = {
     "train": {"checkpoints", "detector", "heads", "nets"},
     "graphs": {"detector", "heads", "methods", "nets", "torch_stages"},
     "dense": {"detector", "heads"},
-    "baselines": {"dense", "detector", "heads", "method", "methods", "saved"},
+    "baselines": {"dense", "detector", "heads", "method", "methods", "nets", "saved"},
     "methods": {
         "checkpoints",
         "dense",

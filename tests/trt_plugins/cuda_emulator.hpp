@@ -148,12 +148,24 @@ inline void runBlock(std::vector<Fiber>& fibers) {
     }
 }
 
+//! What a stream that is captured into a graph was given; null while none is.
+using Graph = std::vector<std::function<void()>>;
+inline Graph* gCaptured;
+
+inline void run(std::function<void()> work) {
+    gCaptured ? gCaptured->push_back(std::move(work)) : work();
+}
+
 template <typename... Params> struct Launch {
     void (*kernel)(Params...);
     unsigned grid, block;
     size_t shared;
 
     template <typename... Args> void operator()(Args... args) const {
+        run([call = *this, args...] { call.start(args...); });
+    }
+
+    template <typename... Args> void start(Args... args) const {
         race::launchStarts();
         gBody = [&] { kernel(args...); };
         gShared.assign(shared, '\xCD');
@@ -307,6 +319,31 @@ inline cudaError_t cudaMemcpy(void* to, void const* from, size_t bytes, cudaMemc
     return std::memcpy(to, from, bytes), cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-    return std::memset(to, value, bytes), cudaSuccess;
+    return emulator::run([=] { std::memset(to, value, bytes); }), cudaSuccess;
+}
+inline char const* cudaGetErrorString(cudaError_t) {
+    return "an error of the emulator";
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned) {
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return cudaEmulated(emulator::gCaptured == nullptr); // not while it is captured
+}
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    return emulator::gCaptured = new emulator::Graph, cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* to) {
+    *to = reinterpret_cast<cudaGraph_t>(std::exchange(emulator::gCaptured, nullptr));
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* to, cudaGraph_t from, unsigned long long) {
+    return *to = reinterpret_cast<cudaGraphExec_t>(from), cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    for (auto const& work : *reinterpret_cast<emulator::Graph*>(graph)) {
+        work();
+    }
+    return cudaSuccess;
 }
 }

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import FULL, OWN_ROWS, SMALL, Case, Row, rows_on
 from m3ad.contract import OP_DOMAIN, OP_VERSION, OPS
+from m3ad_plugins.gpu.cases import FULL, OWN_ROWS, SMALL, Case, Row, rows_on
 
 onnx = pytest.importorskip("onnx", reason="function bodies are ONNX; pip install m3ad[export]")
 ort = pytest.importorskip("onnxruntime", reason="function bodies run in ONNX Runtime; pip install m3ad[cpu]")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from cases import FULL, LAUNCHES, OWN_ROWS, SMALL, Case, Row, organised, rows_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -10,6 +9,7 @@ from m3ad.contract import OPS
 from m3ad.scored import scored_pixels
 from m3ad_plugins import native, ops, sparse_rows, token_interpolate
 from m3ad_plugins.farthest_point_sample.reference import farthest_point_sample
+from m3ad_plugins.gpu.cases import FULL, LAUNCHES, OWN_ROWS, SMALL, Case, Row, organised, rows_on
 from m3ad_plugins.knn_group.reference import knn_group
 from m3ad_plugins.onnx_functions import folder_of
 from m3ad_plugins.sparse_rows.reference import cosine_scores

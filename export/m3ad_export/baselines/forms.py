@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from m3ad.errors import M3adError, MissingDependencyError
 from m3ad.manifest import Encoder
+from m3ad.method import Pair
 from m3ad.preprocess import ModelInput, Preprocessing
 from m3ad.serving import weights_line
 from m3ad.typed_json import typed
@@ -25,7 +26,7 @@ from m3ad_export.dense.cfm import published, random_mappings
 from m3ad_export.dense.encoders import xyz_tokens
 from m3ad_export.dense.torch_ops import interpolated, pooled, scored_pixels, three_nearest, upsampled
 from m3ad_export.detector import Detector
-from m3ad_export.heads.tiled import spread_names, tile_scores
+from m3ad_export.heads.tiled import FusedHead, spread_names, tile_scores
 from m3ad_export.method import Form
 from m3ad_export.methods import IMPLEMENTATIONS
 from m3ad_export.saved import load_detector
@@ -47,8 +48,8 @@ def cfm(detector: Detector) -> Form:
     return published(detector, random_mappings(detector))
 
 
-def fused(detector: Detector) -> Form:
-    """First layers on the tokens and scored pixels only, tile by tile; its map is the chain's.
+def fused_parts(detector: Detector) -> tuple[FusedHead, tuple[Pair, ...]]:
+    """The fused head's modules and what its rows are compared with.
 
     Raises:
         M3adError: the method has no fused head, or one that takes more than tokens.
@@ -58,7 +59,16 @@ def fused(detector: Detector) -> Form:
     given = {t.name for t in detector.contract.stages["head"].inputs} if make else set()
     if make is None or any(name.endswith("_rebuilt") for name in given):
         raise M3adError(f"{method.name} has no fused form in PyTorch; measure with dense")
-    head, pairs = make(detector), method.pairs
+    return make(detector), method.pairs
+
+
+def fused(detector: Detector) -> Form:
+    """First layers on the tokens and scored pixels only, tile by tile; its map is the chain's.
+
+    Raises:
+        M3adError: the method has no fused head, or one that takes more than tokens.
+    """
+    head, pairs = fused_parts(detector)
     rgb_encoder, _ = detector.encoders
     side = rgb_encoder.config.side
 

@@ -27,14 +27,15 @@ def row_space_basis(first: nn.Linear) -> tuple[Tensor, Tensor]:
     read = first.out_features
     basis, triangle = torch.linalg.qr(first.weight.detach().double().T, mode="complete")
     noise = torch.randn(read, read, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mixed = torch.linalg.qr(noise)[0]
+    mixed = torch.linalg.qr(noise)[0].to(basis.device)
     basis[:, :read] = basis[:, :read] @ mixed
     return basis, triangle[:read].T @ mixed
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A layer of these weights [out, in], in fp32."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    rows, columns = weight.shape
+    layer = nn.Linear(columns, rows, bias=bias is not None, device=weight.device)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:

@@ -1,4 +1,4 @@
-"""The case table: every form of every op is run against its NumPy reference on these rows.
+"""The case table: every form of every op is run against its NumPy reference on these rows, here and on a GPU.
 
 An op stands here twice: its rows, on a cloud (`rows_on`) or of its own (`OWN_ROWS`), and what its CUDA launcher takes
 (`LAUNCHES`). The tests of a form go through the rows and name no op.
@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+
 from m3ad_plugins.arrays import Float32, Int32
 from m3ad_plugins.farthest_point_sample.reference import farthest_point_sample
 from m3ad_plugins.onnx_functions import folder_of
@@ -71,7 +72,7 @@ def _small() -> list[Case]:
         _cloud("N = G", normal[:96], 96, 16),
         _cloud("N = S", normal[:33], 5, 33),
         _cloud("collinear", line, 100, 32),
-        _cloud("coplanar", normal * np.float32([1, 1, 0]), 100, 32),
+        _cloud("coplanar", normal * np.asarray([1, 1, 0], np.float32), 100, 32),
         _cloud("three points", normal[:3], 3, 3, 8),
         Case("one row", in_row, row + 64 * 20, 16, 8, 64),
         Case("one column", in_row[:30], row[:30] * 64, 16, 8, 64),
@@ -132,7 +133,8 @@ def rows_on(case: Case, width: int, tokens_dtype: type = np.float32) -> list[Row
     """A row of each op that takes a cloud."""
     points, size = case.points, case.image_size
     idx = farthest_point_sample(points, case.num_samples, case.min_norm_sq)
-    tokens = np.random.default_rng(width).normal(0, 1, (len(idx), width)).astype(tokens_dtype)
+    drawn = np.random.default_rng(width).normal(0, 1, (len(idx), width))
+    tokens: np.ndarray = drawn.astype(tokens_dtype)
     spread = {"points": points, "point_pixel": case.point_pixel, "centers": points[idx], "tokens": tokens}
     # Sums are fp32, rounded once to the tokens' type.
     near = {"rtol": 2**-11 if tokens_dtype is np.float16 else 1e-5, "atol": 2e-6}
@@ -158,7 +160,7 @@ def _svm_row(kernel: str, rows: int, width: int, vectors: int) -> Row:
         "x": rng.normal(0, 1, (rows, width)).astype(np.float32),
         "support_vectors": rng.normal(0, 1, (vectors, width)).astype(np.float32),
         "coefficients": rng.normal(0, 1, vectors).astype(np.float32),
-        "rho": np.float32([0.25]),
+        "rho": np.asarray([0.25], np.float32),
     }
     name, attributes = f"{kernel} {rows} x {width}, {vectors}", {"kernel": kernel, "gamma": 0.3}
     return Row("OneClassSvm", name, inputs, attributes, rtol=1e-5, atol=2e-5)

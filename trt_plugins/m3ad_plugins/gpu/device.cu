@@ -1,5 +1,5 @@
-//! Device memory for test_kernels.py, which calls the launchers itself. Compiled by nvcc for a GPU, or as C++
-//! over cuda_emulator.hpp.
+//! Device memory for kernels.py, which calls the launchers itself. Compiled by nvcc for a GPU, or by the
+//! tests as C++ over cuda_emulator.hpp.
 
 #include <cstddef>
 #include <cuda_runtime_api.h>
@@ -12,10 +12,13 @@ int deviceCopy(void** device, void const* host, size_t bytes) {
     return status != cudaSuccess ? status : cudaMemcpy(*device, host, bytes, cudaMemcpyHostToDevice);
 }
 
-//! Waits for the kernels and copies back.
+//! Waits for the kernels.
+int deviceWait() {
+    return cudaDeviceSynchronize();
+}
+
 int deviceRead(void* host, void* device, size_t bytes) {
-    cudaError_t const status = cudaDeviceSynchronize();
-    return status != cudaSuccess ? status : cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost);
+    return cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost);
 }
 
 int deviceFree(void* device) {
