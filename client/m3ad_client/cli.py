@@ -63,6 +63,12 @@ Ca = Annotated[Path | None, typer.Option(help="certificate authority to trust", 
 Key = Annotated[Path | None, typer.Option(help="client key", exists=True)]
 Cert = Annotated[Path | None, typer.Option(help="client certificate", exists=True)]
 Timeout = Annotated[float, typer.Option(help="for each request")]
+Retries = Annotated[
+    int,
+    typer.Option(
+        help="of a request while the server is started again or busy; waits 0.5 s, 1 s .. 5 s", min=0
+    ),
+]
 Reject = Annotated[
     float | None,
     typer.Option(
@@ -96,6 +102,7 @@ def infer(
     key: Key = None,
     cert: Cert = None,
     timeout_s: Timeout = 60.0,
+    retries: Retries = 6,
     require_signature: Annotated[
         Path | None,
         typer.Option(
@@ -112,7 +119,7 @@ def infer(
             )
         verify_signature(bundle, require_signature)
     samples = find_inputs(paths, split)
-    server = _Server(url, model, _tls(tls, ca, key, cert), timeout_s)
+    server = _Server(url, model, _tls(tls, ca, key, cert), timeout_s, retries)
     with _inspector(bundle, layout, runtime, server) as inspector:
         inspector.limits = _moved(inspector.limits, threshold, review)
         if out is not None:
@@ -164,12 +171,13 @@ def evaluate(
     key: Key = None,
     cert: Cert = None,
     timeout_s: Timeout = 60.0,
+    retries: Retries = 6,
     as_json: Json = False,
     markdown: Markdown = False,
 ) -> None:
     """Metrics over a test split: I-AUROC, P-AUROC, AUPRO@30/10/5/1 in both named modes, per defect kind."""
     samples = find_samples(data, split)
-    server = _Server(url, model, _tls(tls, ca, key, cert), timeout_s)
+    server = _Server(url, model, _tls(tls, ca, key, cert), timeout_s, retries)
     with _inspector(bundle, layout, runtime, server) as inspector:
         inspector.limits = _moved(inspector.limits, threshold, review)
         frames = track(samples, "inspecting", console=shared.talk, transient=True)
@@ -344,9 +352,12 @@ class _Server(NamedTuple):
     model: str | None
     tls: Tls | None
     timeout_s: float
+    retries: int
 
     def open(self) -> TritonInspector:
-        return TritonInspector(self.url, self.model, tls=self.tls, timeout_s=self.timeout_s)
+        return TritonInspector(
+            self.url, self.model, tls=self.tls, timeout_s=self.timeout_s, retries=self.retries
+        )
 
 
 def _inspector(

@@ -6,6 +6,7 @@ ensemble's parameters, so that server and client cannot disagree.
 
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,12 @@ from m3ad_client.address import is_loopback, mistake_in, plain_address
 from m3ad_client.bench import Counters
 
 REWRITE = "Write the repository again: m3ad-triton write BUNDLE REPO"
-# What Triton's Python backend answers for ever once a stage's process is gone; the name ends in _INSTANCE_DEVICE.
 Door = Literal["frames", "tensors"]
+# What Triton's Python backend answers for ever once a stage's process is gone; the name ends in _INSTANCE_DEVICE.
 DEAD_STAGE = re.compile(r"Stub process '(.+?)(?:_\d+_\d+)?' is not healthy")
+
+BUSY = ("Exceeds maximum queue size", "Request timeout expired")
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,8 @@ class TritonInspector:
             only one category.
         tls: for a server that speaks TLS.
         timeout_s: for each request.
+        retries: of a request that a server cannot take now, because it is started again or its queue is full; the first
+            after half a second, then after twice as long each time, up to 5 s.
 
     Attributes:
         limits: of the verdicts; those of the server, also after it took up others, unless they are set.
@@ -64,9 +70,15 @@ class TritonInspector:
     """
 
     def __init__(
-        self, url: str, model: str | None = None, *, tls: Tls | None = None, timeout_s: float = 60.0
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        tls: Tls | None = None,
+        timeout_s: float = 60.0,
+        retries: int = 0,
     ) -> None:
-        self.url, self.timeout_s, self.tls = plain_address(url), timeout_s, tls
+        self.url, self.timeout_s, self.tls, self.retries = plain_address(url), timeout_s, tls, 0
         tls_options = {}
         if tls:
             paths = {"root_certificates": tls.ca, "private_key": tls.key, "certificate_chain": tls.cert}
@@ -86,6 +98,7 @@ class TritonInspector:
         except BaseException:
             self.close()
             raise
+        self.retries = retries  # not to find the server: who mistypes its address is told at once
 
     def inspect(self, frame: Frame, *, with_maps: bool = False) -> Inspection:
         """Let the server inspect one frame, through the cheaper door.
@@ -162,14 +175,7 @@ class TritonInspector:
             entry.set_data_from_numpy(array)
             inputs.append(entry)
         outputs = [grpcclient.InferRequestedOutput(name) for name in wanted]
-        try:
-            result = self.client.infer(
-                model, inputs, outputs=outputs, parameters=parameters, client_timeout=self.timeout_s
-            )
-        except InferenceServerException as error:
-            if error.status() == "StatusCode.INVALID_ARGUMENT":
-                raise FrameError(f"Triton at {self.url} refused the request: {error.message()}") from error
-            raise self._sentence(error) from error
+        result = self._ask("infer", model, inputs, outputs=outputs, parameters=parameters)
         return {name: result.as_numpy(name) for name in wanted}
 
     def counters(self) -> dict[str, Counters]:
@@ -254,14 +260,28 @@ class TritonInspector:
         config = self._ask("get_model_config", model).config
         return {key: value.string_value for key, value in config.parameters.items()}
 
-    def _ask(self, method: str, *arguments: str) -> Any:
-        try:
-            return getattr(self.client, method)(*arguments, client_timeout=self.timeout_s)
-        except InferenceServerException as error:
-            raise self._sentence(error) from error
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        wait_s, left = FIRST_WAIT_S, self.retries
+        while True:
+            try:
+                return getattr(self.client, method)(*arguments, client_timeout=self.timeout_s, **options)
+            except InferenceServerException as error:
+                if error.status() == "StatusCode.INVALID_ARGUMENT" and method == "infer":
+                    raise FrameError(
+                        f"Triton at {self.url} refused the request: {error.message()}"
+                    ) from error
+                if not left or not _passes(error):
+                    raise self._sentence(error) from error
+            time.sleep(wait_s)
+            wait_s, left = min(2 * wait_s, LONGEST_WAIT_S), left - 1
 
     def _sentence(self, error: InferenceServerException) -> ServerError:
         status, message = error.status(), error.message()
+        if status == "StatusCode.UNAVAILABLE" and any(text in message for text in BUSY):
+            return ServerError(
+                f"Triton at {self.url} is busy and has no room for a further request ({message}); send fewer at "
+                "once, or try again: --retries"
+            )
         if status == "StatusCode.UNAVAILABLE":
             if mistake := mistake_in(self.url, self.tls is not None):
                 return ServerError(mistake)
@@ -276,8 +296,8 @@ class TritonInspector:
         if status == "StatusCode.INTERNAL":
             if died := DEAD_STAGE.search(message):
                 return ServerError(
-                    f"stage `{died[1]}` of Triton at {self.url} died, and Triton does not replace it; restart the "
-                    "server: m3ad-triton serve REPO"
+                    f"stage `{died[1]}` of Triton at {self.url} died; m3ad-triton serve starts the server again by "
+                    "itself (--retries waits for it), any other server must be restarted"
                 )
             return ServerError(
                 f"Triton at {self.url} broke at this request, which is no fault of the frame: {message}; look into "
@@ -295,11 +315,19 @@ def _defects(model: str, text: bytes) -> list[Defect]:
         raise ServerError(str(error)) from error
 
 
+def _passes(error: InferenceServerException) -> bool:
+    """Whether the next try may fare better: a server that is started again, a stage about to be, a full queue."""
+    if error.status() == "StatusCode.INTERNAL":
+        return DEAD_STAGE.search(error.message()) is not None
+    return bool(error.status() == "StatusCode.UNAVAILABLE")
+
+
 def _channel_options(address: str) -> list[tuple[str, int]]:
     """Messages of any size, as tritonclient has them; to this machine itself never through a proxy."""
     sizes = [
         (f"grpc.max_{way}_message_length", grpcclient.MAX_GRPC_MESSAGE_SIZE) for way in ("send", "receive")
     ]
+    sizes.append(("grpc.max_reconnect_backoff_ms", 2000))  # a server that is started again is found soon
     return [*sizes, *([("grpc.enable_http_proxy", 0)] if is_loopback(address) else [])]
 
 

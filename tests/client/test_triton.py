@@ -175,15 +175,15 @@ def test_a_dead_stage_is_no_bad_frame(fused_repository: Path, tmp_path: Path) ->
         assert next(results).error is None
         pid = dead_stage(server, "other_head")
         with pytest.raises(
-            ServerError, match=r"stage `other_head` of Triton at .* died.*; restart the server"
+            ServerError, match=r"stage `other_head` of Triton at .* died; m3ad-triton serve starts"
         ):
             next(results)
         command = [Path(sys.executable).parent / "m3ad-client", "infer", tmp_path, "--url", server.grpc_url]
+        command += ["--retries", "0"]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (1, "")
         assert "error: stage `other_head` of Triton at" in done.stderr
-        with pytest.raises(ServerError, match=rf"stage `other_head` \(process {pid}\) of tritonserver died"):
-            server.wait()
+        assert server.look() == f"stage `other_head` (process {pid}) died, killed or out of memory"
 
 
 class Broken:

@@ -299,7 +299,10 @@ def test_an_image_for_stages_on_the_cpu_has_all_they_need(
     assert line.endswith(" m3ad-tiny-other")
     assert "--gpus" not in line
     lines = (tmp_path / "image" / "Dockerfile").read_text().splitlines()
-    assert f"RUN pip install --no-cache-dir '/tmp/{wheel.name}[cpu]'" in lines
+    assert f"RUN pip install --no-cache-dir '/tmp/{wheel.name}[triton]'" in lines
+    (health,) = (line for line in lines if line.startswith("HEALTHCHECK "))
+    probe = ["m3ad-triton", "probe", "/models/tiny", "/models/other"]
+    assert json.loads(health.partition(" CMD ")[2]) == probe
     for copied in (line.split()[1] for line in lines if line.startswith("COPY ")):
         assert (tmp_path / "image" / copied).exists()
     entry = json.loads(lines[-1].removeprefix("ENTRYPOINT "))

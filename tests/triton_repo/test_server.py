@@ -266,28 +266,6 @@ def served(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["a stage", "the server"])
-def test_serve_ends_when_a_process_of_the_server_dies(victim: str, fused_repository: Path) -> None:
-    with served(fused_repository) as (process, told):
-        processes = tree(told["pid"])
-        regions = {p.cmdline()[2] for p in processes[1:]}
-        assert regions <= set(os.listdir("/dev/shm"))
-        (head,) = (p for p in processes if "/other_head/" in " ".join(p.cmdline()))
-        (head if victim == "a stage" else processes[0]).kill()
-        _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1
-    (line, *_) = (line for line in errors.splitlines() if line.startswith("error: "))
-    if victim == "a stage":
-        assert line.startswith(f"error: stage `other_head` (process {head.pid}) of tritonserver died, ")
-        assert "start it again: m3ad-triton serve" in line
-    else:
-        assert line.startswith("error: tritonserver stopped by signal SIGKILL.")
-    assert "Traceback" not in errors
-    assert gone(processes)
-    assert not regions & set(os.listdir("/dev/shm"))
-
-
-@pytest.mark.slow
 def test_what_is_open_to_others_is_told(fused_repository: Path) -> None:
     with served(fused_repository, "--host", "0.0.0.0") as (process, told):
         with grpcclient.InferenceServerClient(told["grpc_url"]) as client:

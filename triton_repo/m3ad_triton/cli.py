@@ -1,8 +1,8 @@
 """Command `m3ad-triton`: write, check and serve model repositories."""
 
+import contextlib
 import signal
 import time
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +11,19 @@ import typer
 from m3ad import cli as shared
 from m3ad.camera import read_camera
 from m3ad.contract import Layout
-from m3ad.errors import ArtifactError
+from m3ad.errors import ArtifactError, ServerError
 from m3ad.frame_door import DepthType
 from m3ad.signature import verify_signature
+from tritonclient.utils import InferenceServerException
 
 from m3ad_triton.binary import find_binary
 from m3ad_triton.categories import find_repositories, write_categories
 from m3ad_triton.docker import IMAGE, docker_line, write_context
-from m3ad_triton.manifest import Runtime
+from m3ad_triton.golden import Golden
+from m3ad_triton.heal import Watch
+from m3ad_triton.health import Health, tell_systemd
+from m3ad_triton.line import Line
+from m3ad_triton.manifest import RepositoryManifest, Runtime
 from m3ad_triton.memory import compare
 from m3ad_triton.reload import Control, ask_server
 from m3ad_triton.repository import Repository, write_repository
@@ -155,14 +160,30 @@ def serve(
         Path | None, typer.Option(help="the binary; found by itself if not given")
     ] = None,
     ready_timeout_s: Annotated[float, typer.Option(help="time for all models to load and warm up")] = 300.0,
+    probe_period_s: Annotated[
+        float | None,
+        typer.Option(
+            help="between two golden frames of a category; 50 times what one takes, at least 2 s", min=0.1
+        ),
+    ] = None,
+    probe_timeout_s: Annotated[
+        float | None, typer.Option(help="for a golden frame; 20 times what one takes, at least 5 s", min=0.1)
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            help="answer GET /health here, on the metrics' address; 0 takes a free one", min=0, max=65535
+        ),
+    ] = None,
     require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Serve repositories in the foreground with a Triton on this machine; Ctrl-C stops it.
 
     Once ready, its URLs and the `docker run` line for the official image are printed. Triton has TLS for gRPC alone:
-    with --cert, HTTP answers nothing but health, and only on 127.0.0.1, unless --http-plain. When the process of a
-    stage dies, the server is stopped and the exit code is 1.
+    with --cert, HTTP answers nothing but health, and only on 127.0.0.1, unless --http-plain. Every category is asked
+    for its golden frame now and then; when a process dies, is stopped, hangs or an answer is not the bundle's, the
+    server is started again.
     """
     if (cert is None) != (key is None) or ((ca or http_plain) and not cert):
         raise typer.BadParameter("--cert and --key go together, and --ca and --http-plain need them")
@@ -185,21 +206,67 @@ def serve(
         shared.talk.print(line)
     shared.talk.print("starting Triton, loading and warming up the models ...")
     started = time.perf_counter()
+    watch = Watch(server, shared.talk.print, probe_period_s, probe_timeout_s)
     with server:
+        watch.begin()
         seconds = time.perf_counter() - started
         found = {"pid": server.pid, "grpc_url": server.grpc_url, "http_url": server.http_url}
         found["ready_s"] = round(seconds, 1)
         found["models"] = [r.manifest.category for r in server.repositories]
-        if as_json:
-            shared.print_json(found)
-        else:
-            shared.print_text(
-                f"ready in {seconds:.1f} s: gRPC {server.grpc_url}, HTTP {server.http_url}, pid {server.pid}"
-            )
-            shared.talk.print(f"inspect: m3ad-client infer RGB XYZ --url {server.grpc_url}")
-            shared.talk.print(f"official image: {docker_line(server.repositories)}")
-        with closing(Control(Path(server.folder.name), partial(_answer, server, require_signature))):
-            server.wait()
+        with contextlib.ExitStack() as while_served:
+            control = Control(Path(server.folder.name), partial(_answer, server, require_signature))
+            while_served.callback(control.close)
+            if health_port is not None:
+                health = Health(server.hosts.metrics, health_port, lambda: watch.problem)
+                while_served.callback(health.close)
+                found["health_url"] = f"http://{server.hosts.metrics}:{health.port}/health"
+            if as_json:
+                shared.print_json(found)
+            else:
+                shared.print_text(
+                    f"ready in {seconds:.1f} s: gRPC {server.grpc_url}, HTTP {server.http_url}, pid {server.pid}"
+                )
+                shared.talk.print(f"inspect: m3ad-client infer RGB XYZ --url {server.grpc_url}")
+                shared.talk.print(f"official image: {docker_line(server.repositories)}")
+            tell_systemd("READY=1")
+            watch.run()
+
+
+@app.command()
+def probe(
+    repos: Repositories,
+    url: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC endpoint")] = "localhost:8001",
+    timeout_s: Annotated[float, typer.Option(help="how long an answer may take")] = 30.0,
+    ca: Annotated[Path | None, typer.Option(help="for TLS: authority to trust", exists=True)] = None,
+    cert: Annotated[Path | None, typer.Option(help="client certificate", exists=True)] = None,
+    key: Annotated[Path | None, typer.Option(help="client key", exists=True)] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a server for the golden frame of each category; exit code 1 unless it answers as the bundles do.
+
+    What `serve` does by itself, for health checks of containers and of servers that it did not start.
+    """
+    if (cert is None) != (key is None) or (cert and not ca):
+        raise typer.BadParameter("--cert and --key go together and need --ca")
+    tls = {"root_certificates": ca, "private_key": key, "certificate_chain": cert} if ca else {}
+    found = {}
+    with Line(url, ssl=bool(ca), **{name: str(path) for name, path in tls.items() if path}) as line:
+        for repo in find_repositories(repos):
+            golden = Golden.read(repo, RepositoryManifest.read(repo))
+            started = time.perf_counter()
+            try:
+                problem = line.difference(golden, timeout_s)
+            except InferenceServerException as error:
+                problem = error.message()
+            if problem:
+                raise ServerError(
+                    f"{golden.door} at {url} does not answer its golden frame as the bundle does: {problem}"
+                )
+            found[golden.door] = round((time.perf_counter() - started) * 1000, 1)
+            if not as_json:
+                shared.print_text(f"{golden.door}: as the bundle, {found[golden.door]:.0f} ms")
+    if as_json:
+        shared.print_json({"ok": True, "ms": found})
 
 
 @app.command()

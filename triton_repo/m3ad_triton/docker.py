@@ -79,10 +79,13 @@ def write_context(
         lines += [
             "ENV PIP_BREAK_SYSTEM_PACKAGES=1 PYTHONDONTWRITEBYTECODE=1",
             f"COPY {wheel.name} /tmp/",
-            f"RUN pip install --no-cache-dir '/tmp/{wheel.name}[cpu]'",
+            f"RUN pip install --no-cache-dir '/tmp/{wheel.name}[triton]'",
         ]
     places = [f"/models/{r.manifest.category}" for r in repositories]
     server = ["tritonserver", *server_arguments(repositories, places)]
+    if not on_gpu:
+        probe = json.dumps(["m3ad-triton", "probe", *places])
+        lines.append(f"HEALTHCHECK --interval=30s --timeout=30s --start-period=300s --retries=2 CMD {probe}")
     lines += ["COPY models /models", "EXPOSE 8000 8001 8002", f"ENTRYPOINT {json.dumps(server)}"]
     with new_folder(out) as folder:
         for repository in repositories:

@@ -81,6 +81,15 @@ class Line:
             time.sleep(POLL_S)
         raise ServerError(f"Triton had not taken up `{door}` after {timeout_s:g} s")
 
+    def answered(self, model: str) -> int:
+        """How many requests a model has answered.
+
+        Raises:
+            ServerError: the server does not say.
+        """
+        (entry,) = self._ask("get_inference_statistics", model).model_stats
+        return int(entry.inference_stats.success.count)
+
     def _ask(self, method: str, *arguments: str) -> Any:
         try:
             return getattr(self.client, method)(*arguments, client_timeout=ASK_S)

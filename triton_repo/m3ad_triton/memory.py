@@ -8,7 +8,6 @@ from typing import Any
 from m3ad.errors import ServerError
 
 from m3ad_triton.binary import Binary
-from m3ad_triton.golden import Golden
 from m3ad_triton.server import LocalServer
 
 ASK_S = 300.0
@@ -32,10 +31,9 @@ def compare(paths: Sequence[Path], binary: Binary | None = None) -> dict[str, An
 def measure(paths: Sequence[Path], binary: Binary | None = None) -> int:
     """Bytes of a server that has answered the golden frame of each repository."""
     with LocalServer(paths, binary=binary) as server, server.line() as line:
-        for repository in server.repositories:
-            golden = Golden.read(repository.path, repository.manifest)
-            if problem := line.difference(golden, ASK_S):
-                raise ServerError(f"{repository.path}: {problem}")
+        for category, served in server.models.categories.items():
+            if problem := line.difference(served.golden, ASK_S):
+                raise ServerError(f"category {category}: {problem}")
         return server_memory(server.pid)
 
 

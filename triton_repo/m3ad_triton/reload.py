@@ -17,7 +17,6 @@ from m3ad.errors import ArtifactError, M3adError, ServerError
 from tritonclient.utils import InferenceServerException
 
 from m3ad_triton.config import read_config
-from m3ad_triton.golden import Golden
 from m3ad_triton.line import Line
 from m3ad_triton.repository import Repository
 from m3ad_triton.served import CONFIG, ServedModels
@@ -56,12 +55,11 @@ def reload_category(models: ServedModels, line: Line, path: Path, timeout_s: flo
                 f"{path} has another `{name}` than the served repository of {manifest.category}; a reload keeps it: "
                 "start the server again"
             )
-    golden = Golden.read(path, manifest)
     proposal = models.propose(repository)
     try:
         line.wait_until_ready((*proposal.names.values(), proposal.trial), timeout_s)
         try:
-            problem = line.difference(golden, timeout_s, proposal.trial)
+            problem = line.difference(proposal.golden, timeout_s, proposal.trial)
         except InferenceServerException as error:
             problem = f"the golden frame is not answered: {error.message()}"
         if problem:

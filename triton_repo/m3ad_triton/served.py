@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from m3ad.frame_door import tensor_door
 from m3ad.serving import SERVING_PARAMETER, SHARED
 
 from m3ad_triton import config
-from m3ad_triton.golden import FOLDER as GOLDEN
+from m3ad_triton.golden import FOLDER, Golden
 from m3ad_triton.repository import VERSION, Repository, stage_of
 
 CONFIG = "config.pbtxt"
@@ -33,11 +33,15 @@ class Category:
 
     Attributes:
         names: a stage's model as its repository calls it -> as the server does.
+        golden: the golden frame and its answer.
+        last: the model that every frame ends with, as it is served.
         trial: an ensemble of these stages that is no door, for a category that waits to be accepted.
     """
 
     repository: Repository
     names: dict[str, str]
+    golden: Golden
+    last: str
     trial: str = ""
 
 
@@ -74,14 +78,14 @@ class ServedModels:
         """
         category = self._name(repository, {})
         trial = self._unused(tensor_door(repository.manifest.category))
-        proposal = Category(repository, category.names, trial)
+        proposal = replace(category, trial=trial)
         self._place_stages(proposal)
         self._place_door(proposal, tensor_door(repository.manifest.category), trial)
         return proposal
 
     def accept(self, proposal: Category) -> None:
         """Let the category's doors lead to the proposed stages. The old ones stay until `sweep`."""
-        category = Category(proposal.repository, proposal.names)
+        category = replace(proposal, trial="")
         self.categories[category.repository.manifest.category] = category
         for door in _doors(category.repository):
             self._place_door(category, door)
@@ -104,13 +108,15 @@ class ServedModels:
         self._names = {made: name for made, name in self._names.items() if name in used}
 
     def _name(self, repository: Repository, counted: Mapping[str, int]) -> Category:
-        names = {}
+        manifest, names = repository.manifest, {}
+        golden = Golden.read(repository.path, manifest)
+        last = config.model_name(manifest.category, manifest.contract.steps(manifest.layout)[-1].stage)
         for model, made in _stages(repository).items():
             if made not in self._names:
                 stage = stage_of(model, repository.manifest)
                 self._names[made] = self._unused(f"{SHARED}{stage}" if counted.get(made, 0) > 1 else model)
             names[model] = self._names[made]
-        return Category(repository, names)
+        return Category(repository, names, golden, names[last])
 
     def _unused(self, wanted: str) -> str:
         """The name, or with a number where it was used before, as Triton may still be unloading that model."""
@@ -147,7 +153,7 @@ class ServedModels:
             part.rmdir()
             return
         for name in _files(repository, model):
-            if name != CONFIG and not name.startswith(f"{GOLDEN}/"):
+            if name != CONFIG and not name.startswith(f"{FOLDER}/"):
                 _take(repository.path / model / name, part / name)
         if (part / VERSION / "model.py").exists():
             # Python then writes no byte code, which a poll would take for a change of the model.

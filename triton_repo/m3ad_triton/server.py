@@ -208,11 +208,10 @@ class LocalServer:
         """Start the server and wait until every model is ready; on any failure nothing is left running."""
         self.ports = self.asked.settled(self.hosts)
         self.folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=_plain_folder())
-        log = Path(self.folder.name) / "server.log"
-        self.log_path = log
+        self.log_path = Path(self.folder.name) / "server.log"
         try:
             self.models = ServedModels(Path(self.folder.name), self.repositories)
-            command = [
+            self.command = [
                 str(self.binary.path),
                 *self.binary.arguments(Path(self.folder.name)),
                 *server_arguments(
@@ -230,9 +229,16 @@ class LocalServer:
                 *(self.tls.arguments() if self.tls else []),
                 *self._closed_to_others(),
             ]
-            with log.open("wb") as output:
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self) -> None:
+        try:
+            with self.log_path.open("wb") as output:
                 self.process = subprocess.Popen(
-                    command,
+                    self.command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -244,15 +250,19 @@ class LocalServer:
             self.stubs = find_stubs(self.pid)
             hide_regions(self.stubs)
         except BaseException:
-            self.stop()
+            self._end(now=True)
             raise
 
     def stop(self) -> None:
         """Stop the server: SIGTERM, then SIGKILL to it and its stage models when it does not go in time."""
+        self._end(now=False)
+        self.folder.cleanup()
+
+    def _end(self, *, now: bool) -> None:
         process, self.process = self.process, None
         if process is not None:
             stubs = {*self.stubs, *find_stubs(process.pid)}  # some are there before all models are ready
-            process.terminate()
+            process.kill() if now else process.terminate()
             try:
                 process.wait(EXIT_TIMEOUT_S + 2)
             except subprocess.TimeoutExpired:
@@ -261,7 +271,6 @@ class LocalServer:
             with contextlib.suppress(ProcessLookupError):  # its session: stage models that outlived it
                 os.killpg(process.pid, signal.SIGKILL)
             remove_regions(stubs)
-        self.folder.cleanup()
 
     def line(self) -> Line:
         """A connection of our own to the server."""
@@ -277,37 +286,43 @@ class LocalServer:
             self.stubs = find_stubs(self.pid)
             hide_regions(self.stubs)
 
-    def _dead_stubs(self) -> list[Stub]:
-        """Processes that are gone of stages that are served; those of stages before a reload go by themselves."""
+    def restart(self) -> None:
+        """End the server at once, whatever state it is in, and start it again: same ports, same models.
+
+        Raises:
+            ServerError: it stops while starting, or is not ready in time; then nothing is left running.
+        """
+        with self.changing:
+            self._end(now=True)
+            self.models.sweep()  # what a reload that it interrupted left
+            self._launch()
+
+    def look(self) -> str | None:
+        """What of the server's processes is dead or stopped, in a sentence, after a second; None when all run."""
+        process, first = self._running(), self._ailing()
+        try:
+            return f"tritonserver stopped {_ending(process.wait(WATCH_S))}"
+        except subprocess.TimeoutExpired:
+            found = [
+                told for told in self._ailing() if told in first
+            ]  # twice: it may have been about to go by itself
+            return f"stage {' and '.join(found)}" if found else None
+
+    def _ailing(self) -> list[str]:
+        """Stages that are served and do not run; those of before a reload go by themselves."""
         if not self.changing.acquire(blocking=False):
             return []
         try:
-            served, alive = self.models.names(), [s for s in self.stubs if s.is_alive(self.pid)]
+            served = self.models.names()
+            alive = [stub for stub in self.stubs if stub.is_alive(self.pid)]
             kept = {stub.model for stub in alive}
-            return [s for s in self.stubs if s not in alive and s.model in served - kept]
+            dead = [stub for stub in self.stubs if stub not in alive and stub.model in served - kept]
+            stopped = [stub for stub in alive if stub.model in served and stub.is_stopped(self.pid)]
         finally:
             self.changing.release()
-
-    def wait(self) -> None:
-        """Wait until the server stops by itself.
-
-        Raises:
-            ServerError: it stopped with an error, or the process of a stage is gone: every frame would be refused.
-        """
-        process, dead = self._running(), list[Stub]()
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(WATCH_S)
-                break
-            if dead:  # for a second look: they go first when the server itself is on its way out
-                stages = " and ".join(f"`{stub.model}` (process {stub.pid})" for stub in dead)
-                raise ServerError(
-                    f"stage {stages} of tritonserver died, killed or out of memory, and Triton does not replace it; "
-                    "the server is stopped, start it again: m3ad-triton serve"
-                )
-            dead = self._dead_stubs()
-        if code:
-            raise ServerError(f"tritonserver stopped {_ending(code)}. {self._last_errors()}")
+        return [f"`{stub.model}` (process {stub.pid}) died, killed or out of memory" for stub in dead] + [
+            f"`{stub.model}` (process {stub.pid}) was stopped" for stub in stopped
+        ]
 
     def __enter__(self) -> "LocalServer":
         self.start()
@@ -392,7 +407,7 @@ def _plain_folder() -> str | None:
 
 
 def _ending(code: int) -> str:
-    return f"with exit code {code}" if code > 0 else f"by signal {signal.Signals(-code).name}"
+    return f"with exit code {code}" if code >= 0 else f"by signal {signal.Signals(-code).name}"
 
 
 def _die_with_parent() -> None:

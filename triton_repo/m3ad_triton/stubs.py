@@ -24,8 +24,15 @@ class Stub:
 
     def is_alive(self, server: int) -> bool:
         """Whether the process still runs, as a child of the server."""
+        return self._state(server) not in ("", "Z", "X")  # gone, zombie, dead
+
+    def is_stopped(self, server: int) -> bool:
+        """Whether somebody has stopped it, so that it answers nothing."""
+        return self._state(server) in ("T", "t")
+
+    def _state(self, server: int) -> str:
         found = _parent_and_state(self.pid)
-        return found is not None and found[0] == server and found[1] not in "ZX"  # zombie, dead
+        return found[1] if found is not None and found[0] == server else ""
 
 
 def find_stubs(server: int) -> list[Stub]:

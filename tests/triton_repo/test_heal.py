@@ -1,0 +1,182 @@
+"""A served line that heals: stages killed, stopped, hung and made wrong under a real server while clients ask."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from m3ad.bundle import Bundle
+from m3ad.errors import ServerError
+from m3ad_client.triton import TritonInspector
+from m3ad_runtime.pipeline import Inspector
+from m3ad_triton.heal import Watch
+from m3ad_triton.health import Health, tell_systemd
+from m3ad_triton.repository import write_repository
+from m3ad_triton.server import LocalServer
+from serving import make_frame, rehash, renamed
+from test_server import served, tree
+
+
+def health(port: int) -> tuple[int, dict[str, Any]]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_health_tells_what_is_wrong() -> None:
+    wrong: list[str] = []
+    endpoint = Health("127.0.0.1", 0, lambda: wrong[0] if wrong else None)
+    try:
+        assert health(endpoint.port) == (200, {"ok": True, "problem": None})
+        wrong.append("stage `a` died")
+        assert health(endpoint.port) == (503, {"ok": False, "problem": "stage `a` died"})
+        with pytest.raises(
+            ServerError, match=rf"health port {endpoint.port} on 127\.0\.0\.1 cannot be taken"
+        ):
+            Health("127.0.0.1", endpoint.port, lambda: None)
+    finally:
+        endpoint.close()
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        tell_systemd("READY=1")
+        assert listener.recv(100) == b"READY=1"
+
+
+@pytest.mark.slow
+def test_a_line_heals_while_clients_ask(fused_repository: Path, tiny_bundle: Bundle) -> None:
+    """Two clients ask all the time; a stage is killed, then another is stopped, then the server itself is killed."""
+    want = Inspector(tiny_bundle, "fused").inspect(make_frame())
+    found: list[object] = []
+    done = threading.Event()
+
+    def ask(url: str) -> None:
+        with TritonInspector(url, "other", retries=10) as inspector:
+            while not done.is_set():
+                try:
+                    found.append(inspector.inspect(make_frame()).score)
+                except Exception as error:  # noqa: PERF203  whatever it is, the test must see it
+                    found.append(error)
+
+    regions = {name for name in os.listdir("/dev/shm") if name.startswith("triton_python")}
+    with served(fused_repository, "--health-port", "0") as (process, told):
+        port = int(told["health_url"].partition(":")[2].rpartition(":")[2].partition("/")[0])
+        threads = [threading.Thread(target=ask, args=(told["grpc_url"],)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for stage, sent in (
+                ("other_head", signal.SIGKILL),
+                ("other_judge", signal.SIGSTOP),
+                ("", signal.SIGKILL),
+            ):
+                (server,) = psutil.Process(process.pid).children()
+                victims = [p for p in tree(server.pid) if not stage or f"/{stage}/" in " ".join(p.cmdline())]
+                victims[0].send_signal(sent)
+                statuses = wait_for_healing(port)
+                assert 503 in statuses
+                answered = len(found)
+                wait_until(lambda n=answered: len(found) > n + 4)
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert {*found} == {want.score}
+    lines = [line for line in errors.splitlines() if line.endswith("; starting the server again")]
+    assert len(lines) == errors.count("served again, ") == 3
+    assert lines[0].startswith("stage `other_head` (process ")
+    assert "died, killed or out of memory" in lines[0]
+    assert "`other_judge` (process " in lines[1]
+    assert "was stopped" in lines[1]
+    assert lines[2].startswith("tritonserver stopped by signal SIGKILL")
+    assert regions >= {name for name in os.listdir("/dev/shm") if name.startswith("triton_python")} - regions
+
+
+def wait_until(done: Any, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def wait_for_healing(port: int) -> list[int]:
+    """Every status of /health until it is well again after it was not."""
+    statuses: list[int] = []
+
+    def again() -> bool:
+        statuses.append(health(port)[0])
+        return statuses[-1] == 200 and 503 in statuses
+
+    wait_until(again)
+    return statuses
+
+
+@pytest.mark.slow
+def test_what_answers_wrong_or_not_at_all_is_noticed(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = renamed(tiny_bundle, "plate", tmp_path)
+    write_repository(bundle, tmp_path / "line", "onnxruntime", "fused")
+    said: list[str] = []
+    with LocalServer([tmp_path / "line"]) as server:
+        watch = Watch(server, said.append, timeout_s=3.0)
+        watch.begin()
+        assert watch.look() is None
+        (category,) = server.models.categories.values()
+        kept = category.golden.answer["score"].copy()
+        category.golden.answer["score"] += 1  # as if the served networks had changed
+        watch._due["plate"] = 0.0
+        assert str(watch.look()).startswith("category plate: `score` differs from the bundle's by 1")
+        with pytest.raises(
+            ServerError, match="the server was started 3 times and is not well: category plate: `sco"
+        ):
+            watch._heal("a test")
+        category.golden.answer["score"][:] = kept
+        # A server that hangs: nothing is dead, and nothing is answered.
+        os.kill(server.pid, signal.SIGSTOP)
+        watch._due["plate"] = 0.0
+        problem = str(watch.look())
+        assert "category plate: its golden frame is not answered" in problem
+        watch._heal(problem)
+        assert watch.look() is None
+    assert said[-1].startswith("served again, ")
+
+
+@pytest.mark.slow
+def test_the_probe_of_a_health_check(server: LocalServer, fused_repository: Path, tmp_path: Path) -> None:
+    def probe(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "m3ad-triton"), "probe", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    good = probe(fused_repository, "--url", server.grpc_url, "--json")
+    assert (good.returncode, [*json.loads(good.stdout)["ms"]]) == (0, ["other_tensors"])
+    wrong = tmp_path / "wrong"
+    shutil.copytree(fused_repository, wrong)
+    path = wrong / "other_tensors" / "golden" / "anomaly_map.npy"
+    np.save(path, np.load(path) * 2)
+    rehash(wrong)
+    bad = probe(wrong, "--url", server.grpc_url)
+    assert bad.returncode == 1
+    assert "error: other_tensors at" in bad.stderr
+    assert "`anomaly_map` differs from the bundle's by" in bad.stderr
+    nobody = probe(fused_repository, "--url", "localhost:1")
+    assert nobody.returncode == 1
+    assert "does not answer its golden frame as the bundle does" in nobody.stderr
