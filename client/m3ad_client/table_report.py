@@ -6,7 +6,7 @@ from typing import Any
 
 from m3ad_client.report import Table, conditions
 
-WIDTH = 100
+WIDTH, TITLE_WIDTH = 100, 18
 HEADS = ("", "I-AUROC", "@30", "@1", "frames/s", "e2e/s", "p50 ms", "p99 ms", "MB", "M par.", "bundle")
 Cells = tuple[str, ...]
 Row = Mapping[str, Any]
@@ -14,8 +14,10 @@ Row = Mapping[str, Any]
 
 def terminal(result: Row) -> str:
     """Two lines a method, what papers say and what was measured here; no line is longer than WIDTH."""
-    blocks = [(row["title"], [cells(row, side) for side in ("paper", "here")]) for row in result["rows"]]
-    lines = [("method", *HEADS), *((title, *line) for title, pair in blocks for line in pair)]
+    lines: list[tuple[str, ...]] = [("method", *HEADS)]
+    for row in result["rows"]:
+        title, rest = [*textwrap.wrap(row["title"], TITLE_WIDTH), ""][:2]
+        lines += [(title, *cells(row, "paper")), (rest, *cells(row, "here"))]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS) + 1)]
     gap = "  " if sum(widths) + 2 * len(HEADS) <= WIDTH else " "
     rule = "-" * (sum(widths) + len(gap) * len(HEADS))
@@ -25,9 +27,7 @@ def terminal(result: Row) -> str:
         put: Sequence[Callable[[str, int], str]] = list(aligned)
         return gap.join(put[i](cell, widths[i]) for i, cell in enumerate(line)).rstrip()
 
-    told = [shown(lines[0]), rule]
-    for title, (paper, here) in blocks:
-        told += [shown((title, *paper)), shown(("", *here))]
+    told = [shown(lines[0]), rule, *map(shown, lines[1:])]
     notes = [
         f"{prefix}{line}"
         for note in notes_of(result)
