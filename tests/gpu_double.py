@@ -7,6 +7,7 @@ that is large enough; shapes lie in the profile; an arena is large enough and no
 engines and these their contexts; what was taken is given back.
 """
 
+import gc
 import json
 import math
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from m3ad.contract import LETTERS, OP_DOMAIN, OPS
+from m3ad.contract import LETTERS, MAX_POINTS, OP_DOMAIN, OPS
 
 ALIGNMENT = 256
 MAGIC = b"plan of a double"
@@ -226,6 +227,7 @@ class GpuDouble:
 
     def assert_given_back(self) -> None:
         """Nothing is allocated, queued, current or alive, and no object went before what needs it."""
+        gc.collect()  # an exception that was caught keeps the frames it came through
         assert self.violations == []
         assert self.live == {}
         assert self.queue == []
@@ -374,9 +376,8 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         require(profile == 0 and name in self.inputs, "profiles are of inputs")
         dims = self.values[name].type.tensor_type.shape.dim
-        ends = (
-            (LETTERS[d.dim_param][0], 20000, LETTERS[d.dim_param][-1]) if d.dim_param else None for d in dims
-        )
+        most = self.facts.get("most_rows", MAX_POINTS)
+        ends = ((LETTERS[d.dim_param][0], most, most) if d.dim_param else None for d in dims)
         sizes = [end or (d.dim_value,) * 3 for end, d in zip(ends, dims, strict=True)]
         return [list(shape) for shape in zip(*sizes, strict=True)]
 
@@ -485,7 +486,7 @@ def plan_of(model: onnx.ModelProto, stage: str, module: ModuleType, arena: int, 
         stage: the plan's name.
         module: of `tensorrt_of`.
         arena: bytes its context needs.
-        facts: more of them: `no_context`.
+        facts: more of them: `no_context`, `most_rows` of the profile.
     """
     plugins = sorted({n.op_type for n in model.graph.node if n.domain == OP_DOMAIN})
     header = {

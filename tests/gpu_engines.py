@@ -39,7 +39,7 @@ def build(
         if plugins:  # the double has no kernels: it computes the ops by their bodies
             whole = onnx.load(bundle.path / "onnx" / f"{stage}.onnx")
             model.functions.extend(whole.functions)
-        plan = plan_of(model, stage, module, ARENAS.get(stage, 4096), **facts)
+        plan = plan_of(model, stage, module, **{"arena": ARENAS.get(stage, 4096), **facts})
         return BuiltEngine(plan, 0.1, {}, True, plugins)
 
     with patch.context() as inner:

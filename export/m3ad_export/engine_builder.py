@@ -120,7 +120,7 @@ def build_plan(
     if target != "native":
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
-    _add_profile(builder, network, config)
+    add_profile(builder, network, config)
     if timing_cache is not None:
         begin_timing(config, timing_cache)
     types, layers = network_types(trt, network), _layers(network)
@@ -154,7 +154,8 @@ def keep_timing(config: Any, path: Path) -> None:
         temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
-def _add_profile(builder: Any, network: Any, config: Any) -> None:
+def add_profile(builder: Any, network: Any, config: Any) -> None:
+    """Let the dimensions that vary take what the contract allows; they are called by its letters."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     profile = builder.create_optimization_profile()
     for tensor in (tensor for tensor in inputs if -1 in tuple(tensor.shape)):

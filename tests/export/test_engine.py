@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
@@ -15,7 +16,7 @@ from m3ad.contract import LAYOUTS, OPS
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 from m3ad.methods.common import HEAD_PARTS
 from m3ad_export.engine import build_engines, source_files, stage_model
-from m3ad_export.engine_builder import begin_timing, keep_timing
+from m3ad_export.engine_builder import add_profile, begin_timing, keep_timing
 from m3ad_export.engine_types import verify_precision
 from m3ad_export.graphs.precision import histogram
 from m3ad_export.graphs.vote import with_svm
@@ -232,6 +233,28 @@ def test_a_file_the_parser_cannot_read_lists_its_errors(bundle: Bundle) -> None:
     with pytest.raises(ArtifactError, match=r"(?s)cannot read stage mfm:.*Nonsense.*Export the bundle again"):
         build_engines(bundle, "sm86", "fp32")
     assert not (bundle.path / "engines" / "sm86").exists()
+
+
+def test_an_engine_takes_any_frame_of_the_contract() -> None:
+    """From 1024 points on, and from one scored pixel on: a lattice may leave that few."""
+    builder = trt.Builder(trt.Logger())
+    network = builder.create_network(0)
+    for name, shape, letters in (
+        ("points", (-1, 3), {0: "N"}),
+        ("scores", (3, -1), {1: "R"}),
+        ("still", (2,), {}),
+    ):
+        tensor = network.add_input(name, trt.DataType.FLOAT, shape)
+        for axis, letter in letters.items():
+            tensor.set_dimension_name(axis, letter)
+    added: list[Any] = []
+    add_profile(builder, network, SimpleNamespace(add_optimization_profile=added.append))
+    (profile,) = added
+    shapes = {name: [tuple(shape) for shape in profile.get_shape(name)] for name in ("points", "scores")}
+    assert shapes == {
+        "points": [(1024, 3), (20000, 3), (50176, 3)],
+        "scores": [(3, 1), (3, 20000), (3, 50176)],
+    }
 
 
 class TimingConfig:
