@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -70,19 +70,28 @@ def double_of(runtime: str) -> GpuDouble:
     return GpuDouble() if runtime == "tensorrt" else GpuDouble(name=runtime, version=RTX_VERSION)
 
 
-@pytest.fixture(scope="session")
-def gpu_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Engines of both layouts: TensorRT has the head whole, TensorRT-RTX its parts. Who changes it takes a copy."""
-    folder = tmp_path_factory.mktemp("engines")
-    shutil.copytree(tiny_bundle.path, folder / "bundle")
+TARGETS = {"tensorrt": "native", "tensorrt_rtx": "sm89"}
+
+
+def with_engines(
+    source: Bundle, folder: Path, runtimes: Iterable[str] = TARGETS, layouts: Any = ("chain", "fused")
+) -> Bundle:
+    """A copy of a bundle with engines for the double, in folder/bundle."""
+    shutil.copytree(source.path, folder / "bundle")
     bundle = Bundle.open(folder / "bundle")
-    for runtime, target in (("tensorrt", "native"), ("tensorrt_rtx", "sm89")):
+    for runtime in runtimes:
         with (
             installed(double_of(runtime), folder / "library") as double,
             pytest.MonkeyPatch.context() as patch,
         ):
-            build(patch, bundle, target, double.trt)
+            build(patch, bundle, TARGETS[runtime], double.trt, layouts)
     return bundle
+
+
+@pytest.fixture(scope="session")
+def gpu_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Engines of both layouts: TensorRT has the head whole, TensorRT-RTX its parts. Who changes it takes a copy."""
+    return with_engines(tiny_bundle, tmp_path_factory.mktemp("engines"))
 
 
 @pytest.fixture

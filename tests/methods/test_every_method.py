@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_input
+from gpu_engines import double_of, installed, with_engines
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError
 from m3ad.frames import find_samples, read_sample
 from m3ad.methods import METHODS
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import ModelInput, Preprocessing, prepare
 from m3ad.scored import on_lattice
 from m3ad.serving import ServingRecord
 from m3ad_calibrate.gate import gate
@@ -85,6 +86,33 @@ def test_every_layout_has_the_map_of_the_dense_form(
             assert found.score == found.anomaly_map.max()
         assert found.score_maps is not None
         assert len(found.score_maps) == len(bundle.manifest.score_maps)
+
+
+def assert_engines_agree(source: Bundle, frame: ModelInput, folder: Path) -> None:
+    """Of the fused layout with its head in parts, where rows that the head is given are read at their place."""
+    bundle = with_engines(source, folder, ["tensorrt_rtx"], ("fused",))
+    expected = Inspector(bundle).inspect_prepared(frame, with_maps=True)
+    with installed(double_of("tensorrt_rtx"), folder / "library") as double:
+        with Inspector(bundle, runtime="tensorrt_rtx") as inspector:
+            found = inspector.inspect_prepared(frame, with_maps=True)
+        double.assert_given_back()
+    scale = np.abs(expected.anomaly_map).max()
+    np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, atol=1e-4 * scale)
+    assert found.score == pytest.approx(expected.score, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["cfm", "cmdr_iad"])
+def test_engines_in_process_give_the_same_map(
+    method: str, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    """Tiles of the head's rows, of which the last is not full."""
+    assert_engines_agree(bundles[method], make_input(5000), tmp_path)
+
+
+def test_engines_take_few_rows_of_a_lattice(half: Bundle, tmp_path: Path) -> None:
+    frame = make_input(1024)
+    few = on_lattice(frame.scored_pixel, "half")[:600]
+    assert_engines_agree(half, frame._replace(scored_pixel=few), tmp_path)
 
 
 @every
