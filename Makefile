@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup constraints plugins check format test quick demo bench gpu clean
+.PHONY: help setup constraints plugins check format test quick fuzz demo bench gpu clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,13 @@ test: check plugins ## Every test: full-size networks and a real Triton server a
 
 quick: $(READY) ## The fast tests only
 	$(BIN)/pytest -q -m 'not slow'
+
+CASES ?= 100000
+OPS_CASES ?= 10000
+SEED ?= 0
+fuzz: plugins ## Damaged files, JSON and requests, and the C++ ops under sanitizers: make fuzz [CASES=100000] [OPS_CASES=..] [SEED=0]
+	$(BIN)/python tests/fuzz/run.py --cases $(CASES) --seed $(SEED)
+	$(BIN)/python tests/fuzz/sanitized.py $(OPS_CASES) $(SEED)
 
 # DATA: a category in MVTec 3D-AD or Eyecandies layout; left out, a procedural category is made.
 METHOD ?= mentor3ad

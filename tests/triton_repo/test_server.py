@@ -277,9 +277,17 @@ def test_what_is_open_to_others_is_told(fused_repository: Path) -> None:
             ):
                 with pytest.raises(InferenceServerException, match="This protocol is restricted"):
                     ask()
+            with pytest.raises(InferenceServerException, match="not allowed"):
+                client.load_model("other")
         url = f"{told['http_url']}/v2/systemsharedmemory/region/x/register"
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(urllib.request.Request(url, b"{}"))
+        (folder,) = {
+            word.split("=")[1]
+            for word in psutil.Process(told["pid"]).cmdline()
+            if word.startswith("--model-repository=")
+        }
+        assert stat.S_IMODE(os.stat(Path(folder).parent).st_mode) == 0o700
         regions = {stub.region for stub in find_stubs(told["pid"])}
         assert len(regions) == 5
         assert {stat.S_IMODE(os.stat(f"/dev/shm/{name}").st_mode) for name in regions} == {0o600}

@@ -111,7 +111,7 @@ def moved(limits: Limits, parameters: Mapping[str, Any]) -> Limits:
         value = parameters.get(name)
         try:
             own[name] = None if value is None else float(value)
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"parameter `{name}` is {value!r}, expected a number") from error
         if isinstance(value, bool):
             raise ValueError(f"parameter `{name}` is {value!r}, expected a number")

@@ -55,7 +55,9 @@ std::vector<int32_t> mortonOrder(float const* points, int32_t count, std::vector
     std::vector<uint32_t> code(count);
     for (int32_t i = 0; i < count; ++i) {
         for (int32_t axis = 0; axis < 3; ++axis) {
-            code[i] |= spread(static_cast<uint32_t>((points[3 * i + axis] - lo[axis]) * scale[axis])) << axis;
+            // Where the axis overflows, so does the difference: no number, which no integer holds.
+            float const cell = scale[axis] > 0 ? (points[3 * i + axis] - lo[axis]) * scale[axis] : 0.0F;
+            code[i] |= spread(static_cast<uint32_t>(cell)) << axis;
         }
     }
     std::vector<int32_t> order(count);

@@ -1,0 +1,107 @@
+"""The portable C++ ops under AddressSanitizer and UBSan, adversarial sizes and values: ops_run.py LIBRARY CASES [SEED].
+
+Run with the sanitizer's runtime preloaded, as `sanitized.py` does; a finding ends the process. What comes back is held
+to what holds for any input: indices in range, as many as asked for, the first sample the first point.
+"""
+
+import ctypes
+import sys
+
+import numpy as np
+from m3ad.scored import scored_pixels
+from m3ad_plugins import native, ops
+
+VALUES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 1e10, 1e19, 1e30, -3.4e38, 3.4e38)
+
+
+def cloud(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Finite points: a surface, or with a few values many times, too large to square, or as good as zero."""
+    kind = rng.integers(5)
+    if kind == 0:
+        points = rng.normal(size=(count, 3))
+    elif kind == 1:
+        points = rng.choice(VALUES, (count, 3))
+    elif kind == 2:
+        points = np.full((count, 3), rng.choice(VALUES))
+    elif kind == 3:
+        points = np.repeat(rng.normal(size=(-(-count // 7), 3)), 7, axis=0)[:count] * rng.choice(VALUES)
+    else:
+        points = rng.normal(size=(count, 3)) * 10.0 ** rng.integers(-40, 38, (count, 1))
+    return np.clip(points, -3.4e38, 3.4e38).astype(np.float32)
+
+
+def sample_and_group(rng: np.random.Generator) -> None:
+    count, size = int(rng.choice((1, 2, 3, 31, 64, 65, 500, 3000))), int(rng.choice((3, 8, 55, 64, 224)))
+    count = min(count, size * size)
+    points = cloud(rng, count)
+    pixel = rng.permutation(size * size)[:count].astype(np.int32)
+    pixel = np.sort(pixel) if rng.random() < 0.5 else pixel
+    grid = (pixel, size) if rng.random() < 0.7 else (None, size)
+    samples, group = (int(rng.choice((1, count, rng.integers(1, count + 1)))) for _ in range(2))
+    samples, least = min(samples, 400), float(rng.choice((0, 1e-3, 1e38)))
+    idx, near, knn = ops.point_group(points, samples, min(group, 200), least, *grid)
+    assert idx[0] == 0
+    assert 0 <= idx.min() <= idx.max() < count
+    assert 0 <= knn.min() <= knn.max() < count
+    assert all(len(set(row)) == len(row) for row in knn[:3].tolist())
+    assert near.shape == (*knn.shape, 3)
+    again = ops.farthest_point_sample(points, samples, least, *grid)
+    assert np.array_equal(again, idx)
+    ops.knn_group(points, idx, min(group, 200), *grid)
+
+
+def interpolate(rng: np.random.Generator) -> None:
+    size = int(rng.choice((3, 4, 9, 40)))
+    count = int(rng.integers(1, size * size + 1))
+    pixel = np.sort(rng.permutation(size * size)[:count]).astype(np.int32)
+    centers = cloud(rng, int(rng.choice((3, 4, 70))))
+    scored = scored_pixels(pixel, size)
+    if not len(scored):
+        return
+    scored = scored[: rng.integers(1, len(scored) + 1)]
+    try:
+        operator = ops.interpolation_operator(cloud(rng, count), pixel, centers, scored, size)
+    except ValueError as error:  # squares beyond float32 leave no weights, which is told
+        if "values are NaN or infinite" not in str(error):
+            raise
+        return
+    assert 0 <= operator.indices.min() <= operator.indices.max() < len(centers)
+    tokens = cloud(rng, len(centers))[:, : rng.integers(1, 4)].copy()
+    operator.apply(tokens)
+    width = tokens.shape[1]
+    ops.cosine_scores([operator.interpolated(tokens)], [[cloud(rng, len(scored))[:, :width].copy()]])
+
+
+def score(rng: np.random.Generator) -> None:
+    rows, width = int(rng.choice((1, 2, 63, 64, 300))), int(rng.choice((1, 2, 7, 64, 129)))
+    values = [*VALUES, np.nan, np.inf]
+    one, other = (rng.choice(values, (rows, width)).astype(np.float32) for _ in range(2))
+    cut = int(rng.integers(1, width + 1))
+    blocks = [np.ascontiguousarray(part) for part in (other[:, :cut], other[:, cut:]) if part.shape[1]]
+    ops.cosine_scores([one], [blocks], threads=int(rng.choice((1, 2, 9))))
+
+
+def judge(rng: np.random.Generator) -> None:
+    rows, width, vectors = (int(rng.choice((1, 2, 15, 16, 17, 90))) for _ in range(3))
+    arguments = [rng.choice(VALUES, s).astype(np.float32) for s in ((rows, width), (vectors, width), vectors)]
+    ops.one_class_svm(
+        *arguments,
+        float(rng.choice(VALUES)),
+        str(rng.choice(ops.KERNELS)),
+        float(rng.choice((1e-30, 0.3, 1e30))),
+    )
+
+
+def main(library: str, cases: int, seed: int) -> None:
+    """Run the cases with the library of this path."""
+    loaded = ctypes.CDLL(library)
+    native.library = lambda: loaded  # type: ignore[assignment]
+    kinds = (sample_and_group, sample_and_group, interpolate, score, judge)
+    for number in range(cases):
+        with np.errstate(all="ignore"):
+            kinds[number % len(kinds)](np.random.default_rng((seed, number)))
+    print(f"C++ ops under ASan and UBSan: {cases} cases, 0 findings (seed {seed})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)
