@@ -364,7 +364,8 @@ def _inspector(
     bundle: Path | None, layout: Layout | None, runtime: Runtime | None, server: _Server
 ) -> Inspector | TritonInspector:
     if bundle is not None:
-        return Inspector(_opened(bundle), layout, runtime=runtime or "auto", say=shared.talk.print)
+        _warn_unless_usable(Bundle.read(bundle))
+        return Inspector.open(bundle, layout, runtime=runtime or "auto", say=shared.talk.print)
     if runtime is not None:
         raise typer.BadParameter("--runtime is for --bundle; a server has its own runtime")
     return server.open()
@@ -378,13 +379,17 @@ def _moved(limits: Limits, threshold: float | None, review: float | None) -> Lim
 
 
 def _opened(path: Path) -> Bundle:
-    """The bundle, with a warning when it is quantized and did not pass its gate."""
+    """The bundle, verified, with a warning when it did not pass its gate."""
     bundle = Bundle.open(path)
+    _warn_unless_usable(bundle)
+    return bundle
+
+
+def _warn_unless_usable(bundle: Bundle) -> None:
     try:
         bundle.verify_usable()
     except ArtifactError as error:
         shared.talk.print(f"warning: {error}")
-    return bundle
 
 
 def _tls(use: bool, ca: Path | None, key: Path | None, cert: Path | None) -> Tls | None:

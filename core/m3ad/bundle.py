@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -43,6 +43,17 @@ class Bundle:
         Raises:
             ArtifactError: the folder is not a bundle, is of another contract version, or a file was changed.
         """
+        bundle = cls.read(path)
+        bundle.verify()
+        return bundle
+
+    @classmethod
+    def read(cls, path: Path) -> "Bundle":
+        """Read a bundle's manifest; its files are not looked at before `verify`.
+
+        Raises:
+            ArtifactError: the folder is not a bundle, or is of another contract version.
+        """
         document = read_manifest(path, FORMAT, "Write one with: m3ad-export bundle")
         version = document.get("contract_version")
         if version != CONTRACT_VERSION or isinstance(version, bool):
@@ -50,9 +61,17 @@ class Bundle:
                 f"{path} is a bundle of contract version {version}, this m3ad reads version {CONTRACT_VERSION}; "
                 f"export it again: m3ad-export bundle"
             )
-        bundle = cls.of_document(path, document)
-        verify_files(path, document["files"], EXPORT_AGAIN)
-        return bundle
+        return cls.of_document(path, document)
+
+    def verify(self, files: Iterable[str] | None = None) -> None:
+        """Check the hash of every listed file, or of those named.
+
+        Raises:
+            ArtifactError: one is missing or was changed.
+        """
+        listed = self.document["files"]
+        chosen = listed if files is None else {relative: listed[relative] for relative in files}
+        verify_files(self.path, chosen, EXPORT_AGAIN)
 
     @classmethod
     def of_document(cls, path: Path, document: dict[str, Any]) -> "Bundle":

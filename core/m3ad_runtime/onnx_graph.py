@@ -1,5 +1,6 @@
 """An ONNX file in ONNX Runtime on the CPU."""
 
+import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,8 @@ INTEGER_PRODUCT = bytes.fromhex(
     "08073a500a180a01610a0162120179220d4d61744d756c496e74656765721201675a0f0a0161120a0a08080212040a000a00"
     "5a0f0a0162120a0a08080312040a000a00620f0a0179120a0a08080612040a000a0042040a00100a"
 )
+
+_ONCE = threading.Lock()  # graphs are loaded side by side; `cache` alone would let two of them do it twice
 
 
 @cache
@@ -74,7 +77,9 @@ class OnnxGraph:
         options.log_severity_level = 4  # what goes wrong is raised, and the first try below may
         # Threads that spin between two graphs take the cores from the stage that has work, here or in another process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        _share_arena()
+        with _ONCE:
+            _share_arena()
+            exact = EXACT | (UNSIGNED_WEIGHTS if sums_saturate() else {})
         options.add_session_config_entry("session.use_env_allocators", "1")
         if isinstance(model, Path) and not model.is_file():
             raise ArtifactError(f"{model} is missing; export the bundle again: m3ad-export bundle")
@@ -88,7 +93,7 @@ class OnnxGraph:
             )
 
         try:
-            self.session = opened(EXACT | (UNSIGNED_WEIGHTS if sums_saturate() else {}))
+            self.session = opened(exact)
         except (InvalidGraph, NoKernel, Fail):
             # ONNX Runtime 1.31 fuses FP8 pairs into its INT8 kernels, which refuse them, and turns a weight to unsigned
             # once for each product that reads it, which fails at the second (an older bundle's tied layers).

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from m3ad.bundle import Bundle
 from m3ad.contract import Layout, Step, mismatch
 from m3ad.defects import Defect
+from m3ad.engines import engine_folders
 from m3ad.errors import FrameError
 from m3ad.frames import Frame
 from m3ad.judge import defects_of
@@ -139,6 +141,7 @@ class Inspector:
         *,
         runtime: Runtime = "onnxruntime",
         say: Say = warn,
+        is_verified: bool = True,
     ) -> None:
         """Load every stage of the layout.
 
@@ -149,15 +152,19 @@ class Inspector:
             runtime: `onnxruntime`, the CPU; `tensorrt` or `tensorrt_rtx`, engines on the first visible GPU; `auto`,
                 engines if the bundle has some that run here, or else the CPU, and why is said.
             say: is told that, in one line.
+            is_verified: if not, every file of the bundle is verified meanwhile, a stage's before they are loaded.
 
         Raises:
-            ArtifactError: the bundle has no such layout, or no engines that run here.
+            ArtifactError: the bundle has no such layout, or no engines that run here; or a file was changed.
             MissingDependencyError: ONNX Runtime, TensorRT, pycuda or the plugin library is not installed.
             DeviceError: the GPU cannot be reached or has too little memory.
             ValueError: there is no such runtime.
         """
         if runtime not in RUNTIMES:
             raise ValueError(f"unknown runtime {runtime!r}, expected one of {', '.join(RUNTIMES)}")
+        if not is_verified and engine_folders(bundle.path):
+            bundle.verify()
+            is_verified = True
         layout = bundle.layout(layout)
         self.record = ServingRecord.of(bundle, layout)
         self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
@@ -169,19 +176,31 @@ class Inspector:
             engines = engines_that_run(bundle, layout, self.threads, say)
         elif runtime != "onnxruntime":
             engines = open_engines(bundle, layout, runtime, self.threads)
-        self.pipeline: Pipeline | TensorRtPipeline = engines or self._on_cpu(bundle, layout)
+        self.pipeline: Pipeline | TensorRtPipeline = engines or self._on_cpu(bundle, layout, is_verified)
         if engines is not None:
             self.precision, self.runtime = engines.chosen.engines.precision, engines.runtime
             self.device, self.model_files = engines.gpu.name, engines.chosen.plans()
             self.device_bytes: int | None = engines.device_bytes
 
-    def _on_cpu(self, bundle: Bundle, layout: Layout) -> Pipeline:
+    def _on_cpu(self, bundle: Bundle, layout: Layout, is_verified: bool) -> Pipeline:
         contract, folder = bundle.contract, bundle.path / "onnx"
         wiring = contract.steps(layout)
         names = dict.fromkeys(step.stage for step in wiring)
-        functions = {n: cpu_stage(n, folder, contract, self.threads) for n in names}
+        files = {n: [f"onnx/{file}" for file in contract.method.cpu[n].files] for n in names}
+
+        def loaded(name: str) -> StageFunction:
+            if not is_verified:
+                bundle.verify(files[name])
+            return cpu_stage(name, folder, contract, self.threads)
+
+        with ThreadPoolExecutor(self.threads, "load") as pool:
+            loading = pool.map(loaded, names)
+            if not is_verified:
+                read = {file for each in files.values() for file in each}
+                bundle.verify(file for file in bundle.manifest.files if file not in read)
+            functions = dict(zip(names, loading, strict=True))
         self.precision, self.runtime, self.device = bundle.precision, f"ONNX Runtime {version()}", "cpu"
-        self.model_files = [folder / file for n in names for file in contract.method.cpu[n].files]
+        self.model_files = [bundle.path / file for each in files.values() for file in each]
         self.device_bytes = None
         return Pipeline(wiring, functions)
 
@@ -195,8 +214,14 @@ class Inspector:
         runtime: Runtime = "auto",
         say: Say = warn,
     ) -> "Inspector":
-        """Open and verify the bundle at `path` and load its stages, on a GPU if it has engines that run here."""
-        return cls(Bundle.open(path), layout, threads, runtime=runtime, say=say)
+        """Open the bundle at `path` and load its stages, on a GPU if it has engines that run here.
+
+        A bundle without engines is verified while its stages are loaded.
+
+        Raises:
+            ArtifactError: it is no bundle, a file of it was changed, or see `Inspector`.
+        """
+        return cls(Bundle.read(path), layout, threads, runtime=runtime, say=say, is_verified=False)
 
     def close(self) -> None:
         """Give the memory back; on a CPU there is nothing to do."""
