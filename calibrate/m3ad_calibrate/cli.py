@@ -206,6 +206,10 @@ def lattice(
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="good validation frames, each also with a defect")] = 4,
     budget: BudgetOpt = BUDGET,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="a second pass on a CPU gives the score of all pixels; fused layout"),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a bundle that scores a lattice of the pixels, the coarsest within the budget, and gate it."""
@@ -228,9 +232,12 @@ def lattice(
     if not fitting:
         raise M3adError(f"no lattice stays within the budget of {budget:g}; {source.path} scores all pixels")
     chosen = min(fitting, key=lambda trial: trial.share)
-    written = write_lattice(source, target, chosen.lattice, good["train"], good["validation"], report(trials))
+    told = report(trials)
+    written = write_lattice(
+        source, target, chosen.lattice, good["train"], good["validation"], told, refine=refine
+    )
     save_plot(trials, chosen, written.path.parent / f"{written.path.name}.png")
-    if source.manifest.threshold.review is not None:
+    if source.manifest.threshold.review is not None and not refine:
         talk.print(
             "the review limit was for other scores and is gone: m3ad-calibrate threshold --review-rate"
         )

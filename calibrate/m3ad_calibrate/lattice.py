@@ -129,10 +129,13 @@ def write_lattice(
     train: Sequence[Sample],
     validation: Sequence[Sample],
     trials: Sequence[dict[str, Any]] = (),
+    *,
+    refine: bool = False,
 ) -> Bundle:
     """Write a bundle that scores a lattice, its one-class SVM and its threshold fitted on it; then it is to be gated.
 
-    A per-pixel baseline stays the source's: it says what good frames show, whichever pixels are scored.
+    A per-pixel baseline stays the source's: it says what good frames show, whichever pixels are scored. With a second
+    pass the scores are the source's, and so SVM, threshold and review limit stay too.
 
     Args:
         source: see `measure`.
@@ -142,6 +145,7 @@ def write_lattice(
         validation: good frames, for the threshold: the largest score. A review limit is dropped, it was for other
             scores.
         trials: what the manifest says of the lattices that were tried.
+        refine: whether a CPU scores every pixel around the lattice's highest places in a second pass.
 
     Raises:
         M3adError: `out` is the source, or there is no lattice to write.
@@ -171,11 +175,13 @@ def write_lattice(
         document = {
             **{k: v for k, v in source.document.items() if k not in dropped},
             "preprocessing": replace(source.preprocessing, lattice=lattice).to_json(),
-            "lattice": {"source_onnx": onnx_digest(source), "tried": list(trials)},
+            "lattice": {"source_onnx": onnx_digest(source), "refine": refine, "tried": list(trials)},
             "files": artefact.file_entries(folder),
         }
         artefact.write_json(folder / artefact.MANIFEST, document)
     written = Bundle.open(out)
+    if refine:
+        return written
     if manifest.voting is not None:
         written = _refit(written, train)
     inspector = Inspector(written)

@@ -202,6 +202,7 @@ class Served:
             "device": "cpu" if serving["runtime"] == "onnxruntime" else "gpu",
             "precision": serving["precision"],
             "lattice": inspector.preprocessing.lattice,
+            "refined": inspector.record.layout == "fused" and serving.get("refine") is not None,
             "layout": inspector.record.layout,
             "threads": len(os.sched_getaffinity(0)) if self.pid else None,
             "weights": inspector.record.weights,

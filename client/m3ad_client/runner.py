@@ -26,6 +26,7 @@ def load(bundle: Path, layout: str, threads: int, runtime: str) -> Runner:
         "device": inspector.device,
         "precision": inspector.precision,
         "lattice": inspector.preprocessing.lattice,
+        "refined": inspector.refined,
         "layout": layout,
         "method": inspector.record.method,
         "threads": inspector.threads,

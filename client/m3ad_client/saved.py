@@ -74,7 +74,8 @@ class Row(Struct):
     threads: float | None
     cold_start_ms: float | None
     map_max_error: float | None
-    lattice: Lattice = "all"  # older documents have none
+    lattice: Lattice = "all"  # older documents have none of these
+    refined: bool = False
 
 
 class Stage(Struct):

@@ -17,6 +17,7 @@ from typing import Any
 from m3ad.atomic import NO_ROOM, file_beside, folder_beside, locked, put_in_place
 from m3ad.contract import CONTRACT_VERSION, Dims, Layout
 from m3ad.errors import ArtifactError
+from m3ad.limits import Limits
 from m3ad.manifest import FileEntry, Manifest, is_inside
 from m3ad.method import Contract
 from m3ad.methods import contract_of
@@ -115,6 +116,12 @@ class Bundle:
     def precision(self) -> str:
         """The type that the graphs' products are computed in: fp32, or what the bundle was quantized to."""
         return self.manifest.precision.type if self.manifest.precision else "fp32"
+
+    @property
+    def refine(self) -> float | None:
+        """The limit that a second pass over the lattice's high places is made for; None where there is none."""
+        change, threshold = self.manifest.lattice, self.manifest.threshold
+        return Limits(threshold.value, threshold.review).lowest if change and change.refine else None
 
     def file(self, relative: str) -> Path:
         """The path of a file the manifest lists.

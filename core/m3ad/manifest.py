@@ -70,9 +70,10 @@ class Precision(Struct, frozen=True):
 
 
 class LatticeChange(Struct, frozen=True):
-    """What a bundle whose lattice was changed was made from."""
+    """What a bundle whose lattice was changed was made from, and whether a second pass gives the source's score."""
 
     source_onnx: Sha256
+    refine: bool = False
 
 
 class AcceptedLoss(Struct, frozen=True):

@@ -11,6 +11,7 @@ from m3ad.contract import IMAGE_SIZE
 # `all`, `half` (quincunx: every other one, as on a chessboard), or k: every k-th row and column.
 Lattice = Literal["all", "half"] | int
 MAX_STRIDE = 8  # the smoothing behind has a standard deviation of 4.7 pixels
+REACH = 19  # pixels to each side that it looks at: five means of 5 and three of 7
 
 
 def lattice_of(text: str) -> Lattice:

@@ -129,6 +129,7 @@ class Inspector:
         precision: of what runs: of the engines, or of the bundle's graphs.
         runtime: what runs it, with its version.
         device: the GPU's name, or `cpu`.
+        refined: whether a lattice's high places are scored in full, in a second pass.
         model_files: graphs and weights, or plans.
         device_bytes: of the GPU's memory, taken when it was opened; None on a CPU.
     """
@@ -179,6 +180,7 @@ class Inspector:
         self.pipeline: Pipeline | TensorRtPipeline = engines or self._on_cpu(bundle, layout, is_verified)
         if engines is not None:
             self.precision, self.runtime = engines.chosen.engines.precision, engines.runtime
+            self.refined = False
             self.device, self.model_files = engines.gpu.name, engines.chosen.plans()
             self.device_bytes: int | None = engines.device_bytes
 
@@ -191,7 +193,7 @@ class Inspector:
         def loaded(name: str) -> StageFunction:
             if not is_verified:
                 bundle.verify(files[name])
-            return cpu_stage(name, folder, contract, self.threads)
+            return cpu_stage(name, folder, contract, self.threads, bundle.refine)
 
         with ThreadPoolExecutor(self.threads, "load") as pool:
             loading = pool.map(loaded, names)
@@ -202,6 +204,7 @@ class Inspector:
         self.precision, self.runtime, self.device = bundle.precision, f"ONNX Runtime {version()}", "cpu"
         self.model_files = [bundle.path / file for each in files.values() for file in each]
         self.device_bytes = None
+        self.refined = bundle.refine is not None and layout == "fused"
         return Pipeline(wiring, functions)
 
     @classmethod

@@ -18,6 +18,7 @@ from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows
 
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
+from m3ad_runtime.refine import Refined
 from m3ad_runtime.windows import Windowed
 
 StageFunction = Callable[[Arrays], dict[str, npt.NDArray[Any]]]
@@ -175,18 +176,19 @@ class TiledHead:
         own = {name: arrays[name] for name in ("rgb_tokens", "xyz_tokens")}
         return {**own, **self.tokens(arrays)}
 
-    def spread(self, arrays: Arrays) -> dict[str, Any]:
+    def spread(self, arrays: Arrays, projected: Mapping[str, FloatArray] | None = None) -> dict[str, Any]:
         """Rows of the scored pixels by name: spread tokens, formed when asked for, and rows that are given."""
+        projected = self.projected_tokens(arrays) if projected is None else projected
         read = {*self.rows.inputs, *(pair.feature for pair in self.pairs)}
         by_side = operators(arrays, self.dims)
-        tokens = {name: each for name, each in self.projected_tokens(arrays).items() if name in read}
+        tokens = {name: each for name, each in projected.items() if name in read}
         spread = {name: by_side[modality_of(name)].interpolated(each) for name, each in tokens.items()}
         given = {name for pair in self.pairs for name in pair.reconstructed} & arrays.keys()
         return {**spread, **{name: arrays[name] for name in given}}
 
-    def scores(self, arrays: Arrays) -> FloatArray:
-        """1 - cos of each pair at each scored pixel: [pairs, R]."""
-        rows = self.spread(arrays)
+    def scores(self, arrays: Arrays, projected: Mapping[str, FloatArray] | None = None) -> FloatArray:
+        """1 - cos of each pair at each scored pixel: [pairs, R]; `projected_tokens` are made unless they are given."""
+        rows = self.spread(arrays, projected)
         scores = np.empty((len(self.pairs), len(arrays["scored_pixel"])), np.float32)
         size = tile_size(scores.shape[1], self.tile_rows, self.threads)
         starts = iter(range(0, scores.shape[1], size))
@@ -266,7 +268,7 @@ class CheckedStage:
         return {tensor.name: results[tensor.name] for tensor in self.stage.outputs}
 
 
-CpuStage = GroupedEncoder | Interpolated | PixelLayer | Windowed | TiledHead | OnnxGraph
+CpuStage = GroupedEncoder | Interpolated | PixelLayer | Windowed | TiledHead | Refined | OnnxGraph
 
 
 def cpu_form(
@@ -275,6 +277,7 @@ def cpu_form(
     contract: Contract,
     threads: int,
     load: Callable[[Path, int], OnnxGraph] = OnnxGraph,
+    refine: float | None = None,
 ) -> CpuStage:
     """The stage `name` on the CPU without a check of its inputs, its files read from `folder`.
 
@@ -284,6 +287,7 @@ def cpu_form(
         contract: the bundle's.
         threads: of ONNX Runtime.
         load: path and threads -> the graph.
+        refine: of a lattice whose head makes a second pass, the limit that it is made for; None makes none.
 
     Raises:
         ArtifactError: an ONNX file of the stage is missing.
@@ -304,16 +308,19 @@ def cpu_form(
             tokens, rows, vote = (
                 load(path, 1 if i == 1 else threads) for i, path in enumerate(paths)
             )  # rows on one thread: each tile has its own
-            return TiledHead(tokens, rows, vote, dims, contract.method.pairs, threads)
+            head = TiledHead(tokens, rows, vote, dims, contract.method.pairs, threads)
+            return head if refine is None else Refined(head, refine)
         case "graph":
             return load(paths[0], threads)
 
 
-def cpu_stage(name: str, folder: Path, contract: Contract, threads: int) -> StageFunction:
+def cpu_stage(
+    name: str, folder: Path, contract: Contract, threads: int, refine: float | None = None
+) -> StageFunction:
     """`cpu_form`, which refuses inputs that do not fit the contract.
 
     Raises:
         ArtifactError: an ONNX file of the stage is missing.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    return CheckedStage(contract.stages[name], cpu_form(name, folder, contract, threads))
+    return CheckedStage(contract.stages[name], cpu_form(name, folder, contract, threads, refine=refine))

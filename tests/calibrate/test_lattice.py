@@ -19,7 +19,12 @@ from m3ad_calibrate.lattice import measure, write_lattice
 from m3ad_export.graphs.vote import with_coverage
 from m3ad_export.sample_data import write_sample_data
 from m3ad_runtime.onnx_graph import OnnxGraph
-from m3ad_runtime.pipeline import Inspector
+from m3ad_runtime.pipeline import Inspector, Pipeline, model_arrays
+from m3ad_runtime.stages import cpu_stage
+from m3ad_triton.config import read_config
+from m3ad_triton.repository import write_repository
+from m3ad_triton.stage_model import TritonPythonModel
+from m3ad_triton.verify import find_problems
 from typer.testing import CliRunner
 
 
@@ -128,3 +133,49 @@ def test_what_cannot_be_given_a_lattice_is_refused(half: Bundle, tiny_bundle: Bu
     )
     assert result.exit_code != 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def refined(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("lattice") / "refined"
+    written = write_lattice(tiny_bundle, out, 2, [], [], refine=True)
+    return written.update(gate={"passed": True})
+
+
+def test_a_second_pass_gives_the_score_of_all_pixels(refined: Bundle, tiny_bundle: Bundle) -> None:
+    frame = make_input(6000)
+    some = frame._replace(scored_pixel=on_lattice(frame.scored_pixel, 2))
+    full, twice = Inspector(tiny_bundle).inspect_prepared(frame), Inspector(refined).inspect_prepared(some)
+    coarse = Inspector(refined)
+    assert isinstance(coarse.pipeline, Pipeline)
+    coarse.pipeline.functions["head"] = cpu_stage("head", refined.path / "onnx", refined.contract, 1)
+    assert twice.score == pytest.approx(full.score, rel=1e-5)
+    assert coarse.inspect_prepared(some).score != pytest.approx(full.score, rel=1e-3)
+    peak = np.unravel_index(full.anomaly_map.argmax(), (224, 224))
+    assert twice.anomaly_map[peak] == pytest.approx(full.anomaly_map[peak], rel=1e-5)
+
+
+def test_a_second_pass_keeps_svm_threshold_and_review(refined: Bundle, tiny_bundle: Bundle) -> None:
+    assert refined.manifest.threshold == tiny_bundle.manifest.threshold
+    assert refined.refine == tiny_bundle.manifest.threshold.value
+    assert refined.update(threshold={"value": 0.5, "review": 0.25}).refine == 0.25
+    assert tiny_bundle.refine is None
+
+
+def test_a_second_pass_is_served_on_a_cpu(refined: Bundle, tmp_path: Path) -> None:
+    """The stage model that Triton's Python backend loads answers as in process; the linter knows the setting."""
+    repository = write_repository(refined.path, tmp_path / "repository", "onnxruntime", "fused")
+    assert find_problems(repository.path) == []
+    folder = repository.path / "tiny_head"
+    told = read_config(folder / "config.pbtxt").parameters
+    config = {"parameters": {name: {"string_value": told[name].string_value} for name in told}}
+    model = TritonPythonModel()
+    model.initialize(
+        {"model_config": json.dumps(config), "model_repository": str(folder), "model_version": "1"}
+    )
+    frame = make_input(3000)
+    arrays = model_arrays(frame._replace(scored_pixel=on_lattice(frame.scored_pixel, 2)))
+    pipeline = Inspector(refined).pipeline
+    assert isinstance(pipeline, Pipeline)
+    values, _ = pipeline.run(arrays, keep_all=True)
+    np.testing.assert_array_equal(model.function(values)["anomaly_map"], values["anomaly_map"])

@@ -39,8 +39,14 @@ def model_name(category: str, stage: str) -> str:
     return f"{category}_{stage}"
 
 
-def python_stage(name: str, stage: Stage, contract: Contract, warmup: Mapping[str, npt.NDArray[Any]]) -> Any:
-    """A stage on the CPU, run by the Python backend."""
+def python_stage(
+    name: str,
+    stage: Stage,
+    contract: Contract,
+    warmup: Mapping[str, npt.NDArray[Any]],
+    refine: float | None = None,
+) -> Any:
+    """A stage on the CPU, run by the Python backend; `refine` as in `m3ad_runtime.stages.cpu_form`."""
     config = _stage(name, stage, warmup)
     config.backend = "python"
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
@@ -50,6 +56,7 @@ def python_stage(name: str, stage: Stage, contract: Contract, warmup: Mapping[st
             "method": contract.method.name,
             "dims": contract.dims.to_json(),
             "lattice": contract.lattice,
+            "refine": refine if contract.method.cpu[stage.name].kind == "tiled" else None,
         }
     )
     return config

@@ -73,6 +73,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     frames: bool = False
     depth: DepthType | None = None
     lattice: Lattice = "all"
+    refine: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.layout not in METHODS[self.method].layouts:

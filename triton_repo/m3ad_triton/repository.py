@@ -124,6 +124,7 @@ def write_repository(
             "runtime": runtime,
             "precision": ", ".join(sorted({e.precision for e in engines})) if engines else written,
             "model_bytes": _model_bytes(folder, len(engines) or 1),
+            "refine": None if engines else bundle.refine,
         }
         record = ServingRecord.of(bundle, layout, of_depth)
         door = config.tensor_ensemble(record, serving)
@@ -242,7 +243,7 @@ def _write_stage(
     for file in bundle.contract.method.cpu[name].files:
         shutil.copyfile(bundle.file(f"onnx/{file}"), version / file)
     (version / "model.py").write_text(MODEL_PY, encoding="utf-8")
-    return config.to_text(config.python_stage(model.name, stage, bundle.contract, warmup))
+    return config.to_text(config.python_stage(model.name, stage, bundle.contract, warmup, bundle.refine))
 
 
 def _write_warmup(bundle: Bundle, step: Step, folder: Path) -> dict[str, npt.NDArray[Any]]:

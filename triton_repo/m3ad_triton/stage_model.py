@@ -27,7 +27,7 @@ class TritonPythonModel:
         self.stage = contract.stages[record["stage"]]
         folder = Path(args["model_repository"]) / args["model_version"]
         threads = len(os.sched_getaffinity(0))
-        self.function = cpu_stage(self.stage.name, folder, contract, threads)
+        self.function = cpu_stage(self.stage.name, folder, contract, threads, record.get("refine"))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its tensors or with what is wrong with it."""

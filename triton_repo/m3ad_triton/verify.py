@@ -157,7 +157,7 @@ def _expected_stage(model: Any, name: str, manifest: RepositoryManifest) -> Any:
     if manifest.runtime == RUNTIME:
         plans = {e["compute_capability"]: f"{e['target']}.plan" for e in manifest.engines}
         return config.tensorrt_stage(model.name, stage, plans, {})
-    return config.python_stage(model.name, stage, manifest.contract, {})
+    return config.python_stage(model.name, stage, manifest.contract, {}, manifest.refine)
 
 
 def _odd_fields(model: Any, expected: Any, ours: tuple[str, ...]) -> list[str]:
