@@ -225,6 +225,9 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="of each in-process form; every core if left out", min=1)
     ] = None,
+    beside: Annotated[
+        int, typer.Option(min=0, help="processes that each keep a core busy while frames are measured")
+    ] = 0,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -261,9 +264,9 @@ def bench(
     if not table and (methods or bundles or prepare or picture):
         raise typer.BadParameter("--methods, --bundles, --prepare and --picture need --table")
     if table:
-        if url or baseline or layout or runtime:
+        if url or baseline or layout or runtime or beside:
             raise typer.BadParameter(
-                "--table measures bundles on the CPU, without --url, --baseline, --layout or --runtime"
+                "--table measures bundles on the CPU, without --url, --baseline, --layout, --runtime or --beside"
             )
         if prepare and bundles is None:
             raise typer.BadParameter("--prepare needs --bundles, the folder to train in")
@@ -305,7 +308,7 @@ def bench(
         for form in baseline or ():
             assert detector is not None
             candidates.add_baseline(form, detector, count, device)
-        result = run_bench(candidates.all, samples, frames, warmup, say=shared.talk.print)
+        result = run_bench(candidates.all, samples, frames, warmup, shared.talk.print, beside)
     if opened:
         result["artefacts"] = artefacts(opened[0])
     _print(result, report.bench_tables([result]), as_json, markdown)

@@ -18,6 +18,7 @@ from m3ad.frames import Sample
 from m3ad_runtime.worker import END_TO_END, INFERENCE_ONLY
 
 from m3ad_client.bench import OWN_ENCODER, latency, ratio
+from m3ad_client.busy import busy_processes
 from m3ad_client.candidates import Candidate, distinct_names
 from m3ad_client.memory import PeakMemory, tree_rss
 from m3ad_client.power import energy_of
@@ -32,6 +33,7 @@ def run_bench(
     frames: int,
     warmup: int,
     say: Callable[[str], None] = lambda _: None,
+    beside: int = 0,
 ) -> dict[str, Any]:
     """Measure candidates on the same frames in turn, one frame at a time.
 
@@ -44,6 +46,7 @@ def run_bench(
         frames: how many are measured in each region.
         warmup: how many go before, unmeasured; the first of them makes the cold start.
         say: is told what is being done.
+        beside: processes that each keep a core busy while frames are measured.
 
     Returns:
         `rows` (one a candidate and region, each with its conditions), `ratios` and `ratio_spread` of inference only (of
@@ -68,20 +71,21 @@ def run_bench(
                 candidate.measure(samples[number % len(samples)], region)
         for candidate in taking_part.values():
             candidate.start_stages()
-        for number in range(frames):
-            sample = samples[number % len(samples)]
-            for name, candidate in taking_part.items():
-                measured = candidate.measure(sample, region)
-                times.setdefault((name, region), []).append(measured.ms)
-                points.append(measured.points)
-                if (
-                    candidate is reference
-                    and region == INFERENCE_ONLY
-                    and "rgb_extractor" in measured.stage_ms
-                ):
-                    rgb_share.append(measured.ms / measured.stage_ms["rgb_extractor"])
-                if candidate.pid is not None:
-                    resident[name].append(tree_rss(candidate.pid))
+        with busy_processes(beside):
+            for number in range(frames):
+                sample = samples[number % len(samples)]
+                for name, candidate in taking_part.items():
+                    measured = candidate.measure(sample, region)
+                    times.setdefault((name, region), []).append(measured.ms)
+                    points.append(measured.points)
+                    if (
+                        candidate is reference
+                        and region == INFERENCE_ONLY
+                        and "rgb_extractor" in measured.stage_ms
+                    ):
+                        rgb_share.append(measured.ms / measured.stage_ms["rgb_extractor"])
+                    if candidate.pid is not None:
+                        resident[name].append(tree_rss(candidate.pid))
         if region == INFERENCE_ONLY:
             stages = [
                 {"run": name, **s.to_json()} for name, c in taking_part.items() for s in c.stages(frames)
@@ -117,6 +121,7 @@ def run_bench(
                 "cold_start_ms": c.cold_start_ms and round(c.cold_start_ms, 1),
                 "map_max_error": errors[name],
                 "load_before": round(load, 1),
+                "beside": beside,
                 "warmup_frames": max(warmup, 1),
                 "mean_points": round(sum(points) / len(points)),
             }

@@ -166,11 +166,17 @@ def conditions(row: Mapping[str, Any]) -> str:
     same = "another method's map" if error is None else f"map within {error:.1e} of the reference's"
     return (
         f"{row['name']}: {row['how']}, {row['hardware']}, {row['device']}, {threads}, load {row['load_before']:g} "
-        f"before, {row['runtime']} {row['precision']}, lattice {row.get('lattice', 'all')}"
+        f"before{_beside(row)}, "
+        f"{row['runtime']} {row['precision']}, lattice {row.get('lattice', 'all')}"
         f"{', refined' if row.get('refined') else ''}, {row['frames']} frames "
         f"after {row['warmup_frames']} a region, "
         f"{row['mean_points']} points, {same}; {row['weights']}"
     )
+
+
+def _beside(row: Mapping[str, Any]) -> str:
+    count = row.get("beside", 0)
+    return f", beside {count:g} busy {'process' if count == 1 else 'processes'}" if count else ""
 
 
 def paper_table(paper: Mapping[str, Any]) -> Table:

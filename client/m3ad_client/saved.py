@@ -76,6 +76,7 @@ class Row(Struct):
     map_max_error: float | None
     lattice: Lattice = "all"  # older documents have none of these
     refined: bool = False
+    beside: float = 0
 
 
 class Stage(Struct):
