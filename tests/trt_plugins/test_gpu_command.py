@@ -86,6 +86,7 @@ def test_report_is_written_whole_and_its_rows_hold_the_figures(tmp_path: Path) -
         Result("case table", "passed", 12.3, figures={"rows held": 120, "FPS ms": 0.21}),
         Result("enqueue", "failed", 1.0, "exit code 1: a | b"),
         Result("engines", "skipped", said="not here: tensorrt"),
+        Result("frames", "passed", 2.0, figures={"forms": [{"p50_ms": 1}]}),
     ]
     path = tmp_path / "gpu.json"
     path.write_text("older")
@@ -100,6 +101,7 @@ def test_report_is_written_whole_and_its_rows_hold_the_figures(tmp_path: Path) -
         "| case table | passed in 12 s | rows held 120, FPS ms 0.21 |",
         "| enqueue | failed in 1 s | exit code 1: a \\| b |",
         "| engines | skipped | not here: tensorrt |",
+        "| frames | passed in 2 s | in the JSON document |",
     ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
 
@@ -136,7 +138,7 @@ def test_steps_are_told_what_was_given(tmp_path: Path) -> None:
     given = tmp_path / "given"
     (given / "include").mkdir(parents=True)
     (given / "include" / "NvInferRuntime.h").touch()
-    steps = {s.name: s for s in plan.gpu_steps("NVIDIA L4, 580.1, 8.9", tmp_path, given, given, given)}
+    steps = {s.name: s for s in plan.gpu_steps("NVIDIA L4, 580.1, 8.9", tmp_path, given, given, given, given)}
     assert steps["enqueue"].command[-4:] == ["--tensorrt", str(given), "--architecture", "89"]
     assert "TensorRT's headers" not in steps["enqueue"].lacks
     assert steps["whole frame in PyTorch"].command[-2:] == ["--detector", str(given)]
@@ -147,7 +149,12 @@ def test_steps_are_told_what_was_given(tmp_path: Path) -> None:
         "native",
         "--json",
     ]
-    unknown = {s.name: s for s in plan.gpu_steps("NVIDIA Jetson AGX Orin", tmp_path, given, None, None)}
+    bench = steps["frames by TensorRT in process"].command
+    assert bench[3:] == [
+        *("bench", str(given), "--bundle", str(given), "--frames", "20", "--json", "--runtime", "tensorrt")
+    ]
+    assert "frames (--data" not in steps["frames by TensorRT in process"].lacks
+    unknown = {s.name: s for s in plan.gpu_steps("NVIDIA Jetson AGX Orin", tmp_path, given, None, None, None)}
     assert "--architecture" not in unknown["enqueue"].command
     every = {s.name for s in steps.values()}
     assert all(s.after in every or not s.after for s in steps.values())

@@ -74,6 +74,9 @@ def gpu(
         Path | None,
         typer.Option(help="bundle that full TensorRT builds engines of; none if left out", exists=True),
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="a category's folder: frames for those engines", exists=True)
+    ] = None,
     minutes: Annotated[float, typer.Option(help="all of it may take", min=1)] = 20,
 ) -> None:
     """Prove and measure on this machine's GPU what no test without one can; needs no network.
@@ -89,7 +92,9 @@ def gpu(
         write_report(out, document(device, so_far))
 
     with tempfile.TemporaryDirectory(prefix="m3ad-gpu-") as work:
-        results = run_steps(gpu_steps(device, Path(work), tensorrt, detector, bundle), minutes * 60, tell)
+        results = run_steps(
+            gpu_steps(device, Path(work), tensorrt, detector, bundle, data), minutes * 60, tell
+        )
     print_text(f"{out} and {out.with_suffix('.md')}")
     went_wrong = [result.name for result in results if result.state in ("failed", "out of time")]
     if went_wrong:

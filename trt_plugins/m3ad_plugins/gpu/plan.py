@@ -5,8 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from m3ad.errors import MissingDependencyError
+
+from m3ad_plugins.cuda_build import BUILD_COMMAND
 from m3ad_plugins.gpu.enqueue import headers
 from m3ad_plugins.gpu.steps import Step
+from m3ad_plugins.library import library_path
 
 SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 FOUND = "99"  # exit code of compute-sanitizer when it has found something
@@ -19,7 +23,12 @@ def lacking(*needs: str) -> str:
 
 
 def gpu_steps(
-    device: str, work: Path, tensorrt: Path | None, detector: Path | None, bundle: Path | None
+    device: str,
+    work: Path,
+    tensorrt: Path | None,
+    detector: Path | None,
+    bundle: Path | None,
+    data: Path | None,
 ) -> list[Step]:
     """What is proven and measured, in this order.
 
@@ -28,7 +37,8 @@ def gpu_steps(
         work: a folder of the run's own.
         tensorrt: where TensorRT's headers are, the system's if None.
         detector: for the whole frame; random weights if None.
-        bundle: whose engines are built; none are if None.
+        bundle: whose engines are built and run; none are if None.
+        data: a category whose frames they are run on.
     """
     gpu = "" if device else "an NVIDIA GPU that nvidia-smi answers for"
     nvcc = _program("nvcc", "of the CUDA toolkit 12 or 13")
@@ -42,8 +52,24 @@ def gpu_steps(
     enqueue += ["--architecture", capability.replace(".", "")] if capability.count(".") == 1 else []
     frame = [*python, "m3ad_export.baselines.graphed", str(work / "libkernels.so")]
     frame += ["--detector", str(detector)] if detector else []
-    engines = [sys.executable, "-c", "from m3ad_export.cli import main; main()", "build-engine", str(bundle)]
-    engines += ["--target", "native", "--json"]
+    engines = [*_command("m3ad_export"), "build-engine", str(bundle), "--target", "native", "--json"]
+    bench = [
+        *_command("m3ad_client"),
+        "bench",
+        str(data),
+        "--bundle",
+        str(bundle),
+        "--frames",
+        "20",
+        "--json",
+    ]
+    tensorrt_here = (
+        gpu,
+        _module("tensorrt", "of this machine's CUDA"),
+        _module("pycuda", "m3ad[gpu]"),
+        _plugin_library(),
+        "" if bundle else "a bundle (--bundle FOLDER)",
+    )
     return [
         Step("case table", table, 420, lacking(gpu, nvcc)),
         Step(
@@ -73,14 +99,28 @@ def gpu_steps(
             "engines of TensorRT",
             engines,
             600,
-            lacking(
-                gpu,
-                _module("tensorrt", "of this machine's CUDA"),
-                _module("pycuda", "m3ad[gpu]"),
-                "" if bundle else "a bundle (--bundle FOLDER)",
-            ),
+            lacking(*tensorrt_here, _module("onnx", "m3ad[engine]")),
+        ),
+        Step(
+            "frames by TensorRT in process",
+            [*bench, "--runtime", "tensorrt"],
+            240,
+            lacking(*tensorrt_here, "" if data else "frames (--data FOLDER)"),
+            after="engines of TensorRT",
         ),
     ]
+
+
+def _command(package: str) -> list[str]:
+    return [sys.executable, "-c", f"from {package}.cli import main; main()"]
+
+
+def _plugin_library() -> str:
+    try:
+        library_path()
+    except MissingDependencyError:
+        return f"the plugin library ({BUILD_COMMAND})"
+    return ""
 
 
 def _program(name: str, where: str) -> str:

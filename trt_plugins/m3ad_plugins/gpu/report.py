@@ -63,7 +63,9 @@ def markdown(report: dict[str, Any]) -> str:
         "|---|---|---|",
     ]
     for step in report["steps"]:
-        shown = ", ".join(f"{name} {value}" for name, value in step["figures"].items()) or step["said"]
+        plain = {n: v for n, v in step["figures"].items() if not isinstance(v, dict | list)}
+        shown = ", ".join(f"{name} {value}" for name, value in plain.items()) or step["said"]
+        shown = shown or ("in the JSON document" if step["figures"] else "")
         shown = shown.replace("|", "\\|")
         seconds = f" in {step['seconds']:.0f} s" if step["seconds"] else ""
         lines.append(f"| {step['name']} | {step['state']}{seconds} | {shown} |")
