@@ -4,13 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from m3ad.bundle import MANIFEST, read_manifest
-from m3ad.manifest import FileEntry
+from m3ad.manifest import FileEntry, Sha256
 from m3ad.typed_json import typed
 
 FORMAT = "m3ad-engines"
+
+
+class PlanEntry(FileEntry, frozen=True):
+    """What is read of one plan's entry: its layers that are plugins, and the hashes of the files it was built of."""
+
+    plugin_layers: list[str] = field(default_factory=list)
+    source_files: dict[str, Sha256] = field(default_factory=dict)
 
 
 class EngineManifest(Struct, frozen=True):
@@ -18,7 +25,7 @@ class EngineManifest(Struct, frozen=True):
 
     target: str
     compute_capability: str
-    files: dict[str, FileEntry]
+    files: dict[str, PlanEntry]
     runtime: str | None = None
     runtime_version: str | None = None
     precision: str | None = None

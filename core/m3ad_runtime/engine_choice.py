@@ -65,7 +65,10 @@ def engines_for(bundle: Bundle, runtime: GpuRuntime) -> list[Engines]:
     found = [Engines.open(folder, build.capitalize()) for folder in engine_folders(bundle.path)]
     if fitting := [engines for engines in found if engines.manifest.get("runtime") == runtime]:
         return fitting
-    others = ", ".join(f"{TITLES[e.manifest['runtime']]} ({e.target})" for e in found)
+    runtimes = [str(e.manifest.get("runtime") or "a runtime that is not recorded") for e in found]
+    others = ", ".join(
+        f"{TITLES.get(name, name)} ({e.target})" for name, e in zip(runtimes, found, strict=True)
+    )
     only = f", only for {others}" if others else ""
     raise ArtifactError(f"{bundle.path} has no engines for {TITLES[runtime]}{only}; {build}")
 

@@ -93,6 +93,18 @@ FAULTS: dict[str, tuple[Callable[[Box], Any], type[M3adError], str]] = {
         r"has no engines for TensorRT, only for TensorRT-RTX \(sm89\); build them: m3ad-export build-engine \S+ "
         "--target native",
     ),
+    "engines of nobody knows what": (
+        lambda box: box.change_manifest(runtime=None),
+        ArtifactError,
+        r"has no engines for TensorRT, only for a runtime that is not recorded \(native\), TensorRT-RTX \(sm89\)",
+    ),
+    "damaged manifest": (
+        lambda box: box.change_manifest(
+            files={"head.plan": {"sha256": "0" * 64, "bytes": 1, "plugin_layers": 3}}
+        ),
+        ArtifactError,
+        r"native/manifest\.json.*plugin_layers",
+    ),
     "wrong GPU": (
         lambda box: setattr(box.double, "capability", (8, 6)),
         ArtifactError,
@@ -189,7 +201,10 @@ def test_a_fault_is_one_sentence_and_auto_goes_on_on_the_cpu(box: Box, fault: st
         assert inspector.device == "cpu"
     (line,) = said
     assert line.startswith("running on the CPU, in ONNX Runtime: ")
-    if fault != "no engines":  # there those of TensorRT-RTX have the word
+    if fault not in (
+        "no engines",
+        "engines of nobody knows what",
+    ):  # there those of TensorRT-RTX have the word
         assert line.endswith(str(_message(box)))
     box.double.assert_given_back()
 
