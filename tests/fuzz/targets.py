@@ -241,7 +241,7 @@ def _damage_tensor(rng: Random, arrays: dict[str, np.ndarray]) -> None:
         changed = np.zeros((), array.dtype)
     elif kind == 8:
         changed = changed[None] if rng.random() < 0.5 else changed[..., None]
-    elif kind == 9:
+    elif kind == 9 and changed.ndim:
         changed = changed[: rng.choice((0, 1, MIN_POINTS - 1))]
     elif kind == 10:  # huge, and no byte of it in memory
         shape = rng.choice(((2**40,), (2**31, 3), (1, 3, 2**20, 2**20), (MAX_POINTS + 1, 3)))
