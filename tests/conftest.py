@@ -20,7 +20,7 @@ from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 from m3ad_plugins import ops
 
-pytest_plugins = ["serving", "gpu_engines"]
+pytest_plugins = ["serving", "gpu_engines", "stations"]
 
 TINY_RGB = RgbEncoderConfig(
     name="tiny", patch_size=28, width=24, depth=2, heads=2, blocks=(0, 1), final_norm=True

@@ -1,4 +1,4 @@
-"""Command `m3ad-client`: inspect parts, evaluate a test split, measure speed and memory."""
+"""Command `m3ad-client`: inspect parts, run a station, evaluate a test split, measure speed and memory."""
 
 import itertools
 import os
@@ -29,11 +29,13 @@ from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
 from m3ad_client.measure import artefacts, run_bench
 from m3ad_client.method_table import entries, method_table
 from m3ad_client.saved import read_result as _read_result
+from m3ad_client.station import command as station_command
 from m3ad_client.table_picture import picture as draw
 from m3ad_client.table_picture import points_of
 from m3ad_client.triton import Tls, TritonInspector
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(station_command.app)
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="RGB XYZ | FOLDER", help="one frame's two files, or a folder")

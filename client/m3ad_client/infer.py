@@ -18,6 +18,7 @@ from m3ad.overlay import Inspected, overlay, save_png
 from m3ad.preprocess import ModelInput, Preprocessing
 from m3ad.serving import ServingRecord
 from m3ad_runtime.pipeline import Inspection
+from PIL import Image
 
 
 class AnyInspector(Protocol):
@@ -98,19 +99,8 @@ def inspect_samples(
         if out is not None:
             stem = name.replace("/", "_")
             files = {"overlay": str(out / f"{stem}.overlay.png"), "anomaly_map": str(out / f"{stem}.map.npy")}
-            regions = inspector.preprocessing.regions
-            kept = regions.mask() if regions else None
-            shown = Inspected(
-                frame,
-                result.anomaly_map,
-                result.score,
-                defects=result.defects or (),
-                kept=kept,
-                geometry=inspector.preprocessing.geometry,
-            )
-            picture = overlay(shown, inspector.limits)
             try:
-                save_png(picture, Path(files["overlay"]))
+                save_png(picture(inspector, frame, result), Path(files["overlay"]))
                 _save_npy(result.anomaly_map, Path(files["anomaly_map"]))
             except OSError as error:  # a verdict is told also where the disk is full
                 files = {"not_saved": f"{out}: {error.strerror}"}
@@ -118,6 +108,20 @@ def inspect_samples(
         yield FrameResult(
             name, result.score, result.is_anomalous, result.verdict, defects, milliseconds, **files
         )
+
+
+def picture(inspector: AnyInspector, frame: Frame, result: Inspection) -> Image.Image:
+    """The frame with what was found in it, held against the inspector's limits."""
+    regions = inspector.preprocessing.regions
+    shown = Inspected(
+        frame,
+        result.anomaly_map,
+        result.score,
+        defects=result.defects or (),
+        kept=regions.mask() if regions else None,
+        geometry=inspector.preprocessing.geometry,
+    )
+    return overlay(shown, inspector.limits)
 
 
 def _save_npy(array: npt.NDArray[np.float32], path: Path) -> None:

@@ -1,0 +1,50 @@
+"""`m3ad-client station`: run a station."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from m3ad import cli as shared
+
+from m3ad_client.station.config import read_config
+from m3ad_client.station.station import Station
+
+app = typer.Typer()
+
+
+@app.command()
+def station(
+    settings: Annotated[Path, typer.Argument(metavar="STATION.toml", help="its configuration")],
+    check: Annotated[
+        bool, typer.Option("--check", help="look at the configuration and open everything, no more")
+    ] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="judge and deliver what lies there now, then end")
+    ] = False,
+    revive: Annotated[
+        list[str] | None, typer.Option(help="queue the dead letters of this sink again; repeat for several")
+    ] = None,
+) -> None:
+    """Watch folders, judge each part once, remember it and tell the plant; runs until it is ended (Ctrl-C, SIGTERM)."""
+    read = read_config(settings)
+    for name in revive or ():
+        if name not in [sink.name for sink in read.sinks]:
+            raise typer.BadParameter(f"--revive {name} is no sink of {settings}")
+    opened = Station(read, shared.talk.print)
+    try:
+        for name in revive or ():
+            shared.talk.print(f"sink {name}: {opened.ledger.revive(name)} dead letters are queued again")
+        if check:
+            cameras, sinks = len(read.cameras), len(read.sinks)
+            shared.talk.print(
+                f"{settings} is sound: {cameras} cameras, {sinks} sinks, ledger {opened.ledger.path}"
+            )
+        elif once:
+            opened.once()
+        else:
+            with opened.running():
+                shared.talk.print(f"station {read.store.name} runs; its ledger is {opened.ledger.path}")
+                while True:
+                    opened.stop.wait(3600)
+    finally:
+        opened.close()

@@ -1,0 +1,277 @@
+"""One camera's line: takes frames as they become whole, judges each once, keeps what was found.
+
+Order of one frame: its files are hashed, written to the ledger, moved to the station's folder, inspected, pictures
+saved, verdict and deliveries written in one transaction. Killed anywhere, the next start goes on from the ledger.
+"""
+
+import importlib.metadata
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from m3ad.atomic import NO_ROOM, file_beside
+from m3ad.bundle import MANIFEST, Bundle, sha256_of
+from m3ad.errors import ArtifactError, FrameError, M3adError, ServerError
+from m3ad.frames import Frame, read_frame
+from m3ad.ledger import Ledger, Part
+from m3ad.overlay import save_png
+from m3ad_runtime.pipeline import Inspection, Inspector
+
+from m3ad_client.infer import AnyInspector, picture
+from m3ad_client.station import config, sources
+from m3ad_client.station.faults import Faults
+from m3ad_client.triton import TritonInspector
+
+MOST_STARTS = 3  # a frame that was being judged when the process died so often is no frame to judge
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+
+
+def back_off(failures: int) -> float:
+    """Seconds to wait after so many failures in a row: doubled each time, with jitter of a half."""
+    return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+
+
+class Judge:
+    """What inspects for a camera, and what the ledger says of it; opened when it is first needed."""
+
+    def __init__(self, camera: config.Camera) -> None:
+        self.camera = camera
+        self.inspector: AnyInspector | None = None
+        self.record: dict[str, Any] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[AnyInspector]:
+        """Yield the inspector; a server that failed is connected to anew the next time.
+
+        Raises:
+            ArtifactError: the bundle cannot be used.
+            ServerError: the server does not answer.
+        """
+        if self.inspector is None:
+            self.inspector, self.record = self._opened()
+        try:
+            yield self.inspector
+        except ServerError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection, if it is one."""
+        if isinstance(self.inspector, TritonInspector):
+            self.inspector.close()
+        self.inspector = None
+
+    def has_maps(self) -> bool:
+        """Whether the inspector gives score maps: a server may have the door for frames alone."""
+        return not isinstance(self.inspector, TritonInspector) or "tensors" in self.inspector.doors
+
+    def _opened(self) -> tuple[AnyInspector, dict[str, Any]]:
+        camera = self.camera
+        told: dict[str, Any]
+        inspector: AnyInspector
+        if camera.bundle is not None:
+            bundle = Bundle.open(camera.bundle)
+            bundle.verify_usable()
+            inspector = Inspector(bundle, camera.layout, camera.threads)
+            version = importlib.metadata.version("onnxruntime")
+            told = {
+                "bundle": str(camera.bundle),
+                "bundle_sha256": sha256_of(bundle.path / MANIFEST),
+                "threshold_card": bundle.document["threshold"],
+                "runtime": f"ONNX Runtime {version}, cpu, {inspector.precision}",
+            }
+        else:
+            inspector = TritonInspector(str(camera.url), camera.model)
+            told = {"url": camera.url, "runtime": f"Triton, {inspector.serving}"}
+        try:
+            inspector.limits = inspector.limits.moved(camera.threshold, camera.review)
+        except ValueError as error:
+            raise ArtifactError(f"the limits of camera {camera.name} cannot be used: {error}") from error
+        record = inspector.record
+        same = {"category": record.category, "method": record.method, "layout": record.layout}
+        limits = {"reject": inspector.limits.reject, "review": inspector.limits.review}
+        return inspector, {**told, **same, "weights": record.weights, "limits": limits}
+
+
+@dataclass
+class Line:
+    """One camera's line; `run` is its thread.
+
+    Args:
+        camera: its configuration.
+        folder: the station's.
+        ledger: where everything is written.
+        sinks: the names of those who are told.
+        faults: where faults are told.
+        told: called when there is something for the sinks.
+        stop: set when the station ends.
+    """
+
+    camera: config.Camera
+    folder: Path
+    ledger: Ledger
+    sinks: Sequence[str]
+    faults: Faults
+    told: Callable[[], None]
+    stop: threading.Event
+    inbox: sources.Inbox = field(init=False)
+    judge: Judge = field(init=False)
+    wake: threading.Event = field(default_factory=threading.Event)
+    failures: int = 0
+    again: int = 0
+
+    def __post_init__(self) -> None:
+        self.inbox, self.judge = sources.Inbox(self.camera), Judge(self.camera)
+        self.place = f"camera {self.camera.name}"
+
+    def begin(self) -> None:
+        """Count starts, so that a frame that kills the process does not do so for ever; remove what it left half."""
+        for part in self.ledger.unfinished(self.camera.name):
+            kept = self.folder / part.rgb
+            sources.remove(*kept.parent.glob(f".{part.id:09}.*"))
+        if self.camera.bundle is not None:
+            self.ledger.begin(self.camera.name)
+
+    def step(self) -> int:
+        """Judge what is whole; the number of frames that were.
+
+        Raises:
+            M3adError, OSError: nothing can be judged at the moment; nothing is lost, and the next step tries again.
+        """
+        left = self.ledger.unfinished(self.camera.name)
+        for part in left:
+            self.finish(part, again=True)
+        found = self.inbox.settled()
+        for frame in found:
+            if self.stop.is_set():
+                break
+            self.finish_or_drop(frame)
+        return len(left) + len(found)
+
+    def attempt(self) -> float:
+        """One step, whatever happens; the seconds to wait before the next, 0 where frames were judged."""
+        try:
+            done = self.step()
+        except (M3adError, OSError) as error:
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            self.faults.set(self.place, f"{why} (frames are kept and tried again)")
+        except Exception as error:
+            self.faults.set(self.place, f"{_bug(error)}; please report it (frames are kept and tried again)")
+        else:
+            self.failures = 0
+            if self.inbox.complaint:
+                self.faults.set(self.place, self.inbox.complaint)
+            else:
+                self.faults.clear(self.place)
+            return 0.0 if done else self.pause_s()
+        self.failures += 1
+        return back_off(self.failures)
+
+    def pause_s(self) -> float:
+        """How long nothing needs to be looked at: half a settling time while files settle, else up to a second."""
+        is_settling = self.inbox.waiting and not self.camera.done_marker
+        return min(1.0, self.camera.settle_s / 2) if is_settling else 1.0
+
+    def finish_or_drop(self, found: sources.Found) -> None:
+        """Take a frame and judge it; a frame that the ledger has already is removed, its kept files stay."""
+        files = (found.rgb, found.xyz)
+        part = self.ledger.take(
+            camera=self.camera.name,
+            name=found.name,
+            sources=files,
+            hashes=(sha256_of(found.rgb), sha256_of(found.xyz)),
+            size=sum(path.stat().st_size for path in files),
+        )
+        if part.state == "taken":
+            return self.finish(part)
+        for path, kept in zip(files, (part.rgb, part.xyz), strict=True):
+            if part.pictures:  # a power cut can undo the move
+                sources.move(path, self.folder / kept)
+            sources.remove(path)
+        self.inbox.unmark(found.rgb)
+        self.again += 1
+        return None
+
+    def finish(self, part: Part, *, again: bool = False) -> None:
+        """Judge a part that was taken, once; `again` where it was taken before and its files may be anything now."""
+        for source, kept, digest in (
+            (Path(part.rgb_from), self.folder / part.rgb, part.rgb_sha256),
+            (Path(part.xyz_from), self.folder / part.xyz, part.xyz_sha256),
+        ):
+            if again and not kept.exists() and (not source.exists() or sha256_of(source) != digest):
+                return self._failed(part, f"{source} was removed or replaced before it was judged")
+            sources.move(source, kept)
+        self.inbox.unmark(Path(part.rgb_from))
+        if part.starts >= MOST_STARTS:
+            why = (
+                f"the station ended {part.starts} times while it judged this frame, so it is not tried again"
+            )
+            return self._failed(part, why)
+        with self.judge.open() as inspector:
+            try:
+                started = time.perf_counter()
+                frame = self._read(part, inspector)
+                found = inspector.inspect(frame, with_maps=self.judge.has_maps())
+                inspect_ms = (time.perf_counter() - started) * 1e3
+            except FrameError as error:
+                return self._failed(part, str(error))
+            except (M3adError, OSError):
+                raise
+            except Exception as error:  # a bug of ours must cost one part, not the line
+                return self._failed(part, f"{_bug(error)}; please report it")
+        setup = self.ledger.setup_id(self.judge.record)
+        self.ledger.judged(
+            part.id,
+            setup=setup,
+            score=found.score,
+            verdict=found.verdict,
+            defects=[defect.to_json() for defect in found.defects or ()],
+            inspect_ms=round(inspect_ms, 3),
+            sinks=self.sinks,
+            **self._saved(part, frame, found, inspector),
+        )
+        self.told()
+        return None
+
+    def _read(self, part: Part, inspector: AnyInspector) -> Frame:
+        depth = self.inbox.depth_camera() or inspector.preprocessing.camera
+        return read_frame(self.folder / part.rgb, self.folder / part.xyz, part.name, depth)
+
+    def _failed(self, part: Part, why: str) -> None:
+        self.ledger.failed(part.id, why, self.sinks)
+        self.told()
+
+    def _saved(self, part: Part, frame: Frame, found: Inspection, inspector: AnyInspector) -> dict[str, Any]:
+        """Overlay and maps on disk, as the ledger writes them; a verdict is told also where the disk is full."""
+        stem = part.rgb.partition(".rgb")[0]
+        overlay, maps = f"{stem}.overlay.png", f"{stem}.maps.npz"
+        arrays: dict[str, Any] = {"anomaly_map": found.anomaly_map}
+        if found.score_maps is not None:
+            names = np.array(inspector.record.score_maps)
+            arrays |= {"score_maps": found.score_maps.astype(np.float16), "names": names}
+        content = BytesIO()
+        np.savez_compressed(content, **arrays)
+        try:
+            save_png(picture(inspector, frame, found), self.folder / overlay)
+            with file_beside(self.folder / maps) as temporary:
+                temporary.write_bytes(content.getbuffer())
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            return {"not_saved": f"{self.folder}: {error.strerror}"}
+        size = sum((self.folder / name).stat().st_size for name in (overlay, maps))
+        return {"overlay": overlay, "maps": maps, "extra_bytes": size}
+
+
+def _bug(error: Exception) -> str:
+    """An exception that nobody expected, with its place."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
