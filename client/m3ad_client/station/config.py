@@ -81,7 +81,45 @@ class Csv(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_fie
     path: Path
 
 
-Sink = JsonLines | Csv
+class Webhook(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="kind", tag="webhook"):
+    """`[[sink]]` with `kind = "webhook"`: a signed POST a part.
+
+    Attributes:
+        secret_file: holds what is signed with, and is read by nobody else.
+        attempts: how often a server may be in trouble (5xx) with one verdict before it becomes a dead letter; a server
+            that does not answer is waited for.
+        ca: certificate authority to trust instead of the system's.
+    """
+
+    name: Name
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+")]
+    secret_file: Path
+    timeout_s: Positive = 10.0
+    attempts: AtLeastOne = 12
+    ca: Path | None = None
+
+
+class Mqtt(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="kind", tag="mqtt"):
+    """`[[sink]]` with `kind = "mqtt"`: a broker that is told with quality of service 1."""
+
+    name: Name
+    host: str
+    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
+    prefix: Annotated[str, Meta(pattern=r"^[^#+\s/][^#+\s]*[^#+\s/]\Z")] = "m3ad"
+    username: str | None = None
+    password_file: Path | None = None
+    tls: bool = False
+    ca: Path | None = None
+    timeout_s: Positive = 10.0
+
+    def __post_init__(self) -> None:
+        if self.password_file is not None and self.username is None:
+            raise ValueError("`password_file` goes with `username`")
+        if self.ca is not None and not self.tls:
+            raise ValueError("`ca` goes with `tls = true`")
+
+
+Sink = JsonLines | Csv | Webhook | Mqtt
 
 
 class Config(Struct, kw_only=True, frozen=True):

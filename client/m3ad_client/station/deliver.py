@@ -11,11 +11,10 @@ from m3ad_client.station import config
 from m3ad_client.station.faults import Faults
 from m3ad_client.station.line import back_off
 from m3ad_client.station.sinks import files
+from m3ad_client.station.sinks.answers import Refused
 from m3ad_client.station.sinks.event import event
-
-
-class Refused(Exception):  # noqa: N818 - what it says, not that something broke
-    """A sink will never take this verdict; it becomes a dead letter and the next one is sent."""
+from m3ad_client.station.sinks.mqtt import Mqtt
+from m3ad_client.station.sinks.webhook import Webhook
 
 
 class Sink(Protocol):
@@ -25,7 +24,7 @@ class Sink(Protocol):
         """Tell one verdict; it is taken when this returns.
 
         Raises:
-            OSError, M3adError: not now.
+            OSError, M3adError: not now (`NotNow`).
             Refused: never.
         """
 
@@ -33,11 +32,18 @@ class Sink(Protocol):
         """Close what is open."""
 
 
-def open_sink(settings: config.Sink) -> Sink:
-    """The sink of a configuration's table."""
+def open_sink(settings: config.Sink, station: str) -> Sink:
+    """The sink of a configuration's table.
+
+    Raises:
+        ArtifactError: a file that it names cannot be used.
+        MissingDependencyError: a package of the extra `station` is not installed.
+    """
     if isinstance(settings, config.JsonLines):
         return files.json_lines(settings.path)
-    return files.csv_rows(settings.path)
+    if isinstance(settings, config.Csv):
+        return files.csv_rows(settings.path)
+    return Webhook(settings, station) if isinstance(settings, config.Webhook) else Mqtt(settings, station)
 
 
 @dataclass

@@ -4,7 +4,6 @@ Order of one frame: its files are hashed, written to the ledger, moved to the st
 saved, verdict and deliveries written in one transaction. Killed anywhere, the next start goes on from the ledger.
 """
 
-import importlib.metadata
 import random
 import threading
 import time
@@ -81,12 +80,11 @@ class Judge:
             bundle = Bundle.open(camera.bundle)
             bundle.verify_usable()
             inspector = Inspector(bundle, camera.layout, camera.threads)
-            version = importlib.metadata.version("onnxruntime")
             told = {
                 "bundle": str(camera.bundle),
                 "bundle_sha256": sha256_of(bundle.path / MANIFEST),
                 "threshold_card": bundle.document["threshold"],
-                "runtime": f"ONNX Runtime {version}, cpu, {inspector.precision}",
+                "runtime": f"{inspector.runtime}, {inspector.device}, {inspector.precision}",
             }
         else:
             inspector = TritonInspector(str(camera.url), camera.model)
@@ -97,6 +95,7 @@ class Judge:
             raise ArtifactError(f"the limits of camera {camera.name} cannot be used: {error}") from error
         record = inspector.record
         same = {"category": record.category, "method": record.method, "layout": record.layout}
+        same["geometry"] = inspector.preprocessing.geometry
         limits = {"reject": inspector.limits.reject, "review": inspector.limits.review}
         return inspector, {**told, **same, "weights": record.weights, "limits": limits}
 

@@ -54,7 +54,7 @@ class Station:
         self.ledger = Ledger(self.folder / LEDGER, create=True)
         names = [sink.name for sink in settings.sinks]
         self.deliverers = [
-            Deliverer(sink.name, open_sink(sink), self.ledger, self.faults, self.stop)
+            Deliverer(sink.name, open_sink(sink, settings.store.name), self.ledger, self.faults, self.stop)
             for sink in settings.sinks
         ]
         self.lines = [
