@@ -25,10 +25,11 @@ LETTERS = {
     "W": range(1, MAX_SIDE + 1),
 }
 
-# What a method's networks see of the cloud, and the side of the image and of the map that go with it: the points
-# themselves, or an image of it, to which the whole frame is stretched.
-Geometry = Literal["points", "depth", "normals"]
-GRID_SIZE: dict[Geometry, int] = {"points": IMAGE_SIZE, "depth": 256, "normals": 256}
+# What a method's networks see of the cloud, and the side of the map that goes with it: the points themselves, or an
+# image of it, to which the whole frame is stretched. The RGB image is as large as the map but for `relief`.
+Geometry = Literal["points", "depth", "normals", "relief"]
+GRID_SIZE: dict[Geometry, int] = {"points": IMAGE_SIZE, "depth": 256, "normals": 256, "relief": 192}
+RGB_SIZE: dict[Geometry, int] = {**GRID_SIZE, "relief": 768}
 
 Layout = Literal["chain", "fused"]
 LAYOUTS: tuple[Layout, ...] = ("chain", "fused")  # the one to read and to debug, the one to ship

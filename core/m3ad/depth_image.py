@@ -5,6 +5,8 @@ References:
 Clouds are [H, W, 3] float32 in metres, (0, 0, 0) where nothing was measured.
 """
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -14,6 +16,7 @@ from m3ad.plane import Plane
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+Value = TypeVar("Value", np.float32, np.bool_)
 
 FILL_PASSES = 2
 NORMAL_SIZES = (3, 5, 7)
@@ -25,8 +28,8 @@ SOBEL: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
-def nearest(image: FloatArray, size: int) -> FloatArray:
-    """Stretched to a square by nearest sampling, row floor(i H / size), column likewise: [H, W, 3] -> [S, S, 3]."""
+def nearest(image: npt.NDArray[Value], size: int) -> npt.NDArray[Value]:
+    """Stretched to a square by nearest sampling, row floor(i H / size), column likewise: [H, W, ...] -> [S, S, ...]."""
     rows, columns = (np.arange(size) * n // size for n in image.shape[:2])
     return image[np.ix_(rows, columns)]
 

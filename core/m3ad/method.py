@@ -85,6 +85,7 @@ class Method:
             network reads the rows of all pixels.
         geometry: what its networks see of the cloud; the frame is prepared accordingly.
         plane: removal of the background, as published; `m3ad-export train --plane` overrides it.
+        plane_distance_m: how far off the background the part begins, as published.
         reduced: settings of a training that a CPU does in minutes, for a table whose bundles are made on the way.
     """
 
@@ -102,11 +103,14 @@ class Method:
     takes_lattice: bool = False
     geometry: Geometry = "points"
     plane: Literal["none", "corners"] = "none"
+    plane_distance_m: float = 0.005
     reduced: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Which frozen encoders it takes: `teacher` of images, or `rgb` and `xyz` of tokens."""
+        """Which frozen encoders it takes: `efficientnet` or `teacher` of images, or `rgb` and `xyz` of tokens."""
+        if self.geometry == "relief":
+            return ("efficientnet",)
         if self.geometry != "points":
             return ("teacher",)
         reads = {"rgb": "image", "xyz": "points"}
@@ -182,7 +186,7 @@ class Contract:
     def inputs(self) -> tuple[Tensor, ...]:
         """What a client sends, whatever the layout."""
         by_name = self._tensors()
-        for name in ("image", "depth_image"):
+        for name in ("image", "depth_image", "relief", "relief_mask"):
             if name in by_name:
                 by_name[name] = replace(by_name[name], values="finite")
         return tuple(by_name[name] for name in self.method.inputs)

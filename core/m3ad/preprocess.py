@@ -2,7 +2,7 @@
 
 The one implementation: training, calibration, parity, server and client all call `prepare`. It follows the
 loader of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af; or,
-where the networks see an image of the cloud, that of CRD and TRD (see `depth_image`).
+where the networks see an image of the cloud, that of CRD and TRD (see `depth_image`) or of AST (see `relief`).
 """
 
 import math
@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from m3ad.camera import Camera
-from m3ad.contract import GRID_SIZE, IMAGE_SIZE, MIN_POINTS, Geometry
+from m3ad.contract import GRID_SIZE, IMAGE_SIZE, MIN_POINTS, RGB_SIZE, Geometry
 from m3ad.depth_image import NORMAL_SIZES, bilinear, closed, corner_plane, depth_image, nearest, normal_image
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
@@ -23,6 +23,7 @@ from m3ad.grid import EIGHT, grid_source, squared
 from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_holes
 from m3ad.plane import Plane, border_points, distance_m, fit_plane
 from m3ad.regions import Regions, with_regions
+from m3ad.relief import corner_surface, filled, relief
 from m3ad.scale import extent, unit_mistake
 from m3ad.scored import Lattice, checked_lattice, on_lattice, scored_pixels
 from m3ad.typed_json import typed
@@ -53,11 +54,14 @@ class ModelInput(NamedTuple):
     """The pipeline's inputs by their contract names.
 
     Args:
-        image: [1, 3, 224, 224] float32, ImageNet-normalised; [1, 3, 256, 256] with a `depth_image`, all grids likewise.
+        image: [1, 3, 224, 224] float32, ImageNet-normalised; [1, 3, 256, 256] with a `depth_image`, all grids likewise;
+            [1, 3, 768, 768] with a `relief`, the grids of 192 x 192.
         points: [N, 3] float32, metres, the foreground in row-major order, not centred.
         point_pixel: [N] int32, ascending, row-major pixel of each point on the 224 x 224 grid.
         scored_pixel: [R] int32, ascending, row-major pixel of each row that is scored (`scored`).
         depth_image: [1, 3, 256, 256] float32, ImageNet-normalised depth or normals, for methods that see the cloud so.
+        relief: [1, 1, 192, 192] float32, centimetres about the part's mean, 0 off the part, likewise (`relief`).
+        relief_mask: [1, 1, 24, 24] float32, how much of the part lies in each 8 x 8 cell of `relief`.
     """
 
     image: npt.NDArray[np.float32]
@@ -65,6 +69,15 @@ class ModelInput(NamedTuple):
     point_pixel: npt.NDArray[np.int32]
     scored_pixel: npt.NDArray[np.int32]
     depth_image: npt.NDArray[np.float32] | None = None
+    relief: npt.NDArray[np.float32] | None = None
+    relief_mask: npt.NDArray[np.float32] | None = None
+
+    @property
+    def cloud(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """What stands for the cloud: points and their pixels, or the image that the networks see in place of points."""
+        if self.relief is not None and self.relief_mask is not None:
+            return self.relief, self.relief_mask
+        return self.points if self.depth_image is None else self.depth_image, self.point_pixel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +191,7 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
 
     RGB: edge-replicated to a square, bicubic (antialiased) to 224, ImageNet-normalised. Cloud: zero-padded to
     the same square, nearest sampling floor(i * side / 224). Foreground: the measured points, minus the plane.
-    With an image of the cloud: everything stretched to 256, RGB bilinear (antialiased); see `depth_image`.
+    With an image of the cloud: everything stretched, RGB bilinear (antialiased); see `depth_image` and `relief`.
 
     Raises:
         FrameError: the frame is of another size than the regions; or the cloud has fewer than 1024 foreground points,
@@ -243,13 +256,18 @@ def _seen(frame: Frame, xyz: npt.NDArray[np.float32], preprocessing: Preprocessi
 
 
 def _prepare_images(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
-    """RGB and an image of the cloud, both stretched to 256; the foreground is what lies off the plane."""
+    """RGB and an image of the cloud, both stretched; the foreground is what lies off the plane."""
     size = GRID_SIZE[preprocessing.geometry]
     cloud = _with_zeros(frame.xyz, preprocessing)
     seen = _seen(frame, nearest(cloud, size), preprocessing)
     cloud = np.where(measured(cloud)[..., None], cloud, np.float32(0))
     xyz = nearest(cloud, size)
-    foreground = seen & _image_mask(frame, xyz, preprocessing)
+    if preprocessing.geometry == "relief":
+        z = filled(cloud[..., 2])
+        mask = _relief_mask(frame, cloud, z, preprocessing)
+        foreground = seen & nearest(mask, size)
+    else:
+        foreground = seen & _image_mask(frame, xyz, preprocessing)
     if not foreground.any():
         raise FrameError(
             f"frame {frame.name}: plane removal `{preprocessing.plane}` left none of {np.count_nonzero(seen)} points; "
@@ -259,17 +277,36 @@ def _prepare_images(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
     pixel = np.flatnonzero(foreground).astype(np.int32)
     points = xyz.reshape(-1, 3)[pixel]
     _require_unit(frame.name, points, preprocessing.extent_m)
+    side = RGB_SIZE[preprocessing.geometry]
+    levels = np.asarray(Image.fromarray(frame.rgb).resize((side, side), Image.Resampling.BILINEAR))
+    image = np.stack([NORMALISED[levels[:, :, c], c] for c in range(3)])[None]
+    every = np.arange(size * size, dtype=np.int32)
+    if preprocessing.geometry == "relief":
+        depth, weights = relief(z, mask)
+        return ModelInput(image, points, pixel, every, None, depth[None, None], weights[None, None])
     if preprocessing.geometry == "depth":
         grey = depth_image(xyz[..., 2], _image_mask(frame, xyz, preprocessing))
         shape = np.repeat(grey[..., None], 3, axis=2)
     else:
         mask = _image_mask(frame, cloud, preprocessing)
         shape = bilinear(normal_image(cloud[..., 2], mask, preprocessing.normal_size), size)
-    levels = np.asarray(Image.fromarray(frame.rgb).resize((size, size), Image.Resampling.BILINEAR))
-    image = np.stack([NORMALISED[levels[:, :, c], c] for c in range(3)])[None]
     normalised = ((shape - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)[None]
-    every = np.arange(size * size, dtype=np.int32)
     return ModelInput(image, points, pixel, every, np.ascontiguousarray(normalised, np.float32))
+
+
+def _relief_mask(
+    frame: Frame, xyz: npt.NDArray[np.float32], z: npt.NDArray[np.float32], preprocessing: Preprocessing
+) -> npt.NDArray[np.bool_]:
+    """Where a relief of the depth z [H, W], its holes filled, shows the part: off the background."""
+    has_depth: npt.NDArray[np.bool_] = z != 0
+    if preprocessing.plane != "corners":
+        return _image_mask(frame, xyz, preprocessing) & has_depth
+    try:
+        background = corner_surface(z)
+    except FrameError as error:
+        raise FrameError(f"frame {frame.name}: {error}") from error
+    off: npt.NDArray[np.bool_] = np.abs(z - background) > preprocessing.plane_distance_m
+    return off & has_depth
 
 
 def _image_mask(

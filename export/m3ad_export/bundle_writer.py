@@ -57,10 +57,16 @@ def write_bundle(
         started = time.perf_counter()
         write_graphs(detector, layouts, onnx_folder)
         export_s = time.perf_counter() - started
-        sizes = "" if golden.depth_image is not None else f" for N in {', '.join(map(str, parity_points))}"
+        images = contract.method.geometry != "points"
+        sizes = "" if images else f" for N in {', '.join(map(str, parity_points))}"
         say(f"ONNX written in {export_s:.1f} s; checking parity{sizes}")
         deviations = check_parity(
-            detector, onnx_folder, golden.image, layouts, parity_points, depth_image=golden.depth_image
+            detector,
+            onnx_folder,
+            golden.image,
+            layouts,
+            parity_points,
+            frame=model_arrays(golden) if images else None,
         )
         verify_parity(deviations)
         write_golden(detector, golden, folder / "golden")
@@ -94,7 +100,7 @@ def central_part(frame: ModelInput, lattice: Lattice = "all", points: int = GOLD
 
     A frame whose cloud is seen as an image stays whole.
     """
-    if frame.depth_image is not None:
+    if frame.cloud[0] is not frame.points:
         return frame
     y, x = np.divmod(frame.point_pixel, IMAGE_SIZE)
     middle = (IMAGE_SIZE - 1) / 2

@@ -105,9 +105,10 @@ def parity(detector: DetectorArg, bundle: BundleArg, as_json: Json = False) -> N
 
     opened = Bundle.open(bundle)
     image = _golden(opened, "image")
-    depth = _golden(opened, "depth_image") if "depth_image" in opened.contract.method.inputs else None
+    method = opened.contract.method
+    frame = None if method.geometry == "points" else {n: _golden(opened, n) for n in method.inputs}
     layouts = tuple(opened.manifest.layouts)
-    deviations = check_parity(load_detector(detector), bundle / "onnx", image, layouts, depth_image=depth)
+    deviations = check_parity(load_detector(detector), bundle / "onnx", image, layouts, frame=frame)
     if as_json:
         print_json(summary(deviations))
     else:

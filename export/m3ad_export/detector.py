@@ -12,6 +12,7 @@ from m3ad.methods import contract_of
 from m3ad.preprocess import Preprocessing
 from torch import nn
 
+from m3ad_export.nets.efficientnet import EfficientNet
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 from m3ad_export.nets.wide_resnet import WideResNet
@@ -29,6 +30,7 @@ class Detector:
             training), JSON-able.
         score_maps: how many a frame has.
         teacher: the network whose levels of images are rebuilt, None where the method has none.
+        efficientnet: the network whose features of images a flow learns, likewise.
     """
 
     rgb: VisionTransformer | None
@@ -37,6 +39,7 @@ class Detector:
     record: dict[str, Any]
     score_maps: int
     teacher: WideResNet | None = None
+    efficientnet: EfficientNet | None = None
 
     @property
     def dims(self) -> Dims:
@@ -54,6 +57,8 @@ class Detector:
             }
         if self.teacher:
             sizes["rgb_width"] = self.teacher.config.channels[0]
+        if self.efficientnet:
+            sizes["rgb_width"] = self.efficientnet.config.channels
         if "mentor_width" in self.record.get("heads", {}):
             sizes["mentor_width"] = self.record["heads"]["mentor_width"]
         return Dims(**sizes)
@@ -77,7 +82,12 @@ class Detector:
 
     def modules(self) -> dict[str, nn.Module]:
         """Every module by the name it is saved under."""
-        encoders = {"rgb_extractor": self.rgb, "xyz_encoder": self.xyz, "teacher": self.teacher}
+        encoders = {
+            "rgb_extractor": self.rgb,
+            "xyz_encoder": self.xyz,
+            "teacher": self.teacher,
+            "efficientnet": self.efficientnet,
+        }
         return {**{name: module for name, module in encoders.items() if module}, **self.networks}
 
 

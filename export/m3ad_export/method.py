@@ -18,7 +18,7 @@ from m3ad_export.train.features import FeatureExtractor, FrameFeatures
 from m3ad_export.train.samples import Track
 from m3ad_export.weights import WeightsInfo
 
-# A method that sees an image of the cloud is given it in place of the points.
+# A method that sees an image of the cloud is given it in place of the points (`ModelInput.cloud`).
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]  # image, points, point_pixel -> anomaly map
 Networks = dict[str, nn.Module]
 

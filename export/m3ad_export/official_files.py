@@ -11,10 +11,10 @@ from m3ad.errors import ArtifactError, M3adError
 from torch import nn
 
 from m3ad_export.checkpoints import State, load_strictly, read_checkpoint, tensors_of
-from m3ad_export.nets.configs import RgbEncoderConfig, WideResNetConfig, XyzEncoderConfig
+from m3ad_export.nets.configs import EfficientNetConfig, RgbEncoderConfig, WideResNetConfig, XyzEncoderConfig
 from m3ad_export.weights import WeightsInfo
 
-TEACHER = WideResNetConfig().name
+TEACHER, EFFICIENTNET = WideResNetConfig().name, EfficientNetConfig().name
 RGB_ENCODER, XYZ_ENCODER = "dino_vitb8", XyzEncoderConfig(group_size=128, bn_mode="sample")
 
 
@@ -24,6 +24,7 @@ def require_official_encoders(
     xyz: XyzEncoderConfig | None,
     xyz_weights: WeightsInfo | None,
     teacher_weights: WeightsInfo | None = None,
+    efficientnet_weights: WeightsInfo | None = None,
 ) -> None:
     """Refuse encoders that the authors' heads were not trained on; None is a modality that is left out.
 
@@ -41,6 +42,11 @@ def require_official_encoders(
         raise M3adError(
             f"the authors' students rebuild what torchvision's {TEACHER} sees, not a network with "
             f"{teacher_weights.kind} weights: add --teacher-weights FILE"
+        )
+    if efficientnet_weights and efficientnet_weights.kind != "pretrained":
+        raise M3adError(
+            f"the authors' networks see what the published {EFFICIENTNET} makes of an image, not a network with "
+            f"{efficientnet_weights.kind} weights: add --efficientnet-weights FILE"
         )
     if wrong:
         raise M3adError(

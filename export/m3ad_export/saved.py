@@ -10,7 +10,8 @@ from m3ad.typed_json import read_json
 from m3ad_export.checkpoints import load_strictly, read_checkpoint, save_checkpoint
 from m3ad_export.detector import Detector
 from m3ad_export.methods import IMPLEMENTATIONS
-from m3ad_export.nets.configs import RgbEncoderConfig, WideResNetConfig, XyzEncoderConfig
+from m3ad_export.nets.configs import EfficientNetConfig, RgbEncoderConfig, WideResNetConfig, XyzEncoderConfig
+from m3ad_export.nets.efficientnet import EfficientNet
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 from m3ad_export.nets.wide_resnet import WideResNet
@@ -44,6 +45,9 @@ def load_detector(folder: Path) -> Detector:
             record,
             len(method.score_maps(record)),
             WideResNet(WideResNetConfig(**encoders["teacher"])) if "teacher" in encoders else None,
+            EfficientNet(EfficientNetConfig(**encoders["efficientnet"]))
+            if "efficientnet" in encoders
+            else None,
         )
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder} holds no detector of this version ({error}); {advice}") from error

@@ -23,7 +23,13 @@ from m3ad.serving import require_model_name
 from m3ad.xyz import camera_of
 from rich.progress import Progress
 
-from m3ad_export.nets.configs import RGB_ENCODERS, BnMode, WideResNetConfig, XyzEncoderConfig
+from m3ad_export.nets.configs import (
+    RGB_ENCODERS,
+    BnMode,
+    EfficientNetConfig,
+    WideResNetConfig,
+    XyzEncoderConfig,
+)
 from m3ad_export.weights_commands import weights_path
 
 if TYPE_CHECKING:
@@ -67,6 +73,16 @@ def train(
     teacher_weights: Annotated[
         str, typer.Option(help="WideResNet50-2 of CRD and TRD: a file, `wide-resnet50-2-v1`, or `random`")
     ] = "random",
+    efficientnet_weights: Annotated[
+        str, typer.Option(help="EfficientNet-B5 of AST: a file, `efficientnet-b5`, or `random`")
+    ] = "random",
+    efficientnet_padded_for: Annotated[
+        int,
+        typer.Option(
+            help="side in pixels that its pads are made for: 456, as published, though images of 768 come",
+            min=32,
+        ),
+    ] = EfficientNetConfig().padded_for,
     group_size: Annotated[
         int | None, typer.Option(min=1, help="neighbours in a group; as the method was published if left out")
     ] = None,
@@ -74,8 +90,8 @@ def train(
     plane: Annotated[
         PlaneRemoval | None,
         typer.Option(
-            help="background plane: none, fixed (calibrated), ransac, or corners (of CRD and TRD); as the method was "
-            "published if left out"
+            help="background plane: none, fixed (calibrated), ransac, or corners (of CRD, TRD and AST); as the method "
+            "was published if left out"
         ),
     ] = None,
     normal_size: Annotated[
@@ -136,6 +152,7 @@ def train(
         preprocessing = Preprocessing(
             plane=plane or declared.plane,
             plane_coefficients=read_rig(rig).plane if rig else None,
+            plane_distance_m=declared.plane_distance_m,
             hole=hole,
             zero_rule=zero_rule,
             geometry=declared.geometry,
@@ -152,6 +169,13 @@ def train(
     if "teacher" in declared.encoders:
         teacher, weights = known.load_teacher(WideResNetConfig(), weights_path(teacher_weights), chosen.seed)
         encoders = replace(encoders, teacher=teacher, teacher_weights=weights)
+    if "efficientnet" in declared.encoders:
+        efficientnet, weights = known.load_efficientnet(
+            EfficientNetConfig(padded_for=efficientnet_padded_for),
+            weights_path(efficientnet_weights),
+            chosen.seed,
+        )
+        encoders = replace(encoders, efficientnet=efficientnet, efficientnet_weights=weights)
     if "xyz" in declared.encoders:
         config = XyzEncoderConfig(group_size=group_size or declared.group_size, bn_mode=bn_mode)
         cloud_encoder, weights = known.load_xyz_encoder(config, weights_path(xyz_weights), chosen.seed)
@@ -164,6 +188,7 @@ def train(
             encoders.xyz.config if encoders.xyz else None,
             encoders.xyz_weights,
             encoders.teacher_weights,
+            encoders.efficientnet_weights,
         )
         load_official = IMPLEMENTATIONS[declared.name].load_official
         if load_official is None:

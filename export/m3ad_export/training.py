@@ -22,6 +22,7 @@ from m3ad.scored import Lattice
 from m3ad_export.detector import Detector
 from m3ad_export.method import Fitted, Job
 from m3ad_export.methods import IMPLEMENTATIONS
+from m3ad_export.nets.efficientnet import EfficientNet
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 from m3ad_export.nets.wide_resnet import WideResNet
@@ -43,6 +44,8 @@ class Encoders:
     xyz_weights: WeightsInfo | None = None
     teacher: WideResNet | None = None
     teacher_weights: WeightsInfo | None = None
+    efficientnet: EfficientNet | None = None
+    efficientnet_weights: WeightsInfo | None = None
 
     def record(self) -> dict[str, Any]:
         """Their entry in a detector's record."""
@@ -50,6 +53,7 @@ class Encoders:
             "rgb": (self.rgb, self.rgb_weights),
             "xyz": (self.xyz, self.xyz_weights),
             "teacher": (self.teacher, self.teacher_weights),
+            "efficientnet": (self.efficientnet, self.efficientnet_weights),
         }
         return {
             side: {**asdict(encoder.config), "weights": weights.to_json()}
@@ -122,7 +126,9 @@ def train(
     require_good("validation", validation_samples)
     geometry = method_named(method).geometry
     preprocessing = with_extent(train_samples, replace(preprocessing, geometry=geometry))
-    extract = FeatureExtractor(encoders.rgb, encoders.xyz, preprocessing, folder / "features")
+    extract = FeatureExtractor(
+        encoders.rgb, encoders.xyz, preprocessing, folder / "features", encoders.efficientnet
+    )
     checkpoints = folder / "checkpoints"
     job = Job(train_samples, extract, checkpoints, settings, track, validation_samples, encoders.teacher)
     ready, fitted = fitted is not None, fitted or implementation.fit(job)
@@ -143,7 +149,9 @@ def train(
         },
     }
     maps = len(implementation.score_maps(record))
-    detector = Detector(encoders.rgb, encoders.xyz, fitted.networks, record, maps, encoders.teacher)
+    detector = Detector(
+        encoders.rgb, encoders.xyz, fitted.networks, record, maps, encoders.teacher, encoders.efficientnet
+    )
     if ready and implementation.refit:
         detector.networks = implementation.refit(detector, job)
     record["threshold"] = find_threshold(detector, validation_samples, extract, track)
@@ -205,7 +213,9 @@ def refit(
     if lattice is not None:
         preprocessing = replace(preprocessing, lattice=lattice)
     require_lattice(detector.contract.method, preprocessing.lattice)
-    extract = FeatureExtractor(detector.rgb, detector.xyz, preprocessing, folder / "features")
+    extract = FeatureExtractor(
+        detector.rgb, detector.xyz, preprocessing, folder / "features", detector.efficientnet
+    )
     checkpoints = folder / "checkpoints"
     job = Job(train_samples, extract, checkpoints, chosen, track, validation_samples, detector.teacher)
     networks = implementation.refit(detector, job) if implementation.refit else detector.networks

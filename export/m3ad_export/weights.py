@@ -6,6 +6,7 @@ index, and only when asked to (`fetch`).
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,13 @@ from m3ad_export.checkpoints import (
     strip_prefixes,
     tensors_of,
 )
-from m3ad_export.nets.configs import RgbEncoderConfig, WideResNetConfig, XyzEncoderConfig
+from m3ad_export.nets.configs import (
+    EfficientNetConfig,
+    RgbEncoderConfig,
+    WideResNetConfig,
+    XyzEncoderConfig,
+)
+from m3ad_export.nets.efficientnet import EfficientNet
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer, fold_position_grid
 from m3ad_export.nets.wide_resnet import WideResNet
@@ -116,6 +123,15 @@ SOURCES: dict[str, WeightsSource] = {
             tensors=320,
             origin="https://download.pytorch.org/models/wide_resnet50_2-95faca4d.pth",
             note="ImageNet weights V1; timm's file of that network has the same names and other numbers",
+        ),
+        WeightsSource(
+            name="efficientnet-b5",
+            encoder="efficientnet-b5",
+            file="efficientnet-b5-b6417697.pth",
+            licence="Apache-2.0",
+            tensors=854,
+            origin="https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/efficientnet-b5-b6417697.pth",
+            note="ImageNet weights of EfficientNet-PyTorch; torchvision's and timm's files have other names",
         ),
         WeightsSource(
             name="cfm-heads",
@@ -277,6 +293,34 @@ def load_teacher(
     return network.eval(), _pretrained(config.name, path)
 
 
+def load_efficientnet(
+    config: EfficientNetConfig, path: Path | None, seed: int = 0
+) -> tuple[EfficientNet, WeightsInfo]:
+    """An EfficientNet's first blocks with EfficientNet-PyTorch's file, or seeded random when `path` is None.
+
+    Random ones have their norms' statistics from one image of noise: without them 36 blocks leave nothing of an image.
+
+    Raises:
+        ArtifactError: the file lacks one of their tensors or holds something unknown.
+    """
+    network = EfficientNet(config)
+    if path is None:
+        return network.eval(), _randomise(
+            network, config.name, seed, (1, 3, config.padded_for, config.padded_for)
+        )
+    state = tensors_of(read_checkpoint(path), path)
+    count = len(network._blocks)
+    behind = ("_conv_head.", "_bn1.", "_fc.")
+    later = re.compile(r"_blocks\.(\d+)\.")
+    state = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(behind) and not ((found := later.match(key)) and int(found[1]) >= count)
+    }
+    load_strictly(network, state, path)
+    return network.eval(), _pretrained(config.name, path)
+
+
 def _pretrained(encoder: str, path: Path) -> WeightsInfo:
     digest = sha256_of(path)
     for source in SOURCES.values():
@@ -293,8 +337,13 @@ def _pretrained(encoder: str, path: Path) -> WeightsInfo:
     )
 
 
-def _randomise(network: nn.Module, encoder: str, seed: int) -> WeightsInfo:
-    """PyTorch's default initialisation under a seed, position codes and CLS normal with std 0.02."""
+def _randomise(
+    network: nn.Module, encoder: str, seed: int, noise: tuple[int, ...] | None = None
+) -> WeightsInfo:
+    """PyTorch's default initialisation under a seed, position codes and CLS normal with std 0.02.
+
+    With the shape of an image of noise, BatchNorms get that image's statistics.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in network.modules():
@@ -303,6 +352,15 @@ def _randomise(network: nn.Module, encoder: str, seed: int) -> WeightsInfo:
         for name, parameter in network.named_parameters():
             if name in ("cls_token", "pos_embed"):
                 nn.init.normal_(parameter, std=0.02)
+        if noise is not None:
+            norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+            for norm in norms:
+                norm.momentum = None  # the mean over what it has seen
+            with torch.no_grad():
+                network.train()(torch.randn(noise))
+            for norm in norms:
+                norm.momentum = 0.1
+            network.eval()
     return WeightsInfo(
         name=f"{encoder}-random-seed{seed}",
         kind="random",

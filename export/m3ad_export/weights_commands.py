@@ -7,7 +7,7 @@ import typer
 from m3ad.cli import print_json, print_text
 from m3ad.errors import ArtifactError
 
-from m3ad_export.nets.configs import RGB_ENCODERS, WideResNetConfig, XyzEncoderConfig
+from m3ad_export.nets.configs import RGB_ENCODERS, EfficientNetConfig, WideResNetConfig, XyzEncoderConfig
 
 app = typer.Typer(
     no_args_is_help=True, help="Known weights: where they come from, what they may be used for."
@@ -70,6 +70,8 @@ def weights_verify(name: SourceArg, file: Annotated[Path, typer.Argument(help="t
         known.load_xyz_encoder(XyzEncoderConfig(), file)
     elif source.encoder == WideResNetConfig().name:
         known.load_teacher(WideResNetConfig(), file)
+    elif source.encoder == EfficientNetConfig().name:
+        known.load_efficientnet(EfficientNetConfig(), file)
     print_text(f"{file} is a complete {name}")
 
 

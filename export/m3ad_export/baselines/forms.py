@@ -118,8 +118,7 @@ def runner(form: str, folder: Path, threads: int, device: str) -> Runner:
 
     @torch.inference_mode()
     def run(frame: ModelInput) -> MapAndTimes:
-        cloud = frame.points if frame.depth_image is None else frame.depth_image
-        arrays = (frame.image, cloud, frame.point_pixel)
+        arrays = (frame.image, *frame.cloud)
         tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays]
         return run_form(*tensors).cpu().numpy(), {}
 

@@ -86,11 +86,11 @@ def check_parity(
     layouts: tuple[Layout, ...] = ("chain",),
     points: tuple[int, ...] = PARITY_POINTS,
     threads: int = 2,
-    depth_image: npt.NDArray[np.float32] | None = None,
+    frame: Values | None = None,
 ) -> list[Deviation]:
     """Compare the value at every stage boundary, for every number of points.
 
-    A method that sees the cloud as an image has one size, that of its images: `image` and `depth_image` of a frame.
+    A method that sees the cloud as an image has one size, that of its images: a `frame` of all its inputs.
 
     Returns:
         One entry per form, size and value; see `verify_parity`.
@@ -105,12 +105,8 @@ def check_parity(
             loaded.setdefault("onnx", {})[name] = graph
             loaded.setdefault("cpu stages", {})[name] = cpu_stage(name, onnx_folder, contract, threads)
     deviations: list[Deviation] = []
-    for count in points if depth_image is None else (image[0, 0].size,):
-        inputs: Values = (
-            parity_inputs(count, image, contract.lattice)
-            if depth_image is None
-            else {"image": image, "depth_image": depth_image}
-        )
+    for count in points if frame is None else (image[0, 0].size,):
+        inputs: Values = parity_inputs(count, image, contract.lattice) if frame is None else frame
         expected, _ = reference.run(inputs, keep_all=True)
         for layout in layouts:
             wiring = contract.steps(layout)

@@ -55,6 +55,9 @@ KEEP_FP32: tuple[Keep, ...] = (
         "neighbourhoods are offsets of millimetres, their variance about 1e-6",
     ),
     Keep(r":encoder\.second_conv\.[01]/", "batch statistics over all grouped points"),
+    Keep(
+        r":couplings\.\d+/", "a flow's latents grow by exp from coupling to coupling and are clamped at 1e6"
+    ),
     Keep(r":pos_embed", "absolute coordinates in metres: fp16 would round them to a quarter millimetre"),
     Keep(rf":{OP_DOMAIN}\.", "the custom ops measure distances in fp32"),
 )

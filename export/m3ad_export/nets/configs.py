@@ -1,5 +1,6 @@
 """Sizes of the encoders and the known ones by name; the command line offers them where there is no torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,3 +106,44 @@ RGB_ENCODERS: dict[str, RgbEncoderConfig] = {
         ),
     )
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficientNetConfig:
+    """Sizes of an EfficientNet's stem and blocks; the defaults are EfficientNet-B5's up to block 35.
+
+    A row of `rows` is consecutive blocks alike: how many, kernel, stride of the first, expansion, channels out.
+    `padded_for` is the side of the image that the pads are made for, whatever image comes: the published network keeps
+    those of its design at 456 pixels, which shifts two convolutions by one pixel against pads for the actual 768.
+    """
+
+    name: str = "efficientnet-b5"
+    stem: int = 48
+    rows: tuple[tuple[int, int, int, int, int], ...] = (
+        (3, 3, 1, 1, 24),
+        (5, 3, 2, 6, 40),
+        (5, 5, 2, 6, 64),
+        (7, 3, 2, 6, 128),
+        (7, 5, 1, 6, 176),
+        (9, 5, 2, 6, 304),
+    )
+    padded_for: int = 456
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(tuple(row) for row in self.rows))  # JSON brings lists
+        if not self.rows or any(len(row) != 5 or min(row) < 1 for row in self.rows) or self.stem < 1:
+            raise ValueError(
+                f"expected rows of five positive numbers, got {self.rows} behind a stem of {self.stem}"
+            )
+        if self.padded_for < self.stride:
+            raise ValueError(f"padded_for must be at least {self.stride} pixels, got {self.padded_for}")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image between neighbours of what comes out."""
+        return 2 * math.prod(stride for _, _, stride, _, _ in self.rows)
+
+    @property
+    def channels(self) -> int:
+        """Of what comes out."""
+        return self.rows[-1][4]

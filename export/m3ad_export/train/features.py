@@ -28,6 +28,7 @@ from torch import Tensor
 from m3ad_export.checkpoints import state_sha256
 from m3ad_export.detector import call
 from m3ad_export.heads.tiled import FusedHead, spread_names, tile_scores
+from m3ad_export.nets.efficientnet import EfficientNet
 from m3ad_export.nets.point_mae import PointMaeEncoder
 from m3ad_export.nets.vit import VisionTransformer
 
@@ -42,8 +43,9 @@ class FrameFeatures:
     """The tokens of one frame, the two linear maps from tokens to feature rows, and its foreground [N].
 
     A modality without an encoder has one token of no columns, which no row reads. Of a method that sees an image of
-    the cloud there are no tokens but `images` [2, 3, 256, 256], the RGB one first. `points` [N, 3] and `centers`
-    [G, 3] are there where there are 3D tokens.
+    the cloud there are no tokens but `images` [2, 3, 256, 256], the RGB one first, or `grids`: the image's features
+    [1, C, 24, 24], relief [1, 1, 192, 192] and relief_mask [1, 1, 24, 24]. `points` [N, 3] and `centers` [G, 3] are
+    there where there are 3D tokens.
     """
 
     rgb_tokens: FloatArray
@@ -54,6 +56,7 @@ class FrameFeatures:
     images: FloatArray | None = None
     points: FloatArray | None = None
     centers: FloatArray | None = None
+    grids: tuple[FloatArray, FloatArray, FloatArray] | None = None
 
     @property
     def scored_pixel(self) -> IntArray:
@@ -96,6 +99,7 @@ class FeatureExtractor:
         xyz: likewise.
         preprocessing: the bundle's.
         cache: folder of the entries; made when missing.
+        efficientnet: in eval mode, of a method that takes grids.
     """
 
     def __init__(
@@ -104,9 +108,11 @@ class FeatureExtractor:
         xyz: PointMaeEncoder | None,
         preprocessing: Preprocessing,
         cache: Path,
+        efficientnet: EfficientNet | None = None,
     ) -> None:
         self.rgb, self.xyz, self.preprocessing, self.cache = rgb, xyz, preprocessing, cache
-        encoders = [encoder for encoder in (rgb, xyz) if encoder]
+        self.efficientnet = efficientnet
+        encoders = [encoder for encoder in (rgb, xyz, efficientnet) if encoder]
         settings = [FORMAT, *(asdict(encoder.config) for encoder in encoders), preprocessing.to_json()]
         self.identity = hashlib.sha256(json.dumps([*settings, state_sha256(*encoders)]).encode()).hexdigest()
         cache.mkdir(parents=True, exist_ok=True)
@@ -137,7 +143,10 @@ class FeatureExtractor:
             rgb,
             xyz,
             arrays["point_pixel"],
-            *(arrays.get(name) for name in ("images", "points", "centers")),
+            images=arrays.get("images"),
+            points=arrays.get("points"),
+            centers=arrays.get("centers"),
+            grids=(arrays["grid"], arrays["relief"], arrays["relief_mask"]) if "grid" in arrays else None,
         )
 
     def _encode(self, sample: Sample) -> Arrays:
@@ -151,6 +160,9 @@ class FeatureExtractor:
         operator = _no_rows(prepared.scored_pixel)
         if prepared.depth_image is not None:
             entry["images"] = np.concatenate([prepared.image, prepared.depth_image])
+        if self.efficientnet and prepared.relief is not None:
+            (entry["grid"],) = call(self.efficientnet, prepared.image)
+            entry["relief"], entry["relief_mask"] = prepared.cloud
         if self.rgb:
             (entry["rgb_tokens"],) = call(self.rgb, prepared.image)
         if self.xyz:

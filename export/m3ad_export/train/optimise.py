@@ -71,6 +71,7 @@ class SeededRun:
         lr: float | Callable[[int], float],
         backward: Callable[[int], float],
         betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
     ) -> list[float]:
         """Adam in train mode; afterwards the network is frozen.
 
@@ -81,6 +82,7 @@ class SeededRun:
             lr: learning rate, or what it is at a step.
             backward: step number -> its loss, whose gradients it leaves in the network.
             betas: Adam's.
+            weight_decay: likewise, part of the gradient.
 
         Returns:
             The loss of every step.
@@ -89,7 +91,7 @@ class SeededRun:
             M3adError: a loss is not finite.
         """
         rate = lr if callable(lr) else lambda _step: lr
-        optimiser = torch.optim.Adam(network.parameters(), lr=rate(0), betas=betas)
+        optimiser = torch.optim.Adam(network.parameters(), lr=rate(0), betas=betas, weight_decay=weight_decay)
         path, losses = self.folder / f"{stage}.pt", []
         saved = read_checkpoint(path) if path.is_file() else {}
         if saved.get("identity") == self.identity:
