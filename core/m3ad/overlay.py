@@ -116,7 +116,7 @@ def contact_sheet(inspected: Sequence[Inspected], threshold: float) -> Image.Ima
         top = 30 + row * row_height
         panels = [
             item.frame.rgb,
-            _coloured(_on_frame(item), low, high),
+            coloured(_on_frame(item), low, high),
             _heat_over_frame(item, threshold, low, high),
         ]
         if item.mask is not None:
@@ -156,7 +156,8 @@ def _on_frame(inspected: Inspected) -> Map:
     return to_frame(inspected.anomaly_map, height, width, inspected.geometry)
 
 
-def _coloured(values: Map, low: float, high: float) -> Pixels:
+def coloured(values: Map, low: float, high: float) -> Pixels:
+    """Colours of values [...], dark at `low` and bright at `high`: [..., 3] uint8."""
     position = np.clip((values - low) / (high - low), 0, 1) * (len(HEAT) - 1)
     steps = np.arange(len(HEAT))
     return np.stack([np.interp(position, steps, HEAT[:, c]) for c in range(3)], axis=-1).astype(np.uint8)
@@ -166,7 +167,7 @@ def _heat_over_frame(inspected: Inspected, threshold: float, low: float, high: f
     rgb = np.array(_fit(inspected.frame.rgb, SIDE_PX)).astype(np.float64)
     values = np.array(Image.fromarray(_on_frame(inspected)).resize((rgb.shape[1], rgb.shape[0])))
     flagged = values > threshold
-    heat = _coloured(values, low, high)
+    heat = coloured(values, low, high)
     rgb[flagged] += 0.55 * (heat[flagged] - rgb[flagged])
     contour = flagged & ~ndimage.binary_erosion(flagged, iterations=2, border_value=0)
     halo = ndimage.binary_dilation(contour) & ~contour
@@ -226,7 +227,7 @@ def _bar(sheet: Image.Image, place: tuple[int, int, int], low: float, high: floa
     """Colour bar at (left, top) with the given height; a tick marks the threshold."""
     left, top, height = place
     ramp = np.linspace(high, low, height, dtype=np.float32)[:, None].repeat(16, axis=1)
-    sheet.paste(Image.fromarray(_coloured(ramp, low, high)), (left, top))
+    sheet.paste(Image.fromarray(coloured(ramp, low, high)), (left, top))
     draw, font = ImageDraw.Draw(sheet), _font(13)
     tick = top + round((high - threshold) / (high - low) * (height - 1))
     draw.line((left - 4, tick, left + 20, tick), INK, 2)

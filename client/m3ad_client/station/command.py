@@ -43,7 +43,8 @@ def station(
             opened.once()
         else:
             with opened.running():
-                shared.talk.print(f"station {read.store.name} runs; its ledger is {opened.ledger.path}")
+                page = f", its page {opened.web.url}" if opened.web else ""
+                shared.talk.print(f"station {read.store.name} runs; its ledger is {opened.ledger.path}{page}")
                 while True:
                     opened.stop.wait(3600)
     finally:

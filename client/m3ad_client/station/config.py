@@ -11,9 +11,11 @@ from m3ad.errors import ArtifactError
 from m3ad.limits import Limits
 from msgspec import Meta, Struct
 
+from m3ad_client.address import is_loopback
 from m3ad_client.station.needs import needed
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+Name = Annotated[str, Meta(pattern=NAME.pattern)]
 Positive = Annotated[float, Meta(gt=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 Table = TypeVar("Table")
@@ -122,12 +124,46 @@ class Mqtt(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_fi
 Sink = JsonLines | Csv | Webhook | Mqtt
 
 
+class Page(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """`[page]`: where the page and the interface for programs are.
+
+    Attributes:
+        host: the address to listen at; this machine alone unless it is another.
+        token_file: what reviewing and sending frames needs; neither is possible without.
+        cert, key: for TLS.
+        behind_proxy: a reverse proxy before it speaks TLS.
+        hosts: names by which browsers may call it besides `host`.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8480
+    token_file: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    behind_proxy: bool = False
+    hosts: list[str] = []
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("`cert` and `key` go together")
+        if not (is_loopback(f"{self.host}:1") or self.cert or self.behind_proxy):
+            raise ValueError(
+                f"`host` {self.host} can be reached from other machines: give `cert` and `key`, or say "
+                "`behind_proxy = true` where a reverse proxy speaks TLS"
+            )
+
+    def names(self) -> set[str]:
+        """What a browser may call it."""
+        return {self.host, *self.hosts, "localhost", "127.0.0.1", "::1"}
+
+
 class Config(Struct, kw_only=True, frozen=True):
     """A whole configuration; relative paths are from the file's folder."""
 
     store: Store
     cameras: list[Camera]
     sinks: list[Sink]
+    page: Page | None = None
 
 
 def read_config(path: Path) -> Config:
@@ -152,8 +188,9 @@ def read_config(path: Path) -> Config:
     except ValueError as error:
         raise ArtifactError(f"{path} is not valid TOML: {error}") from error
     reader = _Reader(path, _lines(text))
-    reader.unknown(document, ("station", "camera", "sink"))
+    reader.unknown(document, ("station", "page", "camera", "sink"))
     store = reader.table(document, "station", Store)
+    page = reader.table(document, "page", Page) if "page" in document else None
     cameras = reader.tables(document, "camera", Camera)
     sinks = reader.tables(document, "sink", Sink)
     if not document.get("camera"):
@@ -167,7 +204,7 @@ def read_config(path: Path) -> Config:
         told = "; ".join(f"line {line}: {why}" for line, why in sorted(reader.wrong))
         raise ArtifactError(f"{path}, {told}")
     assert store is not None
-    return Config(store=store, cameras=cameras, sinks=sinks)
+    return Config(store=store, cameras=cameras, sinks=sinks, page=page)
 
 
 class _Reader:
@@ -179,7 +216,7 @@ class _Reader:
 
     def unknown(self, document: dict[str, Any], known: tuple[str, ...]) -> None:
         for name in document.keys() - {*known}:
-            told = f"`{name}` is unknown; expected [station], [[camera]] and [[sink]]"
+            told = f"`{name}` is unknown; expected [station], [page], [[camera]] and [[sink]]"
             self.wrong.append((self._line(name, f"{name}[0]"), told))
 
     def table(self, document: dict[str, Any], place: str, kind: type[Table]) -> Table | None:

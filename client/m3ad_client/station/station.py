@@ -16,6 +16,7 @@ from m3ad_client.station.faults import Faults
 from m3ad_client.station.line import Line
 from m3ad_client.station.needs import needed
 from m3ad_client.station.retention import tidy
+from m3ad_client.station.web import Web
 
 LEDGER = "ledger.sqlite"
 TIDY_S = 60.0
@@ -68,6 +69,10 @@ class Station:
                 ):  # a bundle that cannot be used ends the start, a server may come later
                     pass
             line.begin()
+        self.web: Web | None = None
+        if settings.page is not None:
+            own = Ledger(self.folder / LEDGER)
+            self.web = Web(settings, own, self.lines, self.status, self.stop)
 
     def tell(self) -> None:
         """Wake the sinks."""
@@ -111,6 +116,8 @@ class Station:
         threads.append(threading.Thread(target=self._tidy))
         for thread in threads:
             thread.start()
+        if self.web:
+            self.web.start()
         try:
             yield
         finally:
@@ -120,6 +127,8 @@ class Station:
 
     def close(self) -> None:
         """Close everything; the threads must have ended."""
+        if self.web:
+            self.web.end()
         for line in self.lines:
             line.judge.close()
         self.ledger.close()
