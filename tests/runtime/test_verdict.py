@@ -36,7 +36,7 @@ def test_both_inspectors_refuse_it(tiny_bundle: Bundle, monkeypatch: pytest.Monk
     here = Inspector(tiny_bundle)
     monkeypatch.setattr(here.pipeline, "run", lambda _: (values, {}))
     there = TritonInspector.__new__(TritonInspector)  # no server: only its answer matters
-    there.model, there.timeout_s, there.record = "tiny", 1.0, here.record
+    there.model, there.timeout_s, there.retries, there.record = "tiny", 1.0, 0, here.record
     there.tensors, there.limits, there.doors = here.tensors, here.limits, {"tensors": "tiny_tensors"}
     answer = SimpleNamespace(as_numpy=values.__getitem__)
     there.client = SimpleNamespace(infer=lambda *_, **__: answer)
