@@ -77,7 +77,7 @@ def test_a_line_heals_while_clients_ask(fused_repository: Path, tiny_bundle: Bun
                 except Exception as error:  # noqa: PERF203  whatever it is, the test must see it
                     found.append(error)
 
-    regions = {name for name in os.listdir("/dev/shm") if name.startswith("triton_python")}
+    regions = shared_memory()
     with served(fused_repository, "--health-port", "0") as (process, told):
         port = int(told["health_url"].partition(":")[2].rpartition(":")[2].partition("/")[0])
         threads = [threading.Thread(target=ask, args=(told["grpc_url"],)) for _ in range(2)]
@@ -112,7 +112,12 @@ def test_a_line_heals_while_clients_ask(fused_repository: Path, tiny_bundle: Bun
     assert "`other_judge` (process " in lines[1]
     assert "was stopped" in lines[1]
     assert lines[2].startswith("tritonserver stopped by signal SIGKILL")
-    assert regions >= {name for name in os.listdir("/dev/shm") if name.startswith("triton_python")} - regions
+    wait_until(lambda: shared_memory() <= regions)  # a stage notices a while later that its server is gone
+
+
+def shared_memory() -> set[str]:
+    """Regions of the stages of every server on this machine."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("triton_python")}
 
 
 def wait_until(done: Any, seconds: float = 90) -> None:
