@@ -1,17 +1,16 @@
 """AST, small, from training to a real server: an image of 768, depth of 192, a map of 192, stretched."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frames import find_samples, read_sample
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.serving import ServingRecord
 from m3ad_calibrate.gate import gate
 from m3ad_calibrate.quantize import Settings, quantize
@@ -20,23 +19,22 @@ from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import inspect_samples
 from m3ad_client.triton import TritonInspector
 from m3ad_export.baselines.forms import dense, runner
-from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.engine import build_engines
 from m3ad_export.graphs.plan import default_plan
 from m3ad_export.heads.ast import Coupling, Student, Teacher
 from m3ad_export.methods.ast import load_official
 from m3ad_export.nets.configs import EfficientNetConfig
 from m3ad_export.official_files import require_official_encoders
-from m3ad_export.sample_data import write_sample_data
 from m3ad_export.saved import load_detector
 from m3ad_export.train.ast import AstSettings, likelihood_loss, train_pair
 from m3ad_export.train.features import FeatureExtractor
-from m3ad_export.training import Encoders, train
+from m3ad_export.training import Encoders
 from m3ad_export.weights import load_efficientnet
 from m3ad_runtime.pipeline import Inspector
 from m3ad_triton.repository import write_repository
 from m3ad_triton.server import LocalServer
 from PIL import Image
+from tiny import Trained, trained_on_images
 
 TINY = EfficientNetConfig(
     name="tiny", stem=4, rows=((1, 3, 2, 1, 4), (1, 5, 2, 2, 4), (1, 3, 2, 2, 6), (2, 5, 2, 2, 8))
@@ -46,33 +44,11 @@ SHORT = AstSettings(steps=3, batch=2, student_width=8, lr=1e-3, checkpoint_steps
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@dataclass
-class Trained:
-    data: Path
-    folder: Path
-    bundle: Bundle
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    root = tmp_path_factory.mktemp("ast")
-    write_sample_data(root / "data", train=3, validation=2, test_per_kind=1, size=128)
     encoder, weights = load_efficientnet(TINY, None)
-    train(
-        find_samples(root / "data", "train"),
-        find_samples(root / "data", "validation"),
-        Encoders(efficientnet=encoder, efficientnet_weights=weights),
-        root / "detector",
-        category="tiny",
-        preprocessing=Preprocessing(plane="none"),
-        settings=SHORT,
-        method="ast",
-    )
-    detector = load_detector(root / "detector")
-    sample = find_samples(root / "data", "validation")[0]
-    golden = prepare(read_sample(sample), Preprocessing.from_json(detector.record["preprocessing"]))
-    write_bundle(detector, golden, root / "bundle")
-    return Trained(root / "data", root / "detector", Bundle.open(root / "bundle"))
+    encoders = Encoders(efficientnet=encoder, efficientnet_weights=weights)
+    return trained_on_images(tmp_path_factory.mktemp("ast"), "ast", encoders, SHORT)
 
 
 def test_the_bundle_has_the_published_form_and_its_threshold(trained: Trained) -> None:

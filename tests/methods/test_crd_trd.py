@@ -1,14 +1,13 @@
 """CRD and TRD, small, from training to a real server: images instead of points, 256 x 256, stretched."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import Preprocessing, prepare
@@ -21,7 +20,6 @@ from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import inspect_samples
 from m3ad_client.triton import TritonInspector
 from m3ad_export.baselines.forms import dense
-from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.checkpoints import State
 from m3ad_export.engine import build_engines
 from m3ad_export.graphs.plan import default_plan
@@ -29,16 +27,16 @@ from m3ad_export.heads.crd import Student, new_student, raw_map
 from m3ad_export.methods.crd import load_official, parts_of
 from m3ad_export.nets.configs import WideResNetConfig
 from m3ad_export.official_files import require_official_encoders
-from m3ad_export.sample_data import write_sample_data
 from m3ad_export.saved import load_detector
 from m3ad_export.train.crd import CrdSettings, levels_of, train_students
 from m3ad_export.train.features import FeatureExtractor
-from m3ad_export.training import Encoders, refit, train
+from m3ad_export.training import Encoders, refit
 from m3ad_export.weights import WeightsInfo, load_teacher
 from m3ad_runtime.pipeline import Inspector
 from m3ad_triton.repository import write_repository
 from m3ad_triton.server import LocalServer
 from PIL import Image
+from tiny import Trained, trained_on_images
 
 TINY = WideResNetConfig(name="tiny", stem=4, inner=4, blocks=(1, 1, 1))
 SHORT = CrdSettings(steps=3, batch=2, checkpoint_steps=1)
@@ -47,34 +45,12 @@ SHORT = CrdSettings(steps=3, batch=2, checkpoint_steps=1)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@dataclass
-class Trained:
-    data: Path
-    folder: Path
-    bundle: Bundle
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """TRD, whose preprocessing is CRD's and more."""
-    root = tmp_path_factory.mktemp("crd")
-    write_sample_data(root / "data", train=3, validation=2, test_per_kind=1, size=128)
     teacher, weights = load_teacher(TINY, None)
-    train(
-        find_samples(root / "data", "train"),
-        find_samples(root / "data", "validation"),
-        Encoders(teacher=teacher, teacher_weights=weights),
-        root / "detector",
-        category="tiny",
-        preprocessing=Preprocessing(plane="none"),
-        settings=SHORT,
-        method="trd",
-    )
-    detector = load_detector(root / "detector")
-    sample = find_samples(root / "data", "validation")[0]
-    golden = prepare(read_sample(sample), Preprocessing.from_json(detector.record["preprocessing"]))
-    write_bundle(detector, golden, root / "bundle")
-    return Trained(root / "data", root / "detector", Bundle.open(root / "bundle"))
+    encoders = Encoders(teacher=teacher, teacher_weights=weights)
+    return trained_on_images(tmp_path_factory.mktemp("crd"), "trd", encoders, SHORT)
 
 
 def test_the_bundle_has_the_published_form_and_its_threshold(trained: Trained) -> None:

@@ -1,16 +1,23 @@
 """Every method small enough for fast tests, with random weights; the encoders are those of `conftest`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import TINY_RGB, TINY_XYZ, make_tiny_detector, randomise
+from m3ad.bundle import Bundle
+from m3ad.frames import find_samples, read_sample
 from m3ad.methods import METHODS
-from m3ad.preprocess import Preprocessing
+from m3ad.preprocess import Preprocessing, prepare
 from m3ad.scored import Lattice
+from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.detector import Detector
 from m3ad_export.heads.bank import Bank, TwoBanks
 from m3ad_export.methods import IMPLEMENTATIONS
+from m3ad_export.sample_data import write_sample_data
+from m3ad_export.saved import load_detector
+from m3ad_export.training import Encoders, train
 
 WIDTHS = {"rgb_width": TINY_RGB.token_width, "xyz_width": TINY_XYZ.token_width}
 OTHERS = ("cfm", "cmdr_iad", "cmdr_iad_rgb", "cmdr_iad_xyz", "m3dm")
@@ -69,3 +76,32 @@ def make_detector(method: str, lattice: Lattice = "all") -> Detector:
         record,
         len(implementation.score_maps(record)),
     )
+
+
+@dataclass
+class Trained:
+    """A category, the detector that was trained on it, and its bundle."""
+
+    data: Path
+    folder: Path
+    bundle: Bundle
+
+
+def trained_on_images(root: Path, method: str, encoders: Encoders, settings: Any) -> Trained:
+    """A method of images from good parts to a bundle, the golden frame one of validation's."""
+    write_sample_data(root / "data", train=3, validation=2, test_per_kind=1, size=128)
+    train(
+        find_samples(root / "data", "train"),
+        find_samples(root / "data", "validation"),
+        encoders,
+        root / "detector",
+        category="tiny",
+        preprocessing=Preprocessing(plane="none"),
+        settings=settings,
+        method=method,
+    )
+    detector = load_detector(root / "detector")
+    sample = find_samples(root / "data", "validation")[0]
+    golden = prepare(read_sample(sample), Preprocessing.from_json(detector.record["preprocessing"]))
+    write_bundle(detector, golden, root / "bundle")
+    return Trained(root / "data", root / "detector", Bundle.open(root / "bundle"))

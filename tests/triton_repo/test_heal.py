@@ -183,8 +183,9 @@ def test_the_probe_of_a_health_check(server: LocalServer, fused_repository: Path
     rehash(wrong)
     bad = probe(wrong, "--url", server.grpc_url)
     assert bad.returncode == 1
-    assert "error: other_tensors at" in bad.stderr
+    assert "does not answer its golden frame as the bundle does: " in bad.stderr
     assert "`anomaly_map` differs from the bundle's by" in bad.stderr
     nobody = probe(fused_repository, "--url", "localhost:1")
     assert nobody.returncode == 1
-    assert "does not answer its golden frame as the bundle does" in nobody.stderr
+    assert "error: other_tensors at localhost:1 gives no answer (" in nobody.stderr
+    assert f"start it: m3ad-triton serve {fused_repository}" in nobody.stderr

@@ -257,7 +257,10 @@ def probe(
             try:
                 problem = line.difference(golden, timeout_s)
             except InferenceServerException as error:
-                problem = error.message()
+                raise ServerError(
+                    f"{golden.door} at {url} gives no answer ({error.message()}); look at the server's log, or start "
+                    f"it: m3ad-triton serve {repo}"
+                ) from error
             if problem:
                 raise ServerError(
                     f"{golden.door} at {url} does not answer its golden frame as the bundle does: {problem}"
