@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from m3ad.errors import FrameError
 from m3ad.plane import border_points, distance_m, fit_plane
@@ -62,6 +62,7 @@ def floor_of(height=96, width=128, seed=0):
 @given(
     rim=st.tuples(*[st.integers(0, 20)] * 4), hole=st.sampled_from([0.0, np.nan]), missing=st.floats(0, 0.2)
 )
+@example(rim=(8, 8, 8, 12), hole=0.0, missing=0.2)  # two of ten lines are left: just not dead
 def test_a_dead_rim_of_any_width_leaves_the_plane(rim, hole, missing):
     top, bottom, left, right = rim
     xyz, inside = floor_of(160, 200), np.zeros((160, 200), bool)
@@ -69,7 +70,10 @@ def test_a_dead_rim_of_any_width_leaves_the_plane(rim, hole, missing):
     expected = fit_plane(border_points(xyz))
     xyz[~inside | (np.random.default_rng(1).random(inside.shape) < missing)] = hole
     points = border_points(xyz)
-    assert len(points) > 1000
+    ring = (
+        2 * 10 * 200 + 2 * 10 * 140
+    )  # a side that is not dead has a tenth of its strip, a dead one has none in it
+    assert len(points) >= ring / 10
     found = fit_plane(points)
     assert distance_m(np.float32([[0, 0, 0.5]]), found) == pytest.approx(
         distance_m(np.float32([[0, 0, 0.5]]), expected), abs=1e-4

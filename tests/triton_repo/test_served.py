@@ -49,6 +49,12 @@ def bundles(tiny_bundle: Bundle, tmp_path: Path) -> list[Path]:
     return paths
 
 
+def state_of(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
+    """What a change of a file would change: when it or its entry was changed last, and its content."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ctime_ns, p.read_bytes()) for p in paths}
+
+
 def test_equal_stages_are_one_model(bundles: list[Path], tmp_path: Path) -> None:
     repositories = write_categories(bundles, tmp_path / "line", "onnxruntime")
     assert find_repositories([tmp_path / "line"]) == [tmp_path / "line" / n for n in ("left", "right", "top")]
@@ -61,10 +67,12 @@ def test_equal_stages_are_one_model(bundles: list[Path], tmp_path: Path) -> None
     shared = {"shared_rgb_extractor", "shared_xyz_extractor", "shared_head"}
     assert {path.name for path in models.folder.iterdir()} == {*own, *doors, *shared, "left_head"}
     assert models.names() == {path.name for path in models.folder.iterdir()}
-    # A repository that is written anew changes nothing of it.
-    served = (models.folder / "left_head" / "1" / "head_vote.onnx").read_bytes()
+    # Neither a second server nor a repository that is written anew changes anything of it; Triton looks at these times.
+    served = state_of(models.folder)
+    (tmp_path / "second").mkdir()
+    ServedModels(tmp_path / "second", repositories)
     write_repository(renamed(Bundle.open(bundles[1]), "left", tmp_path), repositories[0].path, "onnxruntime")
-    assert (models.folder / "left_head" / "1" / "head_vote.onnx").read_bytes() == served
+    assert state_of(models.folder) == served
     proposal = models.propose(Repository.open(repositories[0].path))
     assert proposal.names["left_head"] == "shared_head"
     assert proposal.trial == "left_tensors.2"

@@ -1,9 +1,9 @@
 """The models that one server holds, in a folder of its own: those of several repositories, equal stages once.
 
 Triton polls that folder, so a category can be replaced while the others are served, and nobody can do so over the
-network: with explicit model control whoever reaches a port may load code. The files are hard links, or copies where
-the repository lies on another disk, so that writing a repository anew changes nothing that is served. Code and
-configurations are copies.
+network: with explicit model control whoever reaches a port may load code. The files are copies, so that nothing that
+happens to a repository changes what is served: of a hard link, Triton takes a link more or less elsewhere (a second
+server, the repository written anew) for a change, and loads that model again.
 """
 
 import hashlib
@@ -24,7 +24,6 @@ from m3ad_triton.golden import FOLDER, Golden
 from m3ad_triton.repository import VERSION, Repository, stage_of
 
 CONFIG = "config.pbtxt"
-COPIED = (CONFIG, "model.py")  # small, and not to change under a server when somebody edits the repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +162,6 @@ class ServedModels:
 
 def _take(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.name not in COPIED:
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, somebody else's file, or a file system without links
-            pass
-        else:
-            return
     shutil.copyfile(source, target)
 
 
