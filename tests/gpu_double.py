@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from m3ad.contract import LETTERS, MAX_POINTS, OP_DOMAIN, OPS
+from runtime_config_double import STRATEGIES, RuntimeConfig
 
 ALIGNMENT = 256
 MAGIC = b"plan of a double"
@@ -68,6 +69,7 @@ class GpuDouble:
         self.pinned: list[np.ndarray] = []
         self.queue: list[Callable[[], None]] = []
         self.runs: list[str] = []  # the plans that were run, in order
+        self.compiled: list[str] = []  # the plans whose kernels TensorRT-RTX had to compile, in order
         self.violations: list[str] = []
         self.objects: list[weakref.ref[Any]] = []
         self.creators: set[str] = set()
@@ -316,6 +318,8 @@ def tensorrt_of(double: GpuDouble, name: str, version: str) -> ModuleType:
         ExecutionContextAllocationStrategy=SimpleNamespace(STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2),
         get_plugin_registry=Registry,
     )
+    if name == "tensorrt_rtx":
+        module.DynamicShapesKernelSpecializationStrategy = STRATEGIES  # type: ignore[attr-defined]
     return module
 
 
@@ -381,21 +385,29 @@ class Engine:
         sizes = [end or (d.dim_value,) * 3 for end, d in zip(ends, dims, strict=True)]
         return [list(shape) for shape in zip(*sizes, strict=True)]
 
-    def create_execution_context(self, strategy: int) -> "Context | None":
+    def create_runtime_config(self) -> RuntimeConfig:
+        require(self.trt.__name__ == "tensorrt_rtx", "runtime configurations are of TensorRT-RTX here")
+        return RuntimeConfig(self)
+
+    def create_execution_context(self, how: "int | RuntimeConfig") -> "Context | None":
         self.double.require_current()
         require(self.runtime() is not None, "an engine is used after its runtime is gone")
         if self.facts.get("no_context"):
             self.runtime().log("CUDA initialization failure with error: out of memory")  # type: ignore[union-attr]
             return None
+        config = how if isinstance(how, RuntimeConfig) else None
+        require(config is None or config.engine is self, "a runtime configuration of another engine")
+        strategy = config.strategy if config else how
         require(strategy == 2, "a context that takes memory of its own: the stages are to share one arena")
-        return Context(self)
+        return Context(self, config.cache if config else None)
 
 
 class Context:
     """trt.IExecutionContext."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, cache: Any = None) -> None:
         self._engine = weakref.ref(engine)
+        self.cache = weakref.ref(cache) if cache else None
         self.double = engine.double
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -448,6 +460,8 @@ class Context:
         if plan == double.refuses:
             engine.runtime().log("enqueueV3: Error Code 3: API Usage Error")  # type: ignore[union-attr]
             return False
+        if self.cache:
+            self.cache().compile(plan)
         # What was set is read now; it may be set anew for the next run while this one waits.
         addresses, shapes = dict(self.addresses), dict(self.shapes)
         arena, size = self.arena or (0, 0)

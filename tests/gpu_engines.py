@@ -16,7 +16,7 @@ from m3ad.contract import OP_DOMAIN, OPS
 from m3ad_export import engine
 from m3ad_export.engine_builder import BuiltEngine
 from m3ad_plugins.library import Finding
-from m3ad_runtime import tensorrt_pipeline
+from m3ad_runtime import runtime_cache, tensorrt_pipeline
 
 ARENAS = {"head": 7000, "rgb_extractor": 5001}  # bytes; 4096 of the others
 LIBRARY = "libm3ad_plugins.so"
@@ -58,6 +58,7 @@ def installed(double: GpuDouble, library: Path) -> Iterator[GpuDouble]:
     parent.driver = double.driver  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M3AD_PLUGINS_DIR", str(library))
+        patch.setattr(runtime_cache, "cache_folder", lambda: library / "cache")
         patch.setitem(sys.modules, "pycuda", parent)
         patch.setitem(sys.modules, "pycuda.driver", double.driver)
         patch.setitem(sys.modules, double.trt.__name__, double.trt)

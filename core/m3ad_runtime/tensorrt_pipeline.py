@@ -32,6 +32,7 @@ from m3ad_runtime.engine_choice import (
     engines_for,
 )
 from m3ad_runtime.onnx_graph import Arrays
+from m3ad_runtime.runtime_cache import RuntimeCache, runtime_cache
 from m3ad_runtime.tensorrt_head import HOST_INPUTS, TiledHeadPlans, tile_rows
 from m3ad_runtime.tensorrt_plan import Plan, PlanTensor, logger_of
 
@@ -66,6 +67,8 @@ class TensorRtPipeline:
         self._inputs = bundle.contract.inputs
         self._lock = threading.Lock()
         self._plans: dict[str, Plan] = {}
+        self._cache: RuntimeCache | None = None
+        self._ran = False
         self._logger: Any = None
         self._runtime: Any = None
         try:
@@ -93,8 +96,9 @@ class TensorRtPipeline:
                 verify_plan(self._plans[names[0]], stages[name])
         self.arena_bytes = max(plan.arena_bytes for plan in self._plans.values())
         arena = gpu.allocate(self.arena_bytes, "the activations of the largest stage")
+        self._cache = runtime_cache(trt, self.chosen)
         for plan in self._plans.values():
-            plan.attach(arena, self.arena_bytes)
+            plan.attach(arena, self.arena_bytes, self._cache)
         tiled = len(parts) > 1
         tile = tile_rows(self._plans[parts[1]]) if tiled else 1
         on_host = [tensor.name for tensor in self._inputs] + [*PIPELINE_OUTPUTS]
@@ -148,6 +152,9 @@ class TensorRtPipeline:
                 self._values.fetch(PIPELINE_OUTPUTS)
             finally:
                 gpu.synchronize()  # what is queued reads and writes memory that the next frame uses
+            if self._cache and not self._ran:  # now everything is compiled, and a process may be killed later
+                self._cache.save()
+            self._ran = True
             outputs = {name: self._values.host(name).copy() for name in PIPELINE_OUTPUTS}
             step_ms: dict[str, float] = {}
             for step, first, second in zip(self.wiring, events, events[1:], strict=False):
@@ -156,10 +163,14 @@ class TensorRtPipeline:
         return outputs, step_ms
 
     def close(self) -> None:
-        """Let go of contexts, engines, runtime and memory, in this order."""
+        """Let go of contexts, compiled kernels, engines, runtime and memory, in this order."""
         if self.gpu.is_open:
             with self.gpu.current():
                 self._functions = []
+                for plan in self._plans.values():
+                    plan.detach()
+                if self._cache:
+                    self._cache.close()
                 for plan in self._plans.values():
                     plan.close()
                 self._plans = {}

@@ -1,6 +1,6 @@
 """One plan in TensorRT or TensorRT-RTX: its tensors, and how it is put on the stream.
 
-Only API that TensorRT 10.3 to 11.4 and TensorRT-RTX have in common.
+Only API that TensorRT 10.3 to 11.4 and TensorRT-RTX have in common; runtime_cache.py has what is of TensorRT-RTX alone.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from m3ad.errors import ArtifactError, DeviceError
 
 from m3ad_runtime.cuda import ALIGNMENT
+from m3ad_runtime.runtime_cache import RuntimeCache
 
 Shape = tuple[int, ...]
 
@@ -91,8 +92,13 @@ class Plan:
         """What the context needs for its activations, at the largest shapes."""
         return int(self._engine.device_memory_size_v2)
 
-    def attach(self, arena: int, size: int) -> None:
+    def attach(self, arena: int, size: int, cache: RuntimeCache | None) -> None:
         """Make the context; it works in the arena, which no other one uses at the same time.
+
+        Args:
+            arena: device memory.
+            size: of the arena in bytes.
+            cache: of kernels that are compiled here, with TensorRT-RTX.
 
         Raises:
             DeviceError: there is too little memory for what the context keeps beside it.
@@ -100,8 +106,8 @@ class Plan:
         assert size >= self.arena_bytes
         assert arena % ALIGNMENT == 0
         trt = self._trt
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        how = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(cache.config(trt, self._engine) if cache else how)
         if context is None:
             raise DeviceError(
                 f"{self._trt.__name__} cannot make a context of plan {self.name}: {self._logger.last()}; end what "
@@ -143,9 +149,13 @@ class Plan:
                 "m3ad-export doctor"
             )
 
+    def detach(self) -> None:
+        """Let go of the context."""
+        self._context = None
+
     def close(self) -> None:
         """Let go of the context, then of the engine."""
-        self._context = None
+        self.detach()
         self._engine = None
 
 
