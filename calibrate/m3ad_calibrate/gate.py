@@ -90,7 +90,7 @@ def gate(
     """Hold a bundle of another precision or lattice against its source on a test split.
 
     Args:
-        bundle: quantized, or of another lattice.
+        bundle: quantized, of another lattice, or both.
         source: what it was made from.
         samples: good and defective frames with masks.
         budget: how much image AUROC, AUPRO@30 % and AUPRO@1 % may each fall.
@@ -232,13 +232,14 @@ def onnx_digest(bundle: Bundle) -> str:
 
 
 def _verify_pair(bundle: Bundle, source: Bundle) -> None:
-    change = bundle.manifest.precision or bundle.manifest.lattice
-    if change is None:
+    changes = [c for c in (bundle.manifest.precision, bundle.manifest.lattice) if c is not None]
+    if not changes:
         raise ArtifactError(
             f"{bundle.path} is not quantized, nor is its lattice another than its detector's: there is nothing to "
             "gate; write one with m3ad-calibrate quantize or lattice"
         )
-    if change.source_onnx != onnx_digest(source):
+    # A lattice that was quantized holds against the lattice in fp32, and against what both were made from.
+    if onnx_digest(source) not in [change.source_onnx for change in changes]:
         raise ArtifactError(
             f"{bundle.path} was not made from {source.path}; gate it against its source, or write it again"
         )

@@ -1,125 +1,31 @@
-"""A bundle -> another one that scores a lattice of the pixels, chosen on frames with synthetic defects.
+"""A bundle -> another one that scores a lattice of the pixels; which one, `lattice_probe` measures."""
 
-The rows of scores do not depend on each other, so a frame goes through the head once, at every pixel; each lattice then
-votes on its own part of these scores.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from m3ad import bundle as artefact
 from m3ad.bundle import Bundle
-from m3ad.contract import GRID_SIZE, MAX_POINTS
-from m3ad.errors import ArtifactError, M3adError
-from m3ad.frames import Frame, Sample, read_sample
-from m3ad.grid import prepare_mask
-from m3ad.method import require_lattice
+from m3ad.contract import MAX_POINTS
+from m3ad.errors import M3adError
+from m3ad.frames import Sample, read_sample
 from m3ad.methods import contract_of
-from m3ad.metrics import rank_correlation
-from m3ad.preprocess import prepare, with_holes
-from m3ad.scored import Lattice, on_lattice
+from m3ad.scored import Lattice
 from m3ad_export.graphs.head import head_model, read_parts
 from m3ad_export.graphs.verify import verify_interface
 from m3ad_export.graphs.vote import with_coverage
 from m3ad_export.heads.voting import OneClassSvm, SvmRows, fit_one_class_svm
 from m3ad_export.train.samples import sample_evenly
-from m3ad_runtime.onnx_graph import OnnxGraph
-from m3ad_runtime.pipeline import Inspector, model_arrays
-from m3ad_runtime.stages import TiledHead, cpu_form
+from m3ad_runtime.pipeline import Inspector
 
-from m3ad_calibrate.defects import with_defect
-from m3ad_calibrate.gate import METRICS, onnx_digest
-from m3ad_calibrate.probe import QualityLoss, metrics_of, quality_loss
+from m3ad_calibrate.gate import onnx_digest
+from m3ad_calibrate.lattice_probe import Trial, verify_source
 from m3ad_calibrate.quantize import write_golden
 from m3ad_calibrate.svm import SvmVote, config_of, fit_svm, write_svm
 from m3ad_calibrate.threshold import fit_threshold
-
-LATTICES: tuple[Lattice, ...] = ("half", 2, 3, 4)
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A lattice, the share of the rows that it scores, and what it cost on the probed frames."""
-
-    lattice: Lattice
-    share: float
-    quality: QualityLoss
-
-
-def measure(
-    source: Bundle,
-    samples: Sequence[Sample],
-    budget: float,
-    lattices: Sequence[Lattice] | None = None,
-    say: Say = lambda _: None,
-    threads: int = 2,
-) -> list[Trial]:
-    """What each lattice costs on good frames, each once as it is and once with a synthetic defect.
-
-    Args:
-        source: scores every pixel and has the fused layout.
-        samples: good frames of the validation split.
-        budget: as of the gate.
-        lattices: which; `LATTICES` if left out.
-        say: is told of each lattice.
-        threads: of ONNX Runtime.
-
-    Raises:
-        ArtifactError: the bundle is quantized, scores a lattice already, has no fused layout, or its method takes none.
-    """
-    _verify_source(source)
-    contract, preprocessing, folder = source.contract, source.preprocessing, source.path / "onnx"
-    stages = {s.stage: cpu_form(s.stage, folder, contract, threads) for s in contract.steps("fused")}
-    head = stages.pop("head")
-    assert isinstance(head, TiledHead)
-    model = with_coverage(onnx.load(source.file("onnx/head_vote.onnx")))
-    vote = OnnxGraph(model.SerializeToString(), threads)
-    tried = list(lattices or LATTICES)
-    maps: dict[Lattice, list[npt.NDArray[np.float32]]] = {lattice: [] for lattice in ("all", *tried)}
-    masks: list[npt.NDArray[np.bool_]] = []
-    kept: dict[Lattice, float] = dict.fromkeys(tried, 0.0)
-    pixels: list[npt.NDArray[np.int32]] = []
-
-    def run(frame: Frame) -> None:
-        arrays = dict(model_arrays(prepare(frame, preprocessing)))
-        for stage in stages.values():
-            arrays |= stage(arrays)
-        scores, every = head.scores(arrays), arrays["scored_pixel"]
-        pixels.append(arrays["point_pixel"])
-        maps["all"].append(head.vote({"scores": scores, **arrays})["anomaly_map"])
-        for lattice in tried:
-            scored = on_lattice(every, lattice)
-            kept[lattice] += len(scored) / len(every)
-            rows = np.ascontiguousarray(scores[:, np.isin(every, scored)])
-            voted = vote({"scores": rows, "scored_pixel": scored, "point_pixel": arrays["point_pixel"]})
-            maps[lattice].append(voted["anomaly_map"])
-
-    for i, sample in enumerate(samples):
-        frame = with_holes(read_sample(sample, preprocessing.camera), preprocessing)
-        run(frame)
-        masks.append(np.zeros((GRID_SIZE[preprocessing.geometry],) * 2, np.bool_))
-        defective, mask = with_defect(frame, i)
-        run(defective)
-        masks.append(prepare_mask(mask, preprocessing.geometry))
-    wanted = metrics_of(maps["all"], masks)
-    trials = []
-    for lattice in tried:
-        found = metrics_of(maps[lattice], masks)
-        rank = min(
-            rank_correlation(a.ravel()[part], b.ravel()[part])
-            for a, b, part in zip(maps["all"], maps[lattice], pixels, strict=True)
-        )
-        quality = quality_loss({n: wanted[n] - found[n] for n in METRICS}, rank, budget)
-        trials.append(Trial(lattice, kept[lattice] / len(masks), quality))
-        say(f"lattice {lattice}: {trials[-1].share:.1%} of the rows, {quality.loss:.2f} of the budget")
-    return trials
 
 
 def write_lattice(
@@ -138,7 +44,7 @@ def write_lattice(
     pass the scores are the source's, and so SVM, threshold and review limit stay too.
 
     Args:
-        source: see `measure`.
+        source: see `lattice_probe.verify_source`.
         out: the folder to write; an older bundle there is replaced.
         lattice: not `all`.
         train: good frames, for the one-class SVM.
@@ -149,9 +55,9 @@ def write_lattice(
 
     Raises:
         M3adError: `out` is the source, or there is no lattice to write.
-        ArtifactError: `out` is something else, or the source is none; see `measure`.
+        ArtifactError: `out` is something else, or the source is none; see there.
     """
-    _verify_source(source)
+    verify_source(source)
     if lattice == "all" or out.resolve() == source.path.resolve():
         raise M3adError(
             f"name a lattice other than all, and another folder than {source.path} to write it to"
@@ -184,12 +90,16 @@ def write_lattice(
         return written
     if manifest.voting is not None:
         written = _refit(written, train)
-    inspector = Inspector(written)
-    camera = written.preprocessing.camera
+    return with_threshold(written, validation)
+
+
+def with_threshold(bundle: Bundle, validation: Sequence[Sample]) -> Bundle:
+    """Set the threshold to the largest score of good frames; a review limit is dropped, it was for other scores."""
+    inspector, camera = Inspector(bundle), bundle.preprocessing.camera
     scores = [inspector.inspect(read_sample(sample, camera)).score for sample in validation]
     parts = [f"{sample.split}/{sample.defect}/{sample.name}" for sample in validation]
     fitted = asdict(fit_threshold(scores))
-    return written.update(threshold={**fitted, "review": None, "validation_scores": scores, "parts": parts})
+    return bundle.update(threshold={**fitted, "review": None, "validation_scores": scores, "parts": parts})
 
 
 def report(trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -221,19 +131,6 @@ def save_plot(trials: Sequence[Trial], chosen: Trial, path: Path) -> None:
     axes.axhline(1, color="black", linewidth=1)
     axes.set(xlabel="share of the rows that are scored", ylabel="share of the loss budget", xlim=(0, 1))
     figure.savefig(path, dpi=120)
-
-
-def _verify_source(source: Bundle) -> None:
-    if source.manifest.precision is not None:
-        raise ArtifactError(f"{source.path} is quantized; give the bundle it was made from a lattice first")
-    if source.preprocessing.lattice != "all":
-        raise ArtifactError(
-            f"{source.path} scores the lattice {source.preprocessing.lattice} already; start from the bundle that "
-            "scores all pixels"
-        )
-    require_lattice(source.contract.method, 2)
-    if "fused" not in source.manifest.layouts:
-        raise ArtifactError(f"{source.path} has no layout fused; export it with both: m3ad-export bundle")
 
 
 def _refit(bundle: Bundle, train: Sequence[Sample]) -> Bundle:

@@ -4,7 +4,7 @@ Scores are taken at every second pixel of both axes and spread over the rest bef
 the same way. Every layout of the bundle is run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Probe:
             if g.may_quantize
         }
         self.graphs = {name: self.session(model) for name, model in self.models.items()}
-        self.walks = {layout: self._walk(layout, {}) for layout in self.layouts}
+        self.walks = {layout: self.walk(layout, {}) for layout in self.layouts}
         # What a layout alone runs; the layouts are one network, so what they share does the same to each.
         own = [{g.name for g in method.graphs_of([layout])} for layout in self.layouts]
         shared = set.intersection(*own)
@@ -117,6 +117,16 @@ class Probe:
     def session(self, model: onnx.ModelProto) -> OnnxGraph:
         """A graph in ONNX Runtime."""
         return OnnxGraph(model.SerializeToString(), self.threads)
+
+    def walk(self, layout: Layout, changed: Mapping[str, OnnxGraph]) -> Walk:
+        """A layout with some graphs in place of the bundle's."""
+        graphs = {**self.graphs, **changed}
+
+        def load(path: Path, _threads: int) -> OnnxGraph:
+            return graphs[path.stem.removesuffix("_cpu")]
+
+        folder = self.bundle.path / "onnx"
+        return Walk(self.bundle.contract, layout, folder, load, self.threads)
 
     def loss_of(self, changed: dict[str, OnnxGraph], budget: float) -> QualityLoss:
         """Run the frames with these graphs in place of the bundle's in every layout that has them; the worst counts."""
@@ -148,18 +158,8 @@ class Probe:
             whole = Walked(known[layout].whole)
         return Probed(inputs, pick, nearest, mask, known)
 
-    def _walk(self, layout: Layout, changed: dict[str, OnnxGraph]) -> Walk:
-        """A layout with some graphs in place of the bundle's."""
-        graphs = {**self.graphs, **changed}
-
-        def load(path: Path, _threads: int) -> OnnxGraph:
-            return graphs[path.stem.removesuffix("_cpu")]
-
-        folder = self.bundle.path / "onnx"
-        return Walk(self.bundle.contract, layout, folder, load, self.threads)
-
     def _maps(self, changed: dict[str, OnnxGraph], layout: Layout) -> list[npt.NDArray[np.float32]]:
-        walk, names = self._walk(layout, changed), frozenset(changed)
+        walk, names = self.walk(layout, changed), frozenset(changed)
         return [walk.vote(walk.run(f.inputs, f.pick, f.known[layout], names), f.nearest) for f in self.frames]
 
     def _metrics(self, maps: list[npt.NDArray[np.float32]]) -> dict[str, float]:

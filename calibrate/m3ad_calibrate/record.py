@@ -4,6 +4,7 @@ On disk, in a bundle's calibration/recorded/: `<graph>/<input>.npy`, first axis 
 with the frames in order and their hashes. Rows of features come from all frames in equal parts.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from m3ad.bundle import (
+    MANIFEST,
     Bundle,
     file_entries,
     new_folder,
@@ -130,6 +132,18 @@ def record(
         say(f"recorded {i + 1} of {len(chosen)}: {sample.split}/{sample.defect}/{sample.name}")
     feeds = stacked(frames, recorder.axes, recorder.tile_rows, shares.tiles)
     return write_record(bundle, feeds, chosen)
+
+
+def recorded(
+    source: Bundle, data: Path, say: Say = lambda _: None
+) -> tuple[dict[str, Feeds], dict[str, Any]]:
+    """The bundle's recorded inputs, recorded now from the training split if there are none, and where they are from."""
+    manifest = source.path / FOLDER / MANIFEST
+    if not manifest.exists():
+        record(source, data, say=say)
+    feeds = read_record(source)
+    samples = [f"{s['split']}/{s['name']}" for s in json.loads(manifest.read_text())["samples"]]
+    return feeds, {"record_sha256": sha256_of(manifest), "samples": samples}
 
 
 class Recorder:

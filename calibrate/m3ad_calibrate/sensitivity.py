@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from m3ad.method import Method
 from m3ad_export.graphs.plan import QUANTIZED, Keep, NodePrecision, Plan
+from m3ad_runtime.onnx_graph import OnnxGraph
 
 from m3ad_calibrate import qdq
 from m3ad_calibrate.emulate import emulated
@@ -29,15 +30,24 @@ BLOCK = re.compile(r"^(?P<tower>blocks\.(?:blocks\.)?\d+)\.(?P<part>attn\.(?:qkv
 TARGET = 0.2
 # What a group may be brought to when it cannot bear the plan's precision, in this order.
 STEPS: tuple[NodePrecision, ...] = ("int8_weights", "rest")
+Move = tuple["Group", NodePrecision]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Layers that a plan treats alike: a name, a pattern, and their share of the multiply-adds of all groups."""
+    """Layers that a plan treats alike.
+
+    Attributes:
+        name: for people.
+        pattern: in a plan.
+        share: of the multiply-adds of all groups.
+        row_share: the part of it that grows with the scored rows.
+    """
 
     name: str
     pattern: str
     share: float
+    row_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,8 @@ class Search:
     quality: QualityLoss
     quantized_share: float  # of the multiply-adds
     trail: list[dict[str, Any]]
+    moves: list[Move]  # promotions, in the order in which they are taken
+    promoted: int  # how many of them the plan takes
 
 
 def find_groups(models: dict[str, onnx.ModelProto], method: Method, rows: int, base: Plan) -> list[Group]:
@@ -69,6 +81,7 @@ def find_groups(models: dict[str, onnx.ModelProto], method: Method, rows: int, b
         base: the plan whose products count.
     """
     work: dict[tuple[str, str], float] = {}
+    by_rows: dict[tuple[str, str], float] = {}
     declared = {graph.name: graph for graph in method.graphs}
     has_fused = any("chain" not in declared[name].layouts for name in models)
     for stage, model in models.items():
@@ -89,8 +102,12 @@ def find_groups(models: dict[str, onnx.ModelProto], method: Method, rows: int, b
             is_counted = not has_fused or "fused" in declared[stage].layouts
             macs = count * np.prod(shapes[node.input[1]]) if is_counted else 0.0
             work[key] = work.get(key, 0.0) + macs
+            by_rows[key] = by_rows.get(key, 0.0) + (macs if declared[stage].axis == "rows" else 0.0)
     total = sum(work.values()) or 1.0
-    return [Group(name, pattern, macs / total) for (name, pattern), macs in work.items()]
+    return [
+        Group(name, pattern, macs / total, by_rows[name, pattern] / total)
+        for (name, pattern), macs in work.items()
+    ]
 
 
 def _group_of(stage: str, node: str, groups: Mapping[str, str]) -> tuple[str, str]:
@@ -128,14 +145,17 @@ class Searcher:
             {n: probe.models[n] for n in names}, probe.bundle.contract.method, rows, base
         )
 
-    def loss_of(self, plan: Plan) -> QualityLoss:
-        """What a plan costs on the probe; graphs in which it quantizes nothing are not run."""
-        changed = {
+    def changed(self, plan: Plan) -> dict[str, OnnxGraph]:
+        """The graphs in which a plan quantizes something, by name, as the CPU runs them."""
+        return {
             name: self.probe.session(emulated(graph.written(plan)) if plan.half else graph.written(plan))
             for name, graph in self.graphs.items()
             if qdq.products(graph.model, name, plan)
         }
-        return self.probe.loss_of(changed, self.budget)
+
+    def loss_of(self, plan: Plan) -> QualityLoss:
+        """What a plan costs on the probe; graphs in which it quantizes nothing are not run."""
+        return self.probe.loss_of(self.changed(plan), self.budget)
 
     def alone(self, group: Group) -> Plan:
         """The plan in which one group is quantized and nothing else is."""
@@ -178,11 +198,9 @@ class Searcher:
         plan = self.with_moves(moves[:low], findings)
         promoted = {group.name for group, _ in moves[:low]}
         share = sum(group.share for group in self.groups if group.name not in promoted)
-        return Search(findings, plan, best, share, trail)
+        return Search(findings, plan, best, share, trail, moves, low)
 
-    def with_moves(
-        self, moves: Sequence[tuple[Group, NodePrecision]], findings: Sequence[Finding] = ()
-    ) -> Plan:
+    def with_moves(self, moves: Sequence[Move], findings: Sequence[Finding] = ()) -> Plan:
         """The base plan with groups promoted; the last move of a group counts."""
         loss = {f.group: f.quality.loss for f in findings}
         final = dict(moves)

@@ -15,7 +15,8 @@ from m3ad.preprocess import prepare
 from m3ad.scored import on_lattice
 from m3ad_calibrate.cli import app
 from m3ad_calibrate.gate import gate
-from m3ad_calibrate.lattice import measure, write_lattice
+from m3ad_calibrate.lattice import write_lattice
+from m3ad_calibrate.lattice_probe import measure
 from m3ad_export.graphs.vote import with_coverage
 from m3ad_export.sample_data import write_sample_data
 from m3ad_runtime.onnx_graph import OnnxGraph
