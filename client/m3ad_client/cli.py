@@ -1,49 +1,53 @@
 """Command `m3ad-client`: inspect parts, run a station, evaluate a test split, measure speed and memory."""
 
-import itertools
-import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 from m3ad import cli as shared
-from m3ad.atomic import file_beside
 from m3ad.bundle import Bundle
-from m3ad.contract import LAYOUTS, Layout
+from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import find_samples
 from m3ad.limits import Limits
 from m3ad.overlay import defect_line
 from m3ad.preprocess import Modality
 from m3ad.signature import verify_signature
-from m3ad_runtime.engine_choice import RUNTIMES, Runtime
+from m3ad_runtime.engine_choice import Runtime
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
-from m3ad_client import report, table_report
-from m3ad_client.candidates import Candidates
+from m3ad_client import report
+from m3ad_client.bench_command import bench
 from m3ad_client.check_frames import check_frames, failing
 from m3ad_client.evaluate import evaluate_samples
 from m3ad_client.infer import FrameResult, find_inputs, inspect_samples
-from m3ad_client.measure import artefacts, run_bench
-from m3ad_client.method_table import entries, method_table
+from m3ad_client.options import (
+    DEFAULT_URL,
+    Ca,
+    Cert,
+    Json,
+    Key,
+    Markdown,
+    Model,
+    Paths,
+    Split,
+    Timeout,
+    UseTls,
+    print_tables,
+    tls_of,
+    warn_unless_usable,
+)
 from m3ad_client.saved import read_result as _read_result
 from m3ad_client.station import command as station_command
-from m3ad_client.table_picture import picture as draw
-from m3ad_client.table_picture import points_of
 from m3ad_client.triton import Tls, TritonInspector
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(station_command.app)
 
-Paths = Annotated[
-    list[Path], typer.Argument(metavar="RGB XYZ | FOLDER", help="one frame's two files, or a folder")
-]
 Data = Annotated[Path, typer.Argument(help="a category's folder (MVTec 3D-AD or Eyecandies layout)")]
-Split = Annotated[str, typer.Option(help="train, validation or test, when the folder has splits")]
 Url = Annotated[str, typer.Option(help="HOST:PORT of Triton's gRPC endpoint")]
-Model = Annotated[str | None, typer.Option(help="the category to use; not needed when the server has one")]
 BundleOption = Annotated[
     Path | None, typer.Option(help="inspect in this process with this bundle, without a server")
 ]
@@ -58,13 +62,6 @@ RuntimeOption = Annotated[
         "engines if the bundle has some that run here"
     ),
 ]
-BASELINES = ("dense", "cfm", "fused")
-Device = Literal["cpu", "cuda"]
-UseTls = Annotated[bool, typer.Option("--tls", help="connect over TLS")]
-Ca = Annotated[Path | None, typer.Option(help="certificate authority to trust", exists=True)]
-Key = Annotated[Path | None, typer.Option(help="client key", exists=True)]
-Cert = Annotated[Path | None, typer.Option(help="client certificate", exists=True)]
-Timeout = Annotated[float, typer.Option(help="for each request")]
 Retries = Annotated[
     int,
     typer.Option(
@@ -81,10 +78,6 @@ Review = Annotated[
     float | None,
     typer.Option(help="score above which somebody looks at a part; the bundle's or server's if left out"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="print Markdown tables")]
-
-DEFAULT_URL = "localhost:8001"
 
 
 @app.command()
@@ -121,7 +114,7 @@ def infer(
             )
         verify_signature(bundle, require_signature)
     samples = find_inputs(paths, split)
-    server = _Server(url, model, _tls(tls, ca, key, cert), timeout_s, retries)
+    server = _Server(url, model, tls_of(tls, ca, key, cert), timeout_s, retries)
     with _inspector(bundle, layout, runtime, server) as inspector:
         inspector.limits = _moved(inspector.limits, threshold, review)
         if out is not None:
@@ -179,7 +172,7 @@ def evaluate(
 ) -> None:
     """Metrics over a test split: I-AUROC, P-AUROC, AUPRO@30/10/5/1 in both named modes, per defect kind."""
     samples = find_samples(data, split)
-    server = _Server(url, model, _tls(tls, ca, key, cert), timeout_s, retries)
+    server = _Server(url, model, tls_of(tls, ca, key, cert), timeout_s, retries)
     with _inspector(bundle, layout, runtime, server) as inspector:
         inspector.limits = _moved(inspector.limits, threshold, review)
         frames = track(samples, "inspecting", console=shared.talk, transient=True)
@@ -192,128 +185,10 @@ def evaluate(
         "weights": record.weights,
         **found,
     }
-    _print(result, report.eval_tables(result), as_json, markdown)
+    print_tables(result, report.eval_tables(result), as_json, markdown)
 
 
-@app.command()
-def bench(
-    paths: Paths,
-    frames: Annotated[int, typer.Option(help="measured in each region", min=1)] = 30,
-    warmup: Annotated[int, typer.Option(help="run before, unmeasured; at least 1", min=1)] = 5,
-    split: Split = "test",
-    bundle: Annotated[
-        list[Path] | None, typer.Option(help="measure this bundle's in-process runner; repeat for several")
-    ] = None,
-    layout: Annotated[
-        list[str] | None, typer.Option(help="fused or chain, of the in-process runner; repeat for both")
-    ] = None,
-    runtime: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"of the in-process runner, auto if left out: {', '.join(RUNTIMES)}; repeat for several"
-        ),
-    ] = None,
-    url: Annotated[
-        list[str] | None, typer.Option(help="HOST:PORT of a Triton to measure; repeat for several")
-    ] = None,
-    model: Model = None,
-    baseline: Annotated[
-        list[str] | None, typer.Option(help="plain PyTorch: dense, cfm or fused; repeat for several")
-    ] = None,
-    detector: Annotated[
-        Path | None, typer.Option(help="what `m3ad-export train` wrote; the baselines run its networks")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="where the PyTorch forms run")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="of each in-process form; every core if left out", min=1)
-    ] = None,
-    beside: Annotated[
-        int, typer.Option(min=0, help="processes that each keep a core busy while frames are measured")
-    ] = 0,
-    tls: UseTls = False,
-    ca: Ca = None,
-    key: Key = None,
-    cert: Cert = None,
-    timeout_s: Timeout = 60.0,
-    table: Annotated[
-        bool,
-        typer.Option("--table", help="one row a method, what papers say of it beside what its bundle does"),
-    ] = False,
-    methods: Annotated[
-        str | None, typer.Option(help="of --table, with commas between them; all if left out")
-    ] = None,
-    bundles: Annotated[
-        Path | None, typer.Option(help="of --table: a folder with METHOD/bundle of each method")
-    ] = None,
-    prepare: Annotated[
-        bool,
-        typer.Option("--prepare", help="of --table: train what is missing in --bundles, with few steps"),
-    ] = False,
-    picture: Annotated[
-        Path | None, typer.Option(help="of --table: an SVG of accuracy against time to write")
-    ] = None,
-    as_json: Json = False,
-    markdown: Markdown = False,
-) -> None:
-    """Speed and memory, one frame at a time, all forms on the same frames in turn; the paper's table beside.
-
-    The first form (bundle, then server, then baseline) is the reference of the ratios. Inference only is what CFM
-    timed: tensors ready -> map. End to end is what a line feels: files -> verdict. Forms of one name are told apart
-    in the tables: `fused (in process)`, `fused (PyTorch)`, two servers by their URLs, two bundles by their folders.
-    With --table every method has a row: published figures, measured ones, and metrics where the frames are labelled.
-    """
-    count = threads or len(os.sched_getaffinity(0))
-    if not table and (methods or bundles or prepare or picture):
-        raise typer.BadParameter("--methods, --bundles, --prepare and --picture need --table")
-    if table:
-        if url or baseline or layout or runtime or beside:
-            raise typer.BadParameter(
-                "--table measures bundles on the CPU, without --url, --baseline, --layout, --runtime or --beside"
-            )
-        if prepare and bundles is None:
-            raise typer.BadParameter("--prepare needs --bundles, the folder to train in")
-        chosen_methods = [name.strip() for name in methods.split(",")] if methods else []
-        samples, say = find_inputs(paths, split), shared.talk.print
-        rows = entries(chosen_methods, bundle or (), bundles, paths[0] if prepare else None, say)
-        found = method_table(rows, samples, frames, warmup, count, say)
-        if picture and points_of(found):
-            with file_beside(picture) as temporary:
-                temporary.write_text(draw(found), encoding="utf-8")
-        if as_json:
-            shared.print_json(found)
-        else:
-            shared.print_text(table_report.markdown(found) if markdown else table_report.terminal(found))
-        return
-    if layout and not bundle:
-        raise typer.BadParameter("--layout is for --bundle; a server has its own layout")
-    if runtime and not bundle:
-        raise typer.BadParameter("--runtime is for --bundle; a server has its own runtime")
-    if (baseline is None) != (detector is None):
-        raise typer.BadParameter("--baseline and --detector go together")
-    for option, chosen, known in (
-        ("layout", layout, LAYOUTS),
-        ("runtime", runtime, RUNTIMES),
-        ("baseline", baseline, BASELINES),
-    ):
-        for wrong in {*(chosen or ())} - {*known}:
-            raise typer.BadParameter(f"--{option} {wrong} is unknown, expected {', '.join(known)}")
-    samples = find_inputs(paths, split)
-    opened = [_opened(path) for path in bundle or ()]
-    with Candidates() as candidates:
-        for each in opened:
-            for one, how in itertools.product(layout or [each.layout()], runtime or ["auto"]):
-                candidates.add_bundle(each.path, one, count, how)
-        for address in url or (() if bundle or baseline else (DEFAULT_URL,)):
-            candidates.add_server(
-                TritonInspector(address, model, tls=_tls(tls, ca, key, cert), timeout_s=timeout_s)
-            )
-        for form in baseline or ():
-            assert detector is not None
-            candidates.add_baseline(form, detector, count, device)
-        result = run_bench(candidates.all, samples, frames, warmup, shared.talk.print, beside)
-    if opened:
-        result["artefacts"] = artefacts(opened[0])
-    _print(result, report.bench_tables([result]), as_json, markdown)
+app.command()(bench)
 
 
 @app.command(name="check-frames")
@@ -333,7 +208,9 @@ def check(
     )
     failed = failing(checks)
     table = report.Table(str(folder), ["check", "", "found", "frames"], [check.cells() for check in checks])
-    _print({"ok": not failed, "checks": [asdict(check) for check in checks]}, [table], as_json, markdown)
+    print_tables(
+        {"ok": not failed, "checks": [asdict(check) for check in checks]}, [table], as_json, markdown
+    )
     if failed:
         raise FrameError(f"{folder} cannot be trained on as it is: look at {', '.join(failed)}")
 
@@ -349,7 +226,7 @@ def show(
     results = [_read_result(path) for path in files]
     benches = [result for result in results if "rows" in result]
     tables = [table for result in results if "metrics" in result for table in report.eval_tables(result)]
-    _print({}, [*tables, *(report.bench_tables(benches) if benches else [])], False, markdown)
+    print_tables({}, [*tables, *(report.bench_tables(benches) if benches else [])], False, markdown)
 
 
 class _Server(NamedTuple):
@@ -369,7 +246,7 @@ def _inspector(
     bundle: Path | None, layout: Layout | None, runtime: Runtime | None, server: _Server
 ) -> Inspector | TritonInspector:
     if bundle is not None:
-        _warn_unless_usable(Bundle.read(bundle))
+        warn_unless_usable(Bundle.read(bundle))
         return Inspector.open(bundle, layout, runtime=runtime or "auto", say=shared.talk.print)
     if runtime is not None:
         raise typer.BadParameter("--runtime is for --bundle; a server has its own runtime")
@@ -381,28 +258,6 @@ def _moved(limits: Limits, threshold: float | None, review: float | None) -> Lim
         return limits.moved(threshold, review)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _opened(path: Path) -> Bundle:
-    """The bundle, verified, with a warning when it did not pass its gate."""
-    bundle = Bundle.open(path)
-    _warn_unless_usable(bundle)
-    return bundle
-
-
-def _warn_unless_usable(bundle: Bundle) -> None:
-    try:
-        bundle.verify_usable()
-    except ArtifactError as error:
-        shared.talk.print(f"warning: {error}")
-
-
-def _tls(use: bool, ca: Path | None, key: Path | None, cert: Path | None) -> Tls | None:
-    if not use and (ca or key or cert):
-        raise typer.BadParameter("--ca, --key and --cert need --tls")
-    if (key is None) != (cert is None):
-        raise typer.BadParameter("--key and --cert go together")
-    return Tls(ca=ca, key=key, cert=cert) if use else None
 
 
 def _print_result(result: FrameResult) -> None:
@@ -417,17 +272,6 @@ def _print_result(result: FrameResult) -> None:
     )
     for number, defect in enumerate(result.defects or (), 1):
         shared.print_text(f"  {number}  {defect_line(defect)}")
-
-
-def _print(result: dict[str, Any], tables: list[report.Table], as_json: bool, markdown: bool) -> None:
-    if as_json:
-        shared.print_json(result)
-    elif markdown:
-        shared.print_text("\n".join(table.to_markdown() for table in tables))
-    else:
-        console = shared.plain_console()
-        for table in tables:
-            console.print(table.to_rich(), "", soft_wrap=False)
 
 
 def main() -> None:

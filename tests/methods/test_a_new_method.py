@@ -121,7 +121,7 @@ def test_no_room_names_a_method_outside_its_declaration() -> None:
         "export/m3ad_export/heads/map_head.py",  # image_norm: `cfm`
         "export/m3ad_export/baselines/forms.py",  # `bench --baseline cfm`
         "export/m3ad_export/baselines/graphed.py",  # the frame that a GPU is measured with
-        "client/m3ad_client/cli.py",  # its name
+        "client/m3ad_client/bench_command.py",  # its name
         "client/m3ad_client/measure.py",  # the form that the paper's table is beside
         "export/m3ad_export/weights.py",  # where published weights come from
     }
