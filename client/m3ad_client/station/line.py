@@ -6,7 +6,6 @@ saved, verdict and deliveries written in one transaction. Killed anywhere, the n
 
 import random
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from m3ad_runtime.pipeline import Inspection, Inspector
 from m3ad_client.infer import AnyInspector, picture
 from m3ad_client.station import config, sources
 from m3ad_client.station.faults import Faults
+from m3ad_client.station.seen import Seen, Steps
 from m3ad_client.triton import TritonInspector
 
 MOST_STARTS = 3  # a frame that was being judged when the process died so often is no frame to judge
@@ -112,6 +112,7 @@ class Line:
         faults: where faults are told.
         told: called when there is something for the sinks.
         stop: set when the station ends.
+        seen: called with each part that is done.
     """
 
     camera: config.Camera
@@ -121,6 +122,7 @@ class Line:
     faults: Faults
     told: Callable[[], None]
     stop: threading.Event
+    seen: Callable[[Seen], None]
     inbox: sources.Inbox = field(init=False)
     judge: Judge = field(init=False)
     wake: threading.Event = field(default_factory=threading.Event)
@@ -214,30 +216,36 @@ class Line:
                 f"the station ended {part.starts} times while it judged this frame, so it is not tried again"
             )
             return self._failed(part, why)
+        steps = Steps()
         with self.judge.open() as inspector:
             try:
-                started = time.perf_counter()
-                frame = self._read(part, inspector)
-                found = inspector.inspect(frame, with_maps=self.judge.has_maps())
-                inspect_ms = (time.perf_counter() - started) * 1e3
+                with steps("read"):
+                    frame = self._read(part, inspector)
+                with steps("inspect"):
+                    found = inspector.inspect(frame, with_maps=self.judge.has_maps())
             except FrameError as error:
                 return self._failed(part, str(error))
             except (M3adError, OSError):
                 raise
             except Exception as error:  # a bug of ours must cost one part, not the line
                 return self._failed(part, f"{_bug(error)}; please report it")
-        setup = self.ledger.setup_id(self.judge.record)
-        self.ledger.judged(
-            part.id,
-            setup=setup,
-            score=found.score,
-            verdict=found.verdict,
-            defects=[defect.to_json() for defect in found.defects or ()],
-            inspect_ms=round(inspect_ms, 3),
-            sinks=self.sinks,
-            **self._saved(part, frame, found, inspector),
-        )
+        inspect_ms = round(sum(steps.seconds.values()) * 1e3, 3)
+        with steps("save"):
+            saved = self._saved(part, frame, found, inspector)
+        with steps("write"):
+            self.ledger.judged(
+                part.id,
+                setup=self.ledger.setup_id(self.judge.record),
+                score=found.score,
+                verdict=found.verdict,
+                defects=[defect.to_json() for defect in found.defects or ()],
+                inspect_ms=inspect_ms,
+                sinks=self.sinks,
+                **saved,
+            )
         self.told()
+        camera, limits = self.camera.name, inspector.limits
+        self.seen(Seen(camera, found.verdict, found.score, limits, steps.seconds, found.stage_ms))
         return None
 
     def _read(self, part: Part, inspector: AnyInspector) -> Frame:
@@ -247,6 +255,7 @@ class Line:
     def _failed(self, part: Part, why: str) -> None:
         self.ledger.failed(part.id, why, self.sinks)
         self.told()
+        self.seen(Seen(self.camera.name, "fault"))
 
     def _saved(self, part: Part, frame: Frame, found: Inspection, inspector: AnyInspector) -> dict[str, Any]:
         """Overlay and maps on disk, as the ledger writes them; a verdict is told also where the disk is full."""

@@ -16,7 +16,7 @@ from m3ad_client.station.faults import Faults
 from m3ad_client.station.line import Line
 from m3ad_client.station.needs import needed
 from m3ad_client.station.retention import tidy
-from m3ad_client.station.web import Web
+from m3ad_client.station.web import Web, open_metrics
 
 LEDGER = "ledger.sqlite"
 TIDY_S = 60.0
@@ -58,8 +58,10 @@ class Station:
             Deliverer(sink.name, open_sink(sink, settings.store.name), self.ledger, self.faults, self.stop)
             for sink in settings.sinks
         ]
+        metrics = open_metrics(settings, self.status)
+        seen = metrics.seen if metrics else lambda _: None
         self.lines = [
-            Line(camera, self.folder, self.ledger, names, self.faults, self.tell, self.stop)
+            Line(camera, self.folder, self.ledger, names, self.faults, self.tell, self.stop, seen)
             for camera in settings.cameras
         ]
         for line in self.lines:
@@ -72,7 +74,7 @@ class Station:
         self.web: Web | None = None
         if settings.page is not None:
             own = Ledger(self.folder / LEDGER)
-            self.web = Web(settings, own, self.lines, self.status, self.stop)
+            self.web = Web(settings, own, self.lines, self.status, self.stop, metrics)
 
     def tell(self) -> None:
         """Wake the sinks."""
@@ -140,6 +142,7 @@ class Station:
             "faults": {
                 place: {"why": why, "since": since} for place, (why, since) in self.faults.now().items()
             },
+            "fault_count": self.faults.count,
             "queues": {name: {"waiting": w, "dead": d} for name, (w, d) in self.ledger.queues().items()},
             "cameras": {
                 line.camera.name: {"waiting": line.inbox.waiting, "seen_again": line.again}

@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m3ad.errors import ArtifactError
 from m3ad.ledger import Ledger
@@ -12,6 +12,24 @@ from m3ad_client.station import config
 from m3ad_client.station.line import Line
 from m3ad_client.station.needs import needed
 from m3ad_client.station.sinks.webhook import read_secret
+
+if TYPE_CHECKING:
+    from m3ad_client.station.metrics import Metrics
+
+
+def open_metrics(settings: config.Config, status: Callable[[], dict[str, Any]]) -> "Metrics | None":
+    """What counts for Prometheus; None without a page, as nobody could read it.
+
+    Raises:
+        MissingDependencyError: prometheus-client is not installed.
+    """
+    if settings.page is None:
+        return None
+    for module in ("fastapi", "prometheus_client"):
+        needed(module)
+    from m3ad_client.station.metrics import Metrics
+
+    return Metrics(settings, status)
 
 
 class Web:
@@ -23,6 +41,7 @@ class Web:
         lines: the cameras.
         status: faults and queues.
         stop: set when the station ends.
+        metrics: what Prometheus reads.
 
     Raises:
         ArtifactError: the port is taken, or the token or the certificate cannot be read.
@@ -36,6 +55,7 @@ class Web:
         lines: list[Line],
         status: Callable[[], dict[str, Any]],
         stop: threading.Event,
+        metrics: "Metrics | None",
     ) -> None:
         page = settings.page
         assert page is not None
@@ -43,11 +63,15 @@ class Web:
         for module in ("fastapi", "jinja2", "python_multipart"):
             needed(module)
         uvicorn = needed("uvicorn")
+        from m3ad_client.station.metrics import add_metrics
         from m3ad_client.station.page import create_app
         from m3ad_client.station.view import View
 
         token = read_secret(page.token_file) if page.token_file else None
         view = View(settings, ledger, {line.camera.name: line for line in lines}, status, stop, token)
+        app = create_app(view)
+        if metrics is not None:
+            add_metrics(app, metrics)
         options: dict[str, Any] = {
             "log_level": "warning",
             "timeout_graceful_shutdown": 2,
@@ -55,7 +79,7 @@ class Web:
         }
         if page.cert:
             options |= {"ssl_certfile": str(page.cert), "ssl_keyfile": str(page.key)}
-        served = uvicorn.Config(create_app(view), **options)
+        served = uvicorn.Config(app, **options)
         try:
             served.load()
         except OSError as error:
