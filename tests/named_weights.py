@@ -16,7 +16,7 @@ def fill(module: nn.Module) -> nn.Module:
             continue
         if leaf in ("running_mean", "bias"):
             values = 0.1 * rng.standard_normal(shape)
-        elif leaf in ("running_var", "gamma") or (leaf == "weight" and len(shape) == 1):
+        elif leaf in ("running_var", "weight_g", "gamma") or (leaf == "weight" and len(shape) == 1):
             values = rng.uniform(0.5, 1.5, shape)
         else:
             values = rng.standard_normal(shape) * np.sqrt(shape[0] / np.prod(shape))

@@ -147,3 +147,22 @@ class EfficientNetConfig:
     def channels(self) -> int:
         """Of what comes out."""
         return self.rows[-1][4]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SdfConfig:
+    """Sizes of the networks that learn a patch's signed distance; the defaults are Shape-Guided's.
+
+    `channels` are of the layers on each point, whose last is the width of a patch before two layers make `code` of it;
+    `hidden` is the width of the signed distance's layers, `layers` how many of them there are between first and last.
+    """
+
+    channels: tuple[int, int, int] = (64, 128, 1024)
+    code: int = 128
+    hidden: int = 512
+    layers: int = 7
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))  # JSON brings a list
+        if len(self.channels) != 3 or min(*self.channels, self.code, self.hidden, self.layers) < 1:
+            raise ValueError(f"expected three channels and sizes of at least 1, got {self}")
