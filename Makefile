@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup constraints plugins check format test quick fuzz demo bench gpu clean
+.PHONY: help setup constraints plugins check format test quick fuzz demo bench gpu api clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,11 @@ bench: plugins ## Measure the demo's bundle beside the references
 
 gpu: $(READY) ## Prove and measure on this machine's GPU, in 20 minutes: make gpu [GPU="--tensorrt FOLDER --bundle FOLDER"]
 	$(BIN)/m3ad-plugins gpu --out build/gpu.json $(GPU)
+
+PACKAGES := m3ad m3ad_runtime m3ad_plugins m3ad_export m3ad_calibrate m3ad_triton m3ad_client
+api: $(READY) ## Write the reference of every public name, from the docstrings, to build/api/index.html
+	$(BIN)/python -W "ignore:Couldn't import m3ad_plugins.libm3ad_ops" -m pdoc --docformat google --no-show-source \
+	    --output-directory build/api $(PACKAGES) '!m3ad_plugins.libm3ad_ops'
 
 clean: ## Remove what demo, tests and tools made, but not .venv
 	rm -rf demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,8 @@
 """What README and docs name exists: commands, their options, and the pages they point to."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,27 @@ def test_what_is_not_there_is_noticed() -> None:
         "m3ad-client eval has no option --bundel",
     ]
     assert problems("m3ad-export weights fetch NAME") == []
+
+
+def test_the_reference_is_written_from_the_docstrings(tmp_path: Path) -> None:
+    """As `make api` does it, of one module: its functions with their arguments and errors."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pdoc",
+            "--docformat",
+            "google",
+            "--no-show-source",
+            "-o",
+            tmp_path,
+            "m3ad.metrics",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (tmp_path / "m3ad" / "metrics.html").read_text(encoding="utf-8")
+    assert all(f'id="{name}"' in page for name in ("aupro", "pro_curve", "rank_correlation"))
+    assert ">Raises" in page
