@@ -11,7 +11,9 @@ from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import prepare
+from m3ad.reference import Looks
 from m3ad.regions import read_regions
+from m3ad.rig import Rig
 from m3ad.scale import extent
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
@@ -55,8 +57,12 @@ def regions_command(
     changed = Bundle.of_document(opened.path, {**opened.document, "preprocessing": settings.to_json()})
     inspector = Inspector(changed)
     scores, extents = [], []
+    rig = opened.manifest.rig
+    looks = Looks(settings, Rig.from_json(rig, str(bundle)) if rig else None)
     for sample in track(samples, "scoring", console=talk, transient=True):
-        prepared = prepare(read_sample(sample, settings.camera), settings)
+        frame = read_sample(sample, settings.camera)
+        prepared = prepare(frame, settings)
+        looks.add(frame)
         extents.append(extent(prepared.points))
         scores.append(inspector.inspect_prepared(prepared).score)
     fitted = fit_threshold(scores, false_alarm_rate)
@@ -64,7 +70,12 @@ def regions_command(
     parts = [f"{sample.split}/{sample.defect}/{sample.name}" for sample in samples]
     record = {**asdict(fitted), "review": None, "validation_scores": scores, "parts": parts}
     had_review = opened.manifest.threshold.review is not None
-    opened.update(preprocessing=settings.to_json(), threshold=record)
+    reference = looks.reference()
+    opened.update(
+        preprocessing=settings.to_json(),
+        threshold=record,
+        reference=reference.to_json() if reference else None,
+    )
     share = float(regions.mask().mean()) if regions else 1.0
     if as_json:
         print_json({"kept": share, **asdict(fitted)})

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -11,6 +11,8 @@ from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import FrameError, M3adError
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import prepare
+from m3ad.reference import LEAST_FRAMES, Looks, Reference
+from m3ad.rig import Rig
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
@@ -81,12 +83,19 @@ def threshold(
         raise M3adError("--svm-input is for a refit; add --svm linear or --svm rbf")
     known = opened.document["threshold"]
     review: Threshold | None
+    changed: dict[str, Any] = {}
     if data is None:
         scores, parts = list(known.get("validation_scores", [])), list(known.get("parts", []))
         reject = at_limit(known["value"] if set_to is None else set_to, scores)
         review = None if set_review is None else at_limit(set_review, scores)
     else:
-        opened, parts, scores = _scores(opened, data, svm, svm_input)
+        opened, parts, scores, reference = _scores(opened, data, svm, svm_input)
+        changed["reference"] = reference.to_json() if reference else None
+        if reference is None:
+            talk.print(
+                f"{len(parts)} good validation parts do not tell how frames look, a station watches no drift then; "
+                f"{LEAST_FRAMES} are needed"
+            )
         reject = fit_threshold(scores, false_alarm_rate)
         review = None if review_rate is None else fit_threshold(scores, review_rate)
     try:
@@ -94,7 +103,8 @@ def threshold(
     except ValueError as error:
         raise M3adError(str(error)) from error
     stored = {**asdict(reject), "review": review.value if review else None}
-    opened.update(threshold={**stored, "validation_scores": scores, "parts": parts})
+    changed["threshold"] = {**stored, "validation_scores": scores, "parts": parts}
+    opened.update(**changed)
     picture = plot or bundle.resolve().parent / "threshold.png"
     files = save_card(document, picture)
     if scores:
@@ -121,21 +131,23 @@ def _told(name: str, limit: Threshold) -> str:
 
 def _scores(
     opened: Bundle, data: Path, svm: Kernel | None, svm_input: SvmInput | None
-) -> tuple[Bundle, list[str], list[float]]:
-    """The good validation parts and their scores, the SVM refitted first where asked."""
+) -> tuple[Bundle, list[str], list[float], Reference | None]:
+    """The good validation parts, their scores and how they look, the SVM refitted first where asked."""
     samples = [s for s in find_samples(data, "validation") if s.is_good]
     if not samples:
         raise FrameError(f"{data} has no good validation parts; put some into {data / 'validation' / 'good'}")
     if svm:
         opened = _refit(opened, data, svm, svm_input)
     inspector = Inspector(opened, opened.manifest.layouts[-1])
-    frames = track(samples, "scoring", console=talk, transient=True)
-    prepared = (
-        prepare(read_sample(sample, inspector.preprocessing.camera), inspector.preprocessing)
-        for sample in frames
-    )
-    scores = [inspector.inspect_prepared(each).score for each in prepared]
-    return opened, [f"{sample.split}/{sample.defect}/{sample.name}" for sample in samples], scores
+    rig = opened.manifest.rig
+    looks = Looks(inspector.preprocessing, Rig.from_json(rig, str(opened.path)) if rig else None)
+    scores = []
+    for sample in track(samples, "scoring", console=talk, transient=True):
+        frame = read_sample(sample, inspector.preprocessing.camera)
+        scores.append(inspector.inspect_prepared(prepare(frame, inspector.preprocessing)).score)
+        looks.add(frame)
+    parts = [f"{sample.split}/{sample.defect}/{sample.name}" for sample in samples]
+    return opened, parts, scores, looks.reference()
 
 
 def _refit(opened: Bundle, data: Path, kernel: Kernel, svm_input: SvmInput | None) -> Bundle:

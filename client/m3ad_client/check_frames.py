@@ -13,9 +13,8 @@ from m3ad.frames import SPLITS, Frame, Sample, find_pairs, find_samples, is_cate
 from m3ad.holes import measured
 from m3ad.plane import INLIER_M, Plane, border_points, distance_m, fit_plane
 from m3ad.preprocess import FARTHEST_M, Preprocessing, prepare, with_holes
+from m3ad.registration import Agreement, Edges
 from m3ad.scale import OTHER_UNIT, extent
-
-from m3ad_client.registration import Agreement, Edges
 
 LARGEST_PART_M = 3.0  # of what a camera on a line looks at; parts that are larger are in another unit
 LEAST_COVERAGE = 0.5  # of the usual number of foreground points

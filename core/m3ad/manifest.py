@@ -102,6 +102,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
         files: every file of the bundle but the manifest and the engines, by relative path.
         lattice: where the lattice of the preprocessing is another than the detector was trained with.
         rig: as `Rig.from_json` reads it.
+        reference: how the calibration frames look, as `Reference.from_json` reads it.
     """
 
     contract_version: int
@@ -120,6 +121,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     lattice: LatticeChange | None = None
     gate: Gate | None = None
     rig: Json | None = None
+    reference: Json | None = None
     parity: Json | None = None
     svm: Json | None = None
     export_s: float = 0.0

@@ -163,13 +163,13 @@ def fit_rig(frames: Sequence[Frame]) -> Rig:
     if isinstance(seen[0], FrameError) and not views:
         raise seen[0]
     middle = _middle(shown[0])
-    off = np.array([[_offset(a.plane, b.plane, middle) for a in views] for b in views])
+    off = np.array([[plane_offset_m(a.plane, b.plane, middle) for a in views] for b in views])
     start = views[int(np.median(off, axis=1).argmin())].plane
     area = np.median([v.area for v in views], axis=0)
     # A nudged camera, a hand in the view, an area that was not measured.
     agree = [
-        _offset(v.plane, start, middle) < INLIER_M
-        and _tilt_deg(v.plane, start) < 1
+        plane_offset_m(v.plane, start, middle) < INLIER_M
+        and plane_tilt_deg(v.plane, start) < 1
         and np.abs(v.area - area).max() <= BORDER_PX
         for v in views
     ]
@@ -182,8 +182,8 @@ def fit_rig(frames: Sequence[Frame]) -> Rig:
     share = max(1, 20_000 // len(borders))
     plane = fit_plane(np.concatenate([b[:: max(1, len(b) // share)] for b in borders]))
     chosen = [v for v, is_in in zip(views, agree, strict=True) if is_in]
-    offsets = [_offset(v.plane, plane, middle) for v in chosen]
-    tilts = [_tilt_deg(v.plane, plane) for v in chosen]
+    offsets = [plane_offset_m(v.plane, plane, middle) for v in chosen]
+    tilts = [plane_tilt_deg(v.plane, plane) for v in chosen]
     return Rig(
         plane=plane,
         distance_m=abs(plane[3]),
@@ -211,8 +211,8 @@ def drift(rig: Rig, frame: Frame) -> list[str]:
         FrameError: the frame's border shows no plane at all.
     """
     seen = view(frame)
-    offset = _offset(seen.plane, rig.plane, _middle(frame))
-    tilt = _tilt_deg(seen.plane, rig.plane)
+    offset = plane_offset_m(seen.plane, rig.plane, _middle(frame))
+    tilt = plane_tilt_deg(seen.plane, rig.plane)
     found = []
     if offset > rig.offset_limit_m:
         found.append(f"its plane lies {offset * 1e3:.1f} mm off, {rig.offset_limit_m * 1e3:.1f} mm is usual")
@@ -229,13 +229,14 @@ def _middle(frame: Frame) -> npt.NDArray[np.float64]:
     return np.asarray(border_points(frame.xyz).mean(axis=0), np.float64)
 
 
-def _offset(a: Plane, b: Plane, at: npt.NDArray[np.float64]) -> float:
-    """How far two planes lie apart at a place of the first, along the second's normal."""
+def plane_offset_m(a: Plane, b: Plane, at: npt.NDArray[np.float64]) -> float:
+    """How far two planes lie apart at a place [3] of the first, along the second's normal, metres."""
     normal = np.array(a[:3])
     foot = at - (normal @ at + a[3]) * normal
     return abs(float(np.array(b[:3]) @ foot + b[3]))
 
 
-def _tilt_deg(a: Plane, b: Plane) -> float:
+def plane_tilt_deg(a: Plane, b: Plane) -> float:
+    """The angle between two planes, degrees."""
     cosine = abs(float(np.dot(a[:3], b[:3])))
     return math.degrees(math.acos(min(1.0, cosine)))

@@ -45,6 +45,7 @@ class Camera(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
         folder: `rgb/` and `xyz/` (or `depth/`) in it, or images and clouds side by side.
         settle_s: a file whose size and time stayed the same for so long is whole.
         done_marker: a frame is whole when NAME.done lies beside its image or in `folder`; no time is waited.
+        reference: with a url, the bundle that is served there, which says how calibration frames look.
     """
 
     name: Name
@@ -58,11 +59,17 @@ class Camera(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     threads: AtLeastOne | None = None
     threshold: float | None = None
     review: float | None = None
+    reference: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.bundle is None) == (self.url is None):
             raise ValueError("expected `bundle`, a folder, or `url`, HOST:PORT of a Triton, and not both")
-        for only, other in (("layout", "url"), ("threads", "url"), ("model", "bundle")):
+        for only, other in (
+            ("layout", "url"),
+            ("threads", "url"),
+            ("model", "bundle"),
+            ("reference", "bundle"),
+        ):
             if getattr(self, only) is not None and getattr(self, other) is not None:
                 raise ValueError(f"`{only}` goes with {'a bundle' if other == 'url' else 'a url'} alone")
         if self.threshold is not None:

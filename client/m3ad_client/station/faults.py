@@ -13,7 +13,7 @@ class Faults:
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._lock = say, threading.Lock()
+        self.say, self._lock = say, threading.Lock()
         self._now: dict[str, tuple[str, float]] = {}
         self.count = 0
 
@@ -25,14 +25,14 @@ class Faults:
                 return
             self._now[place] = (why, time.time())
             self.count += 1
-        self._say(f"{place}: {why}")
+        self.say(f"{place}: {why}")
 
     def clear(self, place: str) -> None:
         """Tell that it is over, if there was one."""
         with self._lock:
             known = self._now.pop(place, None)
         if known:
-            self._say(f"{place}: well again")
+            self.say(f"{place}: well again")
 
     def now(self) -> dict[str, tuple[str, float]]:
         """Place -> what is wrong, and since when (seconds since 1970)."""

@@ -25,6 +25,7 @@ from m3ad_runtime.pipeline import Inspection, Inspector
 
 from m3ad_client.infer import AnyInspector, picture
 from m3ad_client.station import config, sources
+from m3ad_client.station.drift import Drift
 from m3ad_client.station.faults import Faults
 from m3ad_client.station.seen import Seen, Steps
 from m3ad_client.triton import TritonInspector
@@ -113,6 +114,7 @@ class Line:
         told: called when there is something for the sinks.
         stop: set when the station ends.
         seen: called with each part that is done.
+        drift: looks at its frames.
     """
 
     camera: config.Camera
@@ -123,6 +125,7 @@ class Line:
     told: Callable[[], None]
     stop: threading.Event
     seen: Callable[[Seen], None]
+    drift: Drift
     inbox: sources.Inbox = field(init=False)
     judge: Judge = field(init=False)
     wake: threading.Event = field(default_factory=threading.Event)
@@ -217,6 +220,7 @@ class Line:
             )
             return self._failed(part, why)
         steps = Steps()
+        frame: Frame | None = None
         with self.judge.open() as inspector:
             try:
                 with steps("read"):
@@ -224,7 +228,8 @@ class Line:
                 with steps("inspect"):
                     found = inspector.inspect(frame, with_maps=self.judge.has_maps())
             except FrameError as error:
-                return self._failed(part, str(error))
+                self._failed(part, str(error))
+                return None if frame is None else self._look(frame, None)
             except (M3adError, OSError):
                 raise
             except Exception as error:  # a bug of ours must cost one part, not the line
@@ -235,7 +240,7 @@ class Line:
         with steps("write"):
             self.ledger.judged(
                 part.id,
-                setup=self.ledger.setup_id(self.judge.record),
+                setup=self.ledger.setup_id(self.judge.record | self._drifted()),
                 score=found.score,
                 verdict=found.verdict,
                 defects=[defect.to_json() for defect in found.defects or ()],
@@ -246,7 +251,17 @@ class Line:
         self.told()
         camera, limits = self.camera.name, inspector.limits
         self.seen(Seen(camera, found.verdict, found.score, limits, steps.seconds, found.stage_ms))
-        return None
+        return self._look(frame, found.score)
+
+    def _drifted(self) -> dict[str, Any]:
+        """The reasons that are told at the moment, for the ledger and the sinks."""
+        return {"drift": sorted(self.drift.alarms)} if self.drift.alarms else {}
+
+    def _look(self, frame: Frame, score: float | None) -> None:
+        try:
+            self.drift.add(frame, score)
+        except Exception as error:  # a bug of ours must not hold verdicts up
+            self.faults.set(f"drift {self.camera.name}", f"{_bug(error)}; please report it")
 
     def _read(self, part: Part, inspector: AnyInspector) -> Frame:
         depth = self.inbox.depth_camera() or inspector.preprocessing.camera

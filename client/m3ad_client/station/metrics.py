@@ -123,7 +123,14 @@ class _Now(Collector):
         again = CounterMetricFamily(
             "m3ad_station_frames_again", "Frames that came again and were not judged again", labels=["camera"]
         )
+        drift = GaugeMetricFamily(
+            "m3ad_station_drift",
+            "How far the last frames lie off the calibration frames, over what is tolerated",
+            labels=["camera", "reason"],
+        )
         for camera, counts in now["cameras"].items():
+            for reason, share in counts["drift"].items():
+                drift.add_metric([camera, reason], share)
             waiting.add_metric([camera], counts["waiting"])
             again.add_metric([camera], counts["seen_again"])
         faults = GaugeMetricFamily(
@@ -137,4 +144,4 @@ class _Now(Collector):
             "Room where the station keeps everything",
             value=shutil.disk_usage(self.settings.store.folder).free,
         )
-        return queue, waiting, again, faults, count, free
+        return queue, waiting, again, drift, faults, count, free

@@ -12,6 +12,7 @@ from m3ad.ledger import Ledger
 
 from m3ad_client.station import config
 from m3ad_client.station.deliver import Deliverer, open_sink
+from m3ad_client.station.drift import Drift
 from m3ad_client.station.faults import Faults
 from m3ad_client.station.line import Line
 from m3ad_client.station.needs import needed
@@ -61,7 +62,17 @@ class Station:
         metrics = open_metrics(settings, self.status)
         seen = metrics.seen if metrics else lambda _: None
         self.lines = [
-            Line(camera, self.folder, self.ledger, names, self.faults, self.tell, self.stop, seen)
+            Line(
+                camera,
+                self.folder,
+                self.ledger,
+                names,
+                self.faults,
+                self.tell,
+                self.stop,
+                seen,
+                Drift.of(camera, self.faults),
+            )
             for camera in settings.cameras
         ]
         for line in self.lines:
@@ -145,7 +156,11 @@ class Station:
             "fault_count": self.faults.count,
             "queues": {name: {"waiting": w, "dead": d} for name, (w, d) in self.ledger.queues().items()},
             "cameras": {
-                line.camera.name: {"waiting": line.inbox.waiting, "seen_again": line.again}
+                line.camera.name: {
+                    "waiting": line.inbox.waiting,
+                    "seen_again": line.again,
+                    "drift": line.drift.shares,
+                }
                 for line in self.lines
             },
         }

@@ -107,10 +107,12 @@ def test_queues_and_faults_are_those_of_the_moment(scraped: tuple[Station, httpx
 def test_every_expression_of_the_dashboard_names_metrics_that_there_are(
     scraped: tuple[Station, httpx.Client],
 ) -> None:
-    _, client = scraped
+    station, client = scraped
+    station.lines[0].drift.shares = {"focus": 0.5}
     answer = client.get("/static/grafana.json")
     dashboard = json.loads(answer.text)
     now = scrape(client)
+    assert of(now, "drift", camera="left", reason="focus") == 0.5
     known = {name for name, _ in now}
     labels: dict[str, set[str]] = {}
     for name, pairs in now:

@@ -23,6 +23,7 @@ def event(part: Part, setup: dict[str, Any]) -> dict[str, Any]:
         "score": part.score,
         "limits": setup.get("limits"),
         "defects": part.defects,
+        "drift": setup.get("drift", []),
         "fault": part.fault,
         "taken_at": part.taken_at,
         "judged_at": part.judged_at,
