@@ -128,7 +128,34 @@ class Mqtt(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_fi
             raise ValueError("`ca` goes with `tls = true`")
 
 
-Sink = JsonLines | Csv | Webhook | Mqtt
+class OpcUa(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="kind", tag="opcua"):
+    """`[[sink]]` with `kind = "opcua"`: variables of an OPC UA server that are written a part.
+
+    Attributes:
+        node: the identifier of a variable; `{camera}` and `{field}` stand for its camera and what it holds.
+        cert, key, server_cert: what signs and encrypts (Basic256Sha256), and the certificate that the server must have.
+    """
+
+    name: Name
+    url: Annotated[str, Meta(pattern=r"^opc\.tcp://[^\s/]+")]
+    node: str = "ns=2;s=m3ad/{camera}/{field}"
+    username: str | None = None
+    password_file: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    server_cert: Path | None = None
+    timeout_s: Positive = 10.0
+
+    def __post_init__(self) -> None:
+        if self.password_file is not None and self.username is None:
+            raise ValueError("`password_file` goes with `username`")
+        if len({self.cert is None, self.key is None, self.server_cert is None}) > 1:
+            raise ValueError("`cert`, `key` and `server_cert` go together")
+        if self.node.count("{camera}") != 1 or self.node.count("{field}") != 1:
+            raise ValueError("`node` must have {camera} and {field} in it, once each")
+
+
+Sink = JsonLines | Csv | Webhook | Mqtt | OpcUa
 
 
 class Page(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

@@ -14,6 +14,7 @@ from m3ad_client.station.sinks import files
 from m3ad_client.station.sinks.answers import Refused
 from m3ad_client.station.sinks.event import event
 from m3ad_client.station.sinks.mqtt import Mqtt
+from m3ad_client.station.sinks.opcua import OpcUa
 from m3ad_client.station.sinks.webhook import Webhook
 
 
@@ -37,12 +38,14 @@ def open_sink(settings: config.Sink, station: str) -> Sink:
 
     Raises:
         ArtifactError: a file that it names cannot be used.
-        MissingDependencyError: a package of the extra `station` is not installed.
+        MissingDependencyError: a package of the extra `station` or `opcua` is not installed.
     """
     if isinstance(settings, config.JsonLines):
         return files.json_lines(settings.path)
     if isinstance(settings, config.Csv):
         return files.csv_rows(settings.path)
+    if isinstance(settings, config.OpcUa):
+        return OpcUa(settings, station)
     return Webhook(settings, station) if isinstance(settings, config.Webhook) else Mqtt(settings, station)
 
 

@@ -1,4 +1,4 @@
-"""The packages of the extra `station`, imported where they are used."""
+"""The packages of the extras `station` and `opcua`, imported where they are used."""
 
 import importlib
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from m3ad.errors import MissingDependencyError
 
 
-def needed(module: str) -> Any:
+def needed(module: str, extra: str = "station") -> Any:
     """A module of the extra.
 
     Raises:
@@ -18,5 +18,5 @@ def needed(module: str) -> Any:
         if error.name != module.partition(".")[0]:
             raise
         raise MissingDependencyError(
-            f"the station needs the package {error.name}; install it with: pip install 'm3ad[station]'"
+            f"the station needs the package {error.name}; install it with: pip install 'm3ad[{extra}]'"
         ) from error
