@@ -181,7 +181,10 @@ class GatedReconstruction(nn.Module):
     def gated(self, joint: Tensor) -> Tensor:
         """A_map of j: [224, 224] -> [224, 224]; the means run over all pixels, scored or not."""
         sigma = self.mean7((joint - joint.mean()).square()[None])[0].sqrt()
-        return joint * torch.sigmoid((4 + 2 * sigma / (sigma.mean() + WEIGHT_EPS)) * joint)
+        # Both sides of the fraction times 1024, which is exact: torch's exporter drops a sum with 1e-8, and a map of
+        # one value everywhere would then be 0 / 0.
+        local, mean = 1024 * sigma, 1024 * sigma.mean() + 1024 * WEIGHT_EPS
+        return joint * torch.sigmoid((4 + 2 * local / mean) * joint)
 
     @staticmethod
     def weighted(rgb: Tensor, xyz: Tensor) -> Tensor:
