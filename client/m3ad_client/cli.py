@@ -39,6 +39,7 @@ from m3ad_client.options import (
     tls_of,
     warn_unless_usable,
 )
+from m3ad_client.replay_command import replay
 from m3ad_client.saved import read_result as _read_result
 from m3ad_client.station import command as station_command
 from m3ad_client.triton import Tls, TritonInspector
@@ -189,6 +190,7 @@ def evaluate(
 
 
 app.command()(bench)
+app.command()(replay)
 
 
 @app.command(name="check-frames")
