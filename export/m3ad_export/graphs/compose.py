@@ -20,14 +20,15 @@ from m3ad_runtime.windows import whole_grid
 from onnx import compose, helper, numpy_helper, parser
 from onnx.external_data_helper import set_external_data
 
+from m3ad_export.graphs.fused_attention import fused_attention
 from m3ad_export.graphs.row_tiling import row_tiled
 
 OPSET = 18  # TensorRT 10.3 reads up to 20; 18 is what torch's exporter writes without conversion
 SMALLEST_EXTERNAL = (
     1024  # bytes of a weight that lies outside its graph; smaller ones are read while a graph is loaded
 )
-ENCODER_GRAPH = "xyz_encoder.onnx"  # the plain one, which is quantized and composed; a CPU runs it in parts
-ENCODER_ROW_TILED, ENCODER_WEIGHTS = XYZ_CPU.files
+ENCODER_GRAPH = "xyz_encoder.onnx"  # the plain one, which is quantized and composed; a CPU runs another form
+ENCODER_FOR_CPU, ENCODER_WEIGHTS = XYZ_CPU.files
 PIXEL_WEIGHTS = "pixel_weights"
 
 
@@ -122,9 +123,9 @@ def xyz_extractor_model(encoder: onnx.ModelProto, contract: Contract) -> onnx.Mo
 
 
 def write_xyz_extractor(encoder: onnx.ModelProto, contract: Contract, folder: Path) -> None:
-    """Write the encoder, plain, in parts for a CPU and as `xyz_extractor.onnx`; all three refer to one weights file."""
+    """Write the encoder, plain, as a CPU runs it best and as `xyz_extractor.onnx`; all refer to one weights file."""
     others = {
-        ENCODER_ROW_TILED: row_tiled(encoder),
+        ENCODER_FOR_CPU: fused_attention(row_tiled(encoder)),
         "xyz_extractor.onnx": xyz_extractor_model(encoder, contract),
     }
     # Not by onnx.save's own option: that refuses a file of this name in the working directory (onnx 1.23).
