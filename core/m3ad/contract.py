@@ -197,5 +197,6 @@ OPS: dict[str, Op] = {
             ("decision",),
             {"kernel": str, "gamma": float},
         ),
+        Op("NearestRow", ("x", "bank"), ("distance", "idx"), {}),
     )
 }

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 from m3ad.scored import scored_pixels
 from m3ad_plugins import native, ops
+from m3ad_plugins.nearest_row.reference import nearest_row
 
 VALUES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 1e10, 1e19, 1e30, -3.4e38, 3.4e38)
 
@@ -92,11 +93,22 @@ def judge(rng: np.random.Generator) -> None:
     )
 
 
+def find_nearest(rng: np.random.Generator) -> None:
+    queries, rows, width = (int(rng.choice((1, 2, 5, 7, 31, 33, 129, 300))) for _ in range(3))
+    x, bank = (rng.choice(VALUES, (n, width)).astype(np.float32) for n in (queries, rows))
+    x[rng.random(queries) < 0.3] = bank[0]
+    distance, idx = ops.nearest_row(x, bank)
+    assert 0 <= idx.min() <= idx.max() < rows
+    lowest = nearest_row(x[:3], bank)[1]
+    assert np.array_equal(idx[:3], lowest)
+    assert (distance >= 0).all()
+
+
 def main(library: str, cases: int, seed: int) -> None:
     """Run the cases with the library of this path."""
     loaded = ctypes.CDLL(library)
     native.library = lambda: loaded  # type: ignore[assignment]
-    kinds = (sample_and_group, sample_and_group, interpolate, score, judge)
+    kinds = (sample_and_group, sample_and_group, interpolate, score, judge, find_nearest)
     for number in range(cases):
         with np.errstate(all="ignore"):
             kinds[number % len(kinds)](np.random.default_rng((seed, number)))

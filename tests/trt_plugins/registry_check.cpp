@@ -200,6 +200,7 @@ int main(int argc, char** argv) {
         {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, h, i}},
         {"OneClassSvm", {linear, width}, {{kN, 7}, {90, 7}, {90}, {1}}, {f, f, f, f}},
         {"OneClassSvm", {rbf, width}, {{kN, 7}, {90, 7}, {90}, {1}}, {f, f, f, f}},
+        {"NearestRow", {}, {{kN, 7}, {90, 7}}, {f, f}},
     };
     for (Case const& c : cases) {
         auto* creator =

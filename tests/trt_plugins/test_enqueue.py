@@ -44,7 +44,9 @@ def host_and_library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 
 
 @pytest.mark.parametrize(
-    "row", [OWN_ROWS[1], OWN_ROWS[4], *rows_on(SMALL[1], 8), *rows_on(SMALL[11], 8, np.float16)[2:]], ids=str
+    "row",
+    [OWN_ROWS[1], OWN_ROWS[4], *OWN_ROWS[7:9], *rows_on(SMALL[1], 8), *rows_on(SMALL[11], 8, np.float16)[2:]],
+    ids=str,
 )
 def test_enqueue_equals_reference(host_and_library: tuple[Path, Path], row: Row, tmp_path: Path) -> None:
     host, library = host_and_library

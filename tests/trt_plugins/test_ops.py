@@ -186,6 +186,42 @@ def test_any_cloud_equals_reference(points: np.ndarray, data: st.DataObject) -> 
 
 
 @forms
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (5, 3), (700, 40), (129, 1152)])
+def test_nearest_row_equals_scipy(rows: int, width: int) -> None:
+    bank = (RNG.normal(0, 1, (rows, width)) + 100).astype(np.float32)
+    near = bank[RNG.integers(rows, size=50)] + RNG.normal(0, 1e-4, (50, width))
+    x = np.concatenate([near, RNG.normal(0, 1, (20, width)), bank[:9]]).astype(np.float32)
+    pairs = distance.cdist(x.astype(np.float64), bank.astype(np.float64))
+    found, idx = ops.nearest_row(x, bank)
+    np.testing.assert_array_equal(idx, pairs.argmin(axis=1))
+    np.testing.assert_allclose(found, pairs.min(axis=1), rtol=1e-7, atol=1e-12)
+    assert (found[70:] == 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 90), st.integers(1, 7), st.integers(1, 4), st.integers(0, 9))
+def test_nearest_row_ties_go_to_the_lowest_of_any_number(
+    rows: int, queries: int, width: int, values: int, seed: int
+) -> None:
+    """On a coarse grid hundreds of rows are equally near, and the product in fp32 tells none of them apart."""
+    rng = np.random.default_rng(seed)
+    x, bank = ((rng.integers(0, values, (count, width)) / 7).astype(np.float32) for count in (queries, rows))
+    found, idx = ops.nearest_row(x, bank)
+    expected = ((x.astype(np.float64)[:, None] - bank) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(idx, expected.argmin(axis=1))
+    np.testing.assert_allclose(found**2, expected.min(axis=1), rtol=1e-6, atol=1e-12)
+
+
+@forms
+def test_nearest_row_takes_what_overflows_and_no_query() -> None:
+    bank = np.float32([[3e38, 0], [-3e38, 0], [1, 1]])
+    found, idx = ops.nearest_row(np.float32([[3e38, 1], [-3e38, 0], [2, 1]]), bank)
+    assert (found.tolist(), idx.tolist()) == ([1.0, 0.0, 1.0], [0, 1, 2])
+    found, idx = ops.nearest_row(np.empty((0, 2), np.float32), bank)
+    assert (found.shape, idx.shape) == ((0,), (0,))
+
+
+@forms
 @pytest.mark.parametrize("kernel", ops.KERNELS)
 @pytest.mark.parametrize(("rows", "width", "vectors"), [(1, 1, 1), (7, 3, 5), (500, 9, 130), (3, 256, 2)])
 def test_one_class_svm_equals_scikit_learn(kernel: str, rows: int, width: int, vectors: int) -> None:
@@ -366,6 +402,11 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
             lambda: ops.cosine_scores([CENTERS], [[CENTERS[:, :1], CENTERS[:, :1]]]),
             r"features: expected float32 \[8, 2\], got float32 \[8, 3\]",
         ),
+        (
+            lambda: ops.nearest_row(POINTS, CENTERS[:, :2]),
+            r"bank: expected float32 \[B, 3\], got float32 \[8, 2\]",
+        ),
+        (lambda: ops.nearest_row(POINTS, CENTERS[:0]), "bank: expected at least 1 row, got 0"),
         (
             lambda: ops.one_class_svm(POINTS, CENTERS, CENTERS[:, 0], 0.0, "poly"),
             "kernel: expected one of linear, rbf, got 'poly'",

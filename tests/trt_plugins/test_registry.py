@@ -122,6 +122,16 @@ configure 0
 workspace 1
 few_points 0
 attached 1
+creator NearestRow 1
+plugin NearestRow 1 m3ad fields
+shapes 0
+output fp32 [N]
+output int32 [N]
+formats 1 int8 0
+configure 0
+workspace 1
+few_points 0
+attached 1
 refused FarthestPointSample 1
 refused FarthestPointSample 1
 refused KnnGroup 1
@@ -141,7 +151,7 @@ TEXTS = (
 
 def check(output: str) -> None:
     # The lean runtime says that there is no GPU; every other line is ours.
-    facts = [line for line in output.splitlines() if not line.startswith(("error ", "m3ad::"))]
+    facts = [line.rstrip() for line in output.splitlines() if not line.startswith(("error ", "m3ad::"))]
     assert facts == ["loaded 1", *EXPECTED.split("\n")[1:-1]]
     for text in TEXTS:
         assert text in output

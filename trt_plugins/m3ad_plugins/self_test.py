@@ -9,6 +9,7 @@ from m3ad_plugins import native, ops
 from m3ad_plugins.farthest_point_sample import reference as sampling
 from m3ad_plugins.knn_group import reference as grouping
 from m3ad_plugins.library import TENSORRT_MODULES, Finding, check_plugin_library, check_registry
+from m3ad_plugins.nearest_row import reference as nearest
 from m3ad_plugins.one_class_svm import reference as svm
 from m3ad_plugins.token_interpolate import reference as interpolation
 
@@ -43,6 +44,7 @@ def _check_native() -> Finding:
         ops.knn_group(points, idx, GROUP_SIZE), grouping.knn_group(points, idx, GROUP_SIZE), strict=True
     )
     tokens = rng.normal(0, 1, (GROUPS, WIDTH)).astype(np.float32)
+    exact += zip(ops.nearest_row(points, points[idx]), nearest.nearest_row(points, points[idx]), strict=True)
     inputs = (points, pixel, points[idx], tokens, interpolation.scored_pixels(pixel, SIDE))
     close = [(ops.token_interpolate(*inputs), interpolation.token_interpolate(*inputs))]
     vectors, coefficients = tokens[:8], np.linspace(-1, 1, 8, dtype=np.float32)

@@ -166,10 +166,35 @@ def _svm_row(kernel: str, rows: int, width: int, vectors: int) -> Row:
     return Row("OneClassSvm", name, inputs, attributes, rtol=1e-5, atol=2e-5)
 
 
+def _bank_row(name: str, x: np.ndarray, bank: np.ndarray) -> Row:
+    inputs = {"x": x.astype(np.float32), "bank": bank.astype(np.float32)}
+    return Row("NearestRow", name, inputs, {}, rtol=1e-6, atol=1e-9)
+
+
+def _bank_rows() -> list[Row]:
+    rng = np.random.default_rng(11)
+    far = rng.normal(40, 1, (150, 33))  # where the expanded form alone loses small distances
+    beside = far[rng.integers(150, size=70)] + rng.normal(0, 1e-3, (70, 33))
+    twice = np.tile(rng.normal(0, 1, (80, 4)), (2, 1))
+    return [
+        _bank_row("1 x 1, 1", np.ones((1, 1)), np.full((1, 1), -2.5)),
+        _bank_row("70 x 33, 150, far from the origin", beside, far),
+        _bank_row("rows of the bank itself", far[::-3], far),
+        _bank_row("ties: every row twice", rng.normal(0, 1, (90, 4)), twice),
+        _bank_row(
+            "equal queries", np.repeat(rng.normal(0, 1, (3, 17)), 30, axis=0), rng.normal(0, 1, (65, 17))
+        ),
+        _bank_row("64 x 16, 64", rng.normal(0, 1, (64, 16)), rng.normal(0, 1, (64, 16))),
+    ]
+
+
 OWN_ROWS = [
-    _svm_row(kernel, *sizes)
-    for kernel in ("linear", "rbf")
-    for sizes in ((1, 1, 1), (300, 7, 90), (5, 40, 33))
+    *(
+        _svm_row(kernel, *sizes)
+        for kernel in ("linear", "rbf")
+        for sizes in ((1, 1, 1), (300, 7, 90), (5, 40, 33))
+    ),
+    *_bank_rows(),
 ]
 
 
@@ -194,6 +219,11 @@ def _launch_svm(inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> La
     return Launch((rows, width, len(inputs["support_vectors"]), is_rbf, gamma), width)
 
 
+def _launch_nearest(inputs: dict[str, np.ndarray], _attributes: dict[str, Any]) -> Launch:
+    (queries, width), rows = inputs["x"].shape, len(inputs["bank"])
+    return Launch((queries, width, rows), queries * -(-rows // 64))
+
+
 LAUNCHES: dict[str, Callable[[dict[str, np.ndarray], dict[str, Any]], Launch]] = {
     "FarthestPointSample": lambda inputs, attributes: Launch(
         (len(inputs["points"]), attributes["num_samples"], float(attributes["min_norm_sq"])),
@@ -204,4 +234,5 @@ LAUNCHES: dict[str, Callable[[dict[str, np.ndarray], dict[str, Any]], Launch]] =
     ),
     "TokenInterpolate": _launch_spread,
     "OneClassSvm": _launch_svm,
+    "NearestRow": _launch_nearest,
 }
