@@ -1,6 +1,7 @@
 """Fixtures of the serving rooms: repositories of the tiny bundle, a real Triton that serves them, frames on disk."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +111,24 @@ def server(
     rehash(stale)
     with LocalServer([chain_repository, fused_repository, stale]) as running:
         yield running
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> dict[str, Path]:
+    """A certificate authority and a certificate of localhost signed by it."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificates of this test and is not installed")
+    files = {name: tmp_path / f"{name}.pem" for name in ("ca", "ca_key", "cert", "key", "request", "names")}
+    files["names"].write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    new_key = ["-newkey", "rsa:2048", "-nodes"]
+    for arguments in (
+        ["req", "-x509", *new_key, "-subj", "/CN=ca", "-keyout", files["ca_key"], "-out", files["ca"]],
+        ["req", *new_key, "-subj", "/CN=localhost", "-keyout", files["key"], "-out", files["request"]],
+        [
+            *("x509", "-req", "-in", files["request"], "-extfile", files["names"], "-out", files["cert"]),
+            *("-CA", files["ca"], "-CAkey", files["ca_key"], "-CAcreateserial"),
+        ],
+    ):
+        subprocess.run([openssl, *map(str, arguments)], check=True, capture_output=True)
+    return files

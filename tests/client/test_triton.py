@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 import sys
 import types
@@ -87,27 +86,6 @@ def test_a_server_that_goes_away(chain_repository: Path) -> None:
     with pytest.raises(ServerError, match="no Triton answers at"):
         inspector.inspect_prepared(make_input(1024))
     inspector.close()
-
-
-@pytest.fixture
-def certificates(tmp_path: Path) -> dict[str, Path]:
-    """A certificate authority and a certificate of localhost signed by it."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl makes the certificates of this test and is not installed")
-    files = {name: tmp_path / f"{name}.pem" for name in ("ca", "ca_key", "cert", "key", "request", "names")}
-    files["names"].write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    new_key = ["-newkey", "rsa:2048", "-nodes"]
-    for arguments in (
-        ["req", "-x509", *new_key, "-subj", "/CN=ca", "-keyout", files["ca_key"], "-out", files["ca"]],
-        ["req", *new_key, "-subj", "/CN=localhost", "-keyout", files["key"], "-out", files["request"]],
-        [
-            *("x509", "-req", "-in", files["request"], "-extfile", files["names"], "-out", files["cert"]),
-            *("-CA", files["ca"], "-CAkey", files["ca_key"], "-CAcreateserial"),
-        ],
-    ):
-        subprocess.run([openssl, *map(str, arguments)], check=True, capture_output=True)
-    return files
 
 
 def http_status(server: LocalServer, path: str, headers: dict[str, str] | None = None) -> int:

@@ -12,7 +12,7 @@ from m3ad.frames import RGB_SUFFIXES
 from m3ad.ledger import Part
 from m3ad.xyz import DEPTH_SUFFIXES, XYZ_SUFFIXES
 
-from m3ad_client.station import config
+from m3ad_client.station import sink_tables
 from m3ad_client.station.line import Line
 from m3ad_client.station.parts_query import listed
 from m3ad_client.station.view import View
@@ -64,7 +64,7 @@ def add_api(app: FastAPI, view: View) -> None:
         if camera not in view.lines:
             raise HTTPException(404, f"there is no camera {camera}; expected one of {', '.join(view.lines)}")
         name = name or Path(rgb.filename or "").stem
-        if not config.NAME.match(name):
+        if not sink_tables.NAME.match(name):
             raise HTTPException(
                 422, f"{name!r} is no name of a frame: expected letters, digits, '.', '_' and '-'"
             )

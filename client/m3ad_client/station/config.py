@@ -9,15 +9,13 @@ import msgspec
 from m3ad.contract import Layout
 from m3ad.errors import ArtifactError
 from m3ad.limits import Limits
+from m3ad_runtime.engine_choice import Runtime
 from msgspec import Meta, Struct
 
 from m3ad_client.address import is_loopback
 from m3ad_client.station.needs import needed
+from m3ad_client.station.sink_tables import AtLeastOne, Name, Positive, Sink
 
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
-Name = Annotated[str, Meta(pattern=NAME.pattern)]
-Positive = Annotated[float, Meta(gt=0)]
-AtLeastOne = Annotated[int, Meta(ge=1)]
 Table = TypeVar("Table")
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.-]+)\s*\]")
@@ -45,6 +43,9 @@ class Camera(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
         folder: `rgb/` and `xyz/` (or `depth/`) in it, or images and clouds side by side.
         settle_s: a file whose size and time stayed the same for so long is whole.
         done_marker: a frame is whole when NAME.done lies beside its image or in `folder`; no time is waited.
+        runtime: what runs a bundle: `auto`, engines where the bundle has some that run here, or else the CPU.
+        require_signature: the public key (Ed25519, PEM) that must have signed the bundle.
+        tls, ca, cert, key: with a url, for a server that speaks TLS.
         reference: with a url, the bundle that is served there, which says how calibration frames look.
     """
 
@@ -57,6 +58,12 @@ class Camera(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     model: str | None = None
     layout: Layout | None = None
     threads: AtLeastOne | None = None
+    runtime: Runtime | None = None
+    require_signature: Path | None = None
+    tls: bool = False
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
     threshold: float | None = None
     review: float | None = None
     reference: Path | None = None
@@ -65,97 +72,18 @@ class Camera(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
         if (self.bundle is None) == (self.url is None):
             raise ValueError("expected `bundle`, a folder, or `url`, HOST:PORT of a Triton, and not both")
         for only, other in (
-            ("layout", "url"),
-            ("threads", "url"),
-            ("model", "bundle"),
-            ("reference", "bundle"),
+            *((name, "url") for name in ("layout", "threads", "runtime", "require_signature")),
+            *((name, "bundle") for name in ("model", "reference", "tls", "ca", "cert", "key")),
         ):
-            if getattr(self, only) is not None and getattr(self, other) is not None:
+            if getattr(self, only) not in (None, False) and getattr(self, other) is not None:
                 raise ValueError(f"`{only}` goes with {'a bundle' if other == 'url' else 'a url'} alone")
+        for name in ("ca", "cert", "key"):
+            if getattr(self, name) is not None and not self.tls:
+                raise ValueError(f"`{name}` goes with `tls = true`")
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("`cert` and `key` go together")
         if self.threshold is not None:
             Limits(self.threshold, self.review)
-
-
-class JsonLines(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="kind", tag="jsonl"):
-    """`[[sink]]` with `kind = "jsonl"`: a line of JSON a part, at the end of a file."""
-
-    name: Name
-    path: Path
-
-
-class Csv(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="kind", tag="csv"):
-    """`[[sink]]` with `kind = "csv"`: a row a part, at the end of a file."""
-
-    name: Name
-    path: Path
-
-
-class Webhook(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="kind", tag="webhook"):
-    """`[[sink]]` with `kind = "webhook"`: a signed POST a part.
-
-    Attributes:
-        secret_file: holds what is signed with, and is read by nobody else.
-        attempts: how often a server may be in trouble (5xx) with one verdict before it becomes a dead letter; a server
-            that does not answer is waited for.
-        ca: certificate authority to trust instead of the system's.
-    """
-
-    name: Name
-    url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+")]
-    secret_file: Path
-    timeout_s: Positive = 10.0
-    attempts: AtLeastOne = 12
-    ca: Path | None = None
-
-
-class Mqtt(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="kind", tag="mqtt"):
-    """`[[sink]]` with `kind = "mqtt"`: a broker that is told with quality of service 1."""
-
-    name: Name
-    host: str
-    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
-    prefix: Annotated[str, Meta(pattern=r"^[^#+\s/][^#+\s]*[^#+\s/]\Z")] = "m3ad"
-    username: str | None = None
-    password_file: Path | None = None
-    tls: bool = False
-    ca: Path | None = None
-    timeout_s: Positive = 10.0
-
-    def __post_init__(self) -> None:
-        if self.password_file is not None and self.username is None:
-            raise ValueError("`password_file` goes with `username`")
-        if self.ca is not None and not self.tls:
-            raise ValueError("`ca` goes with `tls = true`")
-
-
-class OpcUa(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True, tag_field="kind", tag="opcua"):
-    """`[[sink]]` with `kind = "opcua"`: variables of an OPC UA server that are written a part.
-
-    Attributes:
-        node: the identifier of a variable; `{camera}` and `{field}` stand for its camera and what it holds.
-        cert, key, server_cert: what signs and encrypts (Basic256Sha256), and the certificate that the server must have.
-    """
-
-    name: Name
-    url: Annotated[str, Meta(pattern=r"^opc\.tcp://[^\s/]+")]
-    node: str = "ns=2;s=m3ad/{camera}/{field}"
-    username: str | None = None
-    password_file: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    server_cert: Path | None = None
-    timeout_s: Positive = 10.0
-
-    def __post_init__(self) -> None:
-        if self.password_file is not None and self.username is None:
-            raise ValueError("`password_file` goes with `username`")
-        if len({self.cert is None, self.key is None, self.server_cert is None}) > 1:
-            raise ValueError("`cert`, `key` and `server_cert` go together")
-        if self.node.count("{camera}") != 1 or self.node.count("{field}") != 1:
-            raise ValueError("`node` must have {camera} and {field} in it, once each")
-
-
-Sink = JsonLines | Csv | Webhook | Mqtt | OpcUa
 
 
 class Page(Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from m3ad.errors import M3adError
 from m3ad.ledger import Delivery, Ledger
 
-from m3ad_client.station import config
+from m3ad_client.station import sink_tables
 from m3ad_client.station.faults import Faults
 from m3ad_client.station.line import back_off
 from m3ad_client.station.sinks import files
@@ -33,20 +33,22 @@ class Sink(Protocol):
         """Close what is open."""
 
 
-def open_sink(settings: config.Sink, station: str) -> Sink:
+def open_sink(settings: sink_tables.Sink, station: str) -> Sink:
     """The sink of a configuration's table.
 
     Raises:
         ArtifactError: a file that it names cannot be used.
         MissingDependencyError: a package of the extra `station` or `opcua` is not installed.
     """
-    if isinstance(settings, config.JsonLines):
+    if isinstance(settings, sink_tables.JsonLines):
         return files.json_lines(settings.path)
-    if isinstance(settings, config.Csv):
+    if isinstance(settings, sink_tables.Csv):
         return files.csv_rows(settings.path)
-    if isinstance(settings, config.OpcUa):
+    if isinstance(settings, sink_tables.OpcUa):
         return OpcUa(settings, station)
-    return Webhook(settings, station) if isinstance(settings, config.Webhook) else Mqtt(settings, station)
+    return (
+        Webhook(settings, station) if isinstance(settings, sink_tables.Webhook) else Mqtt(settings, station)
+    )
 
 
 @dataclass

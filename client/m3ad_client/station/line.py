@@ -7,8 +7,7 @@ saved, verdict and deliveries written in one transaction. Killed anywhere, the n
 import random
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,19 +15,19 @@ from typing import Any
 
 import numpy as np
 from m3ad.atomic import NO_ROOM, file_beside
-from m3ad.bundle import MANIFEST, Bundle, sha256_of
-from m3ad.errors import ArtifactError, FrameError, M3adError, ServerError
+from m3ad.bundle import sha256_of
+from m3ad.errors import FrameError, M3adError
 from m3ad.frames import Frame, read_frame
 from m3ad.ledger import Ledger, Part
 from m3ad.overlay import save_png
-from m3ad_runtime.pipeline import Inspection, Inspector
+from m3ad_runtime.pipeline import Inspection
 
 from m3ad_client.infer import AnyInspector, picture
 from m3ad_client.station import config, sources
 from m3ad_client.station.drift import Drift
 from m3ad_client.station.faults import Faults
+from m3ad_client.station.judge import Judge
 from m3ad_client.station.seen import Seen, Steps
-from m3ad_client.triton import TritonInspector
 
 MOST_STARTS = 3  # a frame that was being judged when the process died so often is no frame to judge
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
@@ -37,68 +36,6 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 def back_off(failures: int) -> float:
     """Seconds to wait after so many failures in a row: doubled each time, with jitter of a half."""
     return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
-
-
-class Judge:
-    """What inspects for a camera, and what the ledger says of it; opened when it is first needed."""
-
-    def __init__(self, camera: config.Camera) -> None:
-        self.camera = camera
-        self.inspector: AnyInspector | None = None
-        self.record: dict[str, Any] = {}
-
-    @contextmanager
-    def open(self) -> Iterator[AnyInspector]:
-        """Yield the inspector; a server that failed is connected to anew the next time.
-
-        Raises:
-            ArtifactError: the bundle cannot be used.
-            ServerError: the server does not answer.
-        """
-        if self.inspector is None:
-            self.inspector, self.record = self._opened()
-        try:
-            yield self.inspector
-        except ServerError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the connection, if it is one."""
-        if isinstance(self.inspector, TritonInspector):
-            self.inspector.close()
-        self.inspector = None
-
-    def has_maps(self) -> bool:
-        """Whether the inspector gives score maps: a server may have the door for frames alone."""
-        return not isinstance(self.inspector, TritonInspector) or "tensors" in self.inspector.doors
-
-    def _opened(self) -> tuple[AnyInspector, dict[str, Any]]:
-        camera = self.camera
-        told: dict[str, Any]
-        inspector: AnyInspector
-        if camera.bundle is not None:
-            bundle = Bundle.open(camera.bundle)
-            bundle.verify_usable()
-            inspector = Inspector(bundle, camera.layout, camera.threads)
-            told = {
-                "bundle": str(camera.bundle),
-                "bundle_sha256": sha256_of(bundle.path / MANIFEST),
-                "threshold_card": bundle.document["threshold"],
-                "runtime": f"{inspector.runtime}, {inspector.device}, {inspector.precision}",
-            }
-        else:
-            inspector = TritonInspector(str(camera.url), camera.model)
-            told = {"url": camera.url, "runtime": f"Triton, {inspector.serving}"}
-        try:
-            inspector.limits = inspector.limits.moved(camera.threshold, camera.review)
-        except ValueError as error:
-            raise ArtifactError(f"the limits of camera {camera.name} cannot be used: {error}") from error
-        record = inspector.record
-        same = {"category": record.category, "method": record.method, "layout": record.layout}
-        same["geometry"] = inspector.preprocessing.geometry
-        limits = {"reject": inspector.limits.reject, "review": inspector.limits.review}
-        return inspector, {**told, **same, "weights": record.weights, "limits": limits}
 
 
 @dataclass
@@ -133,7 +70,7 @@ class Line:
     again: int = 0
 
     def __post_init__(self) -> None:
-        self.inbox, self.judge = sources.Inbox(self.camera), Judge(self.camera)
+        self.inbox, self.judge = sources.Inbox(self.camera), Judge(self.camera, self.faults.say)
         self.place = f"camera {self.camera.name}"
 
     def begin(self) -> None:

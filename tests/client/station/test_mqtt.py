@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from m3ad_client.station import config
+from m3ad_client.station import sink_tables
 from m3ad_client.station.sinks.answers import NotNow
 from m3ad_client.station.sinks.mqtt import Mqtt
 
@@ -91,7 +91,7 @@ def event(number: int) -> dict[str, Any]:
 
 def test_verdicts_are_acknowledged_and_the_last_is_retained(broker: Broker) -> None:
     plant = Plant(broker.port)
-    sink = Mqtt(config.Mqtt(name="plc", host="127.0.0.1", port=broker.port, prefix="hall/3"), "station")
+    sink = Mqtt(sink_tables.Mqtt(name="plc", host="127.0.0.1", port=broker.port, prefix="hall/3"), "station")
     for number in (1, 2):
         sink.send(event(number))
     until(lambda: len(plant.of("hall/3/left/verdict")) == 2)
@@ -108,7 +108,7 @@ def test_verdicts_are_acknowledged_and_the_last_is_retained(broker: Broker) -> N
 
 
 def test_a_broker_that_is_gone_is_waited_for_and_a_dead_station_is_offline(broker: Broker) -> None:
-    settings = config.Mqtt(name="plc", host="127.0.0.1", port=broker.port, timeout_s=0.3)
+    settings = sink_tables.Mqtt(name="plc", host="127.0.0.1", port=broker.port, timeout_s=0.3)
     sink = Mqtt(settings, "station")
     until(sink.connected.is_set)
     broker.stop()

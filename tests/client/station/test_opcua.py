@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from m3ad.errors import ArtifactError
 from m3ad.ledger import Ledger
-from m3ad_client.station import config, deliver
+from m3ad_client.station import deliver, sink_tables
 from m3ad_client.station.faults import Faults
 from m3ad_client.station.sinks.answers import NotNow
 from m3ad_client.station.sinks.opcua import OpcUa
@@ -102,7 +102,7 @@ def sink(port: int) -> Iterator[Callable[..., OpcUa]]:
 
     def connect(**more: Any) -> OpcUa:
         settings = {"name": "plc", "url": f"opc.tcp://127.0.0.1:{port}", "timeout_s": 5.0, **more}
-        opened.append(OpcUa(config.OpcUa(**settings), "station"))
+        opened.append(OpcUa(sink_tables.OpcUa(**settings), "station"))
         return opened[-1]
 
     yield connect
@@ -264,10 +264,12 @@ def test_signed_and_encrypted_to_the_server_that_is_meant(
 )
 def test_settings_that_do_not_go_together(more: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        config.OpcUa(name="plc", url="opc.tcp://a:4840", **more)
+        sink_tables.OpcUa(name="plc", url="opc.tcp://a:4840", **more)
 
 
 def test_a_password_that_cannot_be_read(tmp_path: Path) -> None:
-    settings = config.OpcUa(name="plc", url="opc.tcp://a", username="m3ad", password_file=tmp_path / "absent")
+    settings = sink_tables.OpcUa(
+        name="plc", url="opc.tcp://a", username="m3ad", password_file=tmp_path / "absent"
+    )
     with pytest.raises(ArtifactError, match="cannot be read"):
         OpcUa(settings, "station")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from m3ad.errors import ArtifactError, MissingDependencyError
-from m3ad_client.station import config, needs
+from m3ad_client.station import config, needs, sink_tables
 
 GOOD = """[station]
 folder = "kept"
@@ -32,7 +32,7 @@ def test_paths_are_from_the_files_folder(tmp_path: Path) -> None:
     assert found.store.folder == tmp_path / "kept"
     assert found.cameras[0].folder == tmp_path / "in"
     assert found.cameras[0].settle_s == 0.5
-    assert found.sinks == [config.JsonLines(name="lines", path=Path("/var/verdicts.jsonl"))]
+    assert found.sinks == [sink_tables.JsonLines(name="lines", path=Path("/var/verdicts.jsonl"))]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,23 @@ def test_paths_are_from_the_files_folder(tmp_path: Path) -> None:
         ('folder = "in"\n', "folder = 3\n", "line 6: expected a path, got 3"),
         ('url = "localhost:8001"', "", "line 4: expected `bundle`, a folder, or `url`"),
         ('url = "localhost:8001"', 'url = "a:1"\nthreads = 2', "line 8: `threads` goes with a bundle alone"),
+        (
+            'url = "localhost:8001"',
+            'url = "a:1"\nruntime = "auto"',
+            "line 8: `runtime` goes with a bundle alone",
+        ),
+        ('url = "localhost:8001"', 'bundle = "b"\ntls = true', "line 8: `tls` goes with a url alone"),
+        ('url = "localhost:8001"', 'url = "a:1"\nca = "c"', "line 8: `ca` goes with `tls = true`"),
+        (
+            'url = "localhost:8001"',
+            'url = "a:1"\ntls = true\ncert = "c"',
+            "line 9: `cert` and `key` go together",
+        ),
+        (
+            'url = "localhost:8001"',
+            'bundle = "b"\nruntime = "cuda"',
+            "line 8: Invalid enum value 'cuda' in `runtime`",
+        ),
         (
             'url = "localhost:8001"',
             'url = "a:1"\nthreshold = 1\nreview = 2',

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from m3ad.errors import ArtifactError
 from m3ad.ledger import Ledger
-from m3ad_client.station import config, deliver
+from m3ad_client.station import deliver, sink_tables
 from m3ad_client.station.faults import Faults
 from m3ad_client.station.sinks.webhook import Webhook
 
@@ -74,7 +74,7 @@ def queue(tmp_path: Path) -> Iterator[Callable[..., deliver.Deliverer]]:
 
     def open_queue(port: int, **more: Any) -> deliver.Deliverer:
         url, secret = f"http://127.0.0.1:{port}/v", tmp_path / "secret"
-        settings = config.Webhook(name="plant", url=url, secret_file=secret, timeout_s=5, **more)
+        settings = sink_tables.Webhook(name="plant", url=url, secret_file=secret, timeout_s=5, **more)
         sink = Webhook(settings, "station", lambda: 1_790_000_000.9)
         opened.append(sink)
         return deliver.Deliverer("plant", sink, ledger, Faults(lambda _: None), threading.Event())
@@ -142,7 +142,7 @@ def test_a_server_that_is_gone_never_makes_dead_letters(queue: Callable[..., del
 
 
 def test_secrets_that_are_none(tmp_path: Path) -> None:
-    settings = config.Webhook(name="plant", url="http://a/", secret_file=tmp_path / "s")
+    settings = sink_tables.Webhook(name="plant", url="http://a/", secret_file=tmp_path / "s")
     with pytest.raises(ArtifactError, match=r"cannot be read .*; write a secret into it"):
         Webhook(settings, "station")
     (tmp_path / "s").write_text("short\n")

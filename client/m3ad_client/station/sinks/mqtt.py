@@ -8,7 +8,7 @@ import json
 import threading
 from typing import Any
 
-from m3ad_client.station import config
+from m3ad_client.station import sink_tables
 from m3ad_client.station.needs import needed
 from m3ad_client.station.sinks.answers import NotNow
 from m3ad_client.station.sinks.webhook import read_secret
@@ -24,7 +24,7 @@ class Mqtt:
         MissingDependencyError: paho-mqtt is not installed.
     """
 
-    def __init__(self, settings: config.Mqtt, station: str) -> None:
+    def __init__(self, settings: sink_tables.Mqtt, station: str) -> None:
         self.settings = settings
         mqtt = needed("paho.mqtt.client")
         self.connected = threading.Event()

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from m3ad_client.station import config
+from m3ad_client.station import sink_tables
 from m3ad_client.station.needs import needed
 from m3ad_client.station.sinks.answers import NotNow
 from m3ad_client.station.sinks.webhook import read_secret
@@ -31,7 +31,7 @@ class OpcUa:
         MissingDependencyError: asyncua is not installed.
     """
 
-    def __init__(self, settings: config.OpcUa, station: str) -> None:
+    def __init__(self, settings: sink_tables.OpcUa, station: str) -> None:
         self.settings, self.station = settings, station
         self.asyncua = needed("asyncua", "opcua")
         self.password = read_secret(settings.password_file).decode() if settings.password_file else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from m3ad.errors import ArtifactError
 
-from m3ad_client.station import config
+from m3ad_client.station import sink_tables
 from m3ad_client.station.needs import needed
 from m3ad_client.station.sinks.answers import NotNow, Refused
 
@@ -41,7 +41,7 @@ class Webhook:
     """
 
     def __init__(
-        self, settings: config.Webhook, station: str, clock: Callable[[], float] = time.time
+        self, settings: sink_tables.Webhook, station: str, clock: Callable[[], float] = time.time
     ) -> None:
         self.settings, self.station, self.clock = settings, station, clock
         self.secret = read_secret(settings.secret_file)
