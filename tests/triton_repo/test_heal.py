@@ -20,10 +20,11 @@ import psutil
 import pytest
 from m3ad.bundle import Bundle
 from m3ad.errors import ServerError
+from m3ad.systemd import tell_systemd
 from m3ad_client.triton import TritonInspector
 from m3ad_runtime.pipeline import Inspector
 from m3ad_triton.heal import Watch
-from m3ad_triton.health import Health, tell_systemd
+from m3ad_triton.health import Health
 from m3ad_triton.repository import write_repository
 from m3ad_triton.server import LocalServer
 from serving import make_frame, rehash, renamed

@@ -14,6 +14,7 @@ from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, ServerError
 from m3ad.frame_door import DepthType
 from m3ad.signature import verify_signature
+from m3ad.systemd import tell_systemd
 from tritonclient.utils import InferenceServerException
 
 from m3ad_triton.binary import find_binary
@@ -21,7 +22,7 @@ from m3ad_triton.categories import find_repositories, write_categories
 from m3ad_triton.docker import IMAGE, docker_line, write_context
 from m3ad_triton.golden import Golden
 from m3ad_triton.heal import Watch
-from m3ad_triton.health import Health, tell_systemd
+from m3ad_triton.health import Health
 from m3ad_triton.line import Line
 from m3ad_triton.manifest import RepositoryManifest, Runtime
 from m3ad_triton.memory import compare

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from m3ad.errors import ServerError
+from m3ad.systemd import tell_systemd
 from tritonclient.utils import InferenceServerException
 
 from m3ad_triton.golden import Golden
-from m3ad_triton.health import tell_systemd
 from m3ad_triton.line import Line
 from m3ad_triton.server import LocalServer
 

@@ -1,8 +1,6 @@
-"""How a served line tells others that it is well: HTTP for orchestrators, notifications for systemd."""
+"""How a served line tells orchestrators that it is well, over HTTP."""
 
 import json
-import os
-import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,15 +48,3 @@ class Health:
         """Stop listening."""
         self.server.shutdown()
         self.server.server_close()
-
-
-def tell_systemd(state: str) -> None:
-    """Send a notification such as READY=1 to a systemd that started us with Type=notify (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        try:
-            notify.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-        except OSError:
-            return

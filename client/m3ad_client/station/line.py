@@ -6,6 +6,7 @@ saved, verdict and deliveries written in one transaction. Killed anywhere, the n
 
 import random
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,9 @@ class Line:
         stop: set when the station ends.
         seen: called with each part that is done.
         drift: looks at its frames.
+
+    Attributes:
+        beat: when it last began something, seconds that only grow.
     """
 
     camera: config.Camera
@@ -68,6 +72,7 @@ class Line:
     wake: threading.Event = field(default_factory=threading.Event)
     failures: int = 0
     again: int = 0
+    beat: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.inbox, self.judge = sources.Inbox(self.camera), Judge(self.camera, self.faults.say)
@@ -99,6 +104,7 @@ class Line:
 
     def attempt(self) -> float:
         """One step, whatever happens; the seconds to wait before the next, 0 where frames were judged."""
+        self.beat = time.monotonic()
         try:
             done = self.step()
         except (M3adError, OSError) as error:
@@ -143,6 +149,7 @@ class Line:
 
     def finish(self, part: Part, *, again: bool = False) -> None:
         """Judge a part that was taken, once; `again` where it was taken before and its files may be anything now."""
+        self.beat = time.monotonic()
         for source, kept, digest in (
             (Path(part.rgb_from), self.folder / part.rgb, part.rgb_sha256),
             (Path(part.xyz_from), self.folder / part.xyz, part.xyz_sha256),

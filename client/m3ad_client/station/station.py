@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from m3ad_client.station.web import Web, open_metrics
 
 LEDGER = "ledger.sqlite"
 TIDY_S = 60.0
+STUCK_S = 240.0  # in one frame: a server has a minute for each request
 
 
 class Station:
@@ -82,10 +84,16 @@ class Station:
                 ):  # a bundle that cannot be used ends the start, a server may come later
                     pass
             line.begin()
+        self.threads: list[threading.Thread] = []
         self.web: Web | None = None
         if settings.page is not None:
             own = Ledger(self.folder / LEDGER)
             self.web = Web(settings, own, self.lines, self.status, self.stop, metrics)
+
+    def is_alive(self) -> bool:
+        """Whether every thread lives and none of the cameras' was lost in a frame: a process to start anew if not."""
+        oldest = min(line.beat for line in self.lines)
+        return all(thread.is_alive() for thread in self.threads) and time.monotonic() - oldest < STUCK_S
 
     def tell(self) -> None:
         """Wake the sinks."""
@@ -127,6 +135,7 @@ class Station:
         ]
         threads += [threading.Thread(target=d.run) for d in self.deliverers]
         threads.append(threading.Thread(target=self._tidy))
+        self.threads = threads
         for thread in threads:
             thread.start()
         if self.web:
