@@ -25,7 +25,7 @@ from m3ad.grid import grid_source, prepare_mask, squared
 from m3ad.holes import measured
 from m3ad.plane import Plane, border_points, fit_plane
 from m3ad.preprocess import Preprocessing, geometry, with_holes
-from m3ad.registration import BETTER, LEAST, TOLERATED, Edges, agreement, best_shift
+from m3ad.registration import LEAST, TOLERATED, Edges, agreement, best_shift
 from m3ad.rig import Rig, fit_rig, plane_offset_m, plane_tilt_deg
 from m3ad.typed_json import typed
 
@@ -37,6 +37,8 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 LEAST_FRAMES = 5
 RIG_FRAMES = 16  # whose clouds are kept at once to find the plane
 SPREADS = 4.0
+# How much better edges must agree at another place: less than where nothing is known of the right one, as here it is.
+SURE = 1.05
 FOCUS_PX = 1.0  # standard deviation before the Laplacian: less is the sensor's noise
 # Below these nobody needs to be called: shares of the usual brightness and sharpness, of the pixels, of the way from
 # the usual score to the limit of reject.
@@ -290,8 +292,12 @@ def departures(
         found[name] = Departure(max(off, 0.0) / band.bound if band.bound else float(off > 0) * 2, told)  # type: ignore[index]
     if reference.rig is not None and (plane := _plane(reference.rig, window)):
         found["plane"] = plane
-    if reference.registration is not None and (shift := _shift(reference.registration, window)):
-        found["registration"] = shift
+    blurred = (
+        found["focus"].share > 1 if "focus" in found else False
+    )  # where the edges are is not certain then
+    if reference.registration is not None and not blurred:
+        shift = _shift(reference.registration, window)
+        found |= {"registration": shift} if shift else {}
     return found
 
 
@@ -317,7 +323,7 @@ def _shift(usual: Registration, window: Sequence[Look]) -> Departure | None:
     row, column = usual.down + reach, usual.right + reach
     here = float(total[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max())
     share = max(abs(down - usual.down), abs(right - usual.right)) / (TOLERATED + 0.5)
-    if float(total.max()) <= BETTER * here:  # another place that is hardly better is no proof
+    if float(total.max()) <= SURE * here:
         share = min(share, 0.99)
     told = (
         f"clouds agree with their images when they are moved {right - usual.right:+d} px across and "
