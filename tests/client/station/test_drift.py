@@ -45,7 +45,9 @@ def looks() -> Looks:
 
 
 @pytest.fixture
-def watched(looks: Looks) -> tuple[Callable[..., None], Drift, list[str]]:
+def watched(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[..., None], Drift, list[str]]:
+    for name, value in (("WINDOW", 8), ("LEAST", 4), ("PATIENCE", 3)):  # a quarter: looking takes its time
+        monkeypatch.setattr(drift, name, value)
     said: list[str] = []
     clock = Clock()
     opened = Drift("left", Faults(said.append), looks.reference(), score_band(SCORES, 2.0), clock=clock)
@@ -67,13 +69,13 @@ def test_an_alarm_names_its_reason_comes_once_and_goes_once(
 ) -> None:
     run, opened, said = watched
     reason, change = WAYS[way]
-    run(34)
+    run(9)
     assert (said, opened.alarms) == ([], set())
-    run(34, change, score=1.6)  # what moves a frame moves its score, too
+    run(9, change, score=1.6)  # what moves a frame moves its score, too
     assert opened.alarms == {reason}
     assert opened.shares[reason] > 1  # type: ignore[index]
     assert [text.partition(":")[0] for text in said] == [f"drift left {reason}"]
-    run(34)
+    run(9)
     assert opened.alarms == set()
     assert said[1:] == [f"drift left {reason}: well again"]
 
@@ -82,13 +84,13 @@ def test_scores_that_nothing_explains_are_a_reason_of_their_own(
     watched: tuple[Callable[..., None], Drift, list[str]],
 ) -> None:
     run, opened, said = watched
-    run(16)
-    run(26, score=1.6)
+    run(4)
+    run(9, score=1.6)
     assert opened.alarms == {"score"}
     assert said == [
-        "drift left score: scores are 1.6, 1 is usual, and nothing else explains it (median of 32 frames)"
+        "drift left score: scores are 1.6, 1 is usual, and nothing else explains it (median of 8 frames)"
     ]
-    run(32, WAYS["blurred"][1], score=1.6)
+    run(9, WAYS["blurred"][1], score=1.6)
     assert opened.alarms == {"focus"}  # now something does
     assert said[-1] == "drift left score: well again" or said[-2] == "drift left score: well again"
 
@@ -96,10 +98,10 @@ def test_scores_that_nothing_explains_are_a_reason_of_their_own(
 def test_frames_that_come_fast_are_not_all_looked_at(looks: Looks) -> None:
     clock = Clock()
     opened = Drift("left", Faults(lambda _: None), looks.reference(), clock=clock)
-    for _ in range(100):
+    for _ in range(40):
         clock.now += 0.25
         opened.add(plate(1), None)
-    assert len(opened._window) == 25
+    assert len(opened._window) == 10
 
 
 def test_a_station_tells_drift_to_log_page_metrics_and_sinks(
