@@ -25,10 +25,18 @@ LETTERS = {
     "W": range(1, MAX_SIDE + 1),
 }
 
-# What a method's networks see of the cloud, and the side of the map that goes with it: the points themselves, or an
-# image of it, to which the whole frame is stretched. The RGB image is as large as the map but for `relief`.
-Geometry = Literal["points", "depth", "normals", "relief"]
-GRID_SIZE: dict[Geometry, int] = {"points": IMAGE_SIZE, "depth": 256, "normals": 256, "relief": 192}
+# What a method's networks see of the cloud, and the side of the map that goes with it: the points themselves, their
+# histograms (`m3ad.fpfh`), or an image of it, to which the whole frame is stretched. The RGB image is as large as the
+# map but for `relief`.
+Geometry = Literal["points", "fpfh", "depth", "normals", "relief"]
+GRID_SIZE: dict[Geometry, int] = {
+    "points": IMAGE_SIZE,
+    "fpfh": IMAGE_SIZE,
+    "depth": 256,
+    "normals": 256,
+    "relief": 192,
+}
+PADDED: tuple[Geometry, ...] = ("points", "fpfh")  # the frame is padded to a square, not stretched
 RGB_SIZE: dict[Geometry, int] = {**GRID_SIZE, "relief": 768}
 
 Layout = Literal["chain", "fused"]

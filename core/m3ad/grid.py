@@ -5,7 +5,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from m3ad.contract import GRID_SIZE, IMAGE_SIZE, Geometry
+from m3ad.contract import GRID_SIZE, IMAGE_SIZE, PADDED, Geometry
 
 EIGHT = np.ones((3, 3), np.bool_)  # a pixel's neighbours
 
@@ -33,7 +33,7 @@ def prepare_mask(mask: npt.NDArray[np.bool_], geometry: Geometry = "points") -> 
     the pixel that its own middle lies in.   (ours)
     256 x 256: stretched, bilinear, more than half (CRD).
     """
-    if geometry != "points":
+    if geometry not in PADDED:
         levels = Image.fromarray(mask.astype(np.uint8) * 255)
         size = GRID_SIZE[geometry]
         return np.array(levels.resize((size, size), Image.Resampling.BILINEAR)) > 127
@@ -60,7 +60,7 @@ def to_frame(
     grid: npt.NDArray[np.float32], height: int, width: int, geometry: Geometry = "points"
 ) -> npt.NDArray[np.float32]:
     """Bring a map back to the frame's pixels, [H, W]: bilinear, padding cut off or the stretch undone."""
-    if geometry != "points":
+    if geometry not in PADDED:
         return np.array(
             Image.fromarray(grid.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
         )

@@ -186,7 +186,7 @@ class Contract:
     def inputs(self) -> tuple[Tensor, ...]:
         """What a client sends, whatever the layout."""
         by_name = self._tensors()
-        for name in ("image", "depth_image", "relief", "relief_mask"):
+        for name in ("image", "fpfh", "depth_image", "relief", "relief_mask"):
             if name in by_name:
                 by_name[name] = replace(by_name[name], values="finite")
         return tuple(by_name[name] for name in self.method.inputs)

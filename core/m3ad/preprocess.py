@@ -1,8 +1,9 @@
 """From a frame to the tensors of the contract.
 
 The one implementation: training, calibration, parity, server and client all call `prepare`. It follows the
-loader of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af; or,
-where the networks see an image of the cloud, that of CRD and TRD (see `depth_image`) or of AST (see `relief`).
+loader of CFM (square pad, bicubic RGB, nearest xyz): github.com/CVLAB-Unibo/crossmodal-feature-mapping at 63288af, with
+BTF's histograms of the points where a method takes them (see `fpfh`); or, where the networks see an image of the cloud,
+that of CRD and TRD (see `depth_image`) or of AST (see `relief`).
 """
 
 import math
@@ -15,9 +16,10 @@ from PIL import Image
 from scipy import ndimage
 
 from m3ad.camera import Camera
-from m3ad.contract import GRID_SIZE, IMAGE_SIZE, MIN_POINTS, RGB_SIZE, Geometry
+from m3ad.contract import GRID_SIZE, IMAGE_SIZE, MIN_POINTS, PADDED, RGB_SIZE, Geometry
 from m3ad.depth_image import NORMAL_SIZES, bilinear, closed, corner_plane, depth_image, nearest, normal_image
 from m3ad.errors import ArtifactError, FrameError
+from m3ad.fpfh import fpfh_cells
 from m3ad.frames import Frame
 from m3ad.grid import EIGHT, grid_source, squared
 from m3ad.holes import ZeroRule, holes_as_zeros, measured, require_declared_holes
@@ -62,6 +64,7 @@ class ModelInput(NamedTuple):
         depth_image: [1, 3, 256, 256] float32, ImageNet-normalised depth or normals, for methods that see the cloud so.
         relief: [1, 1, 192, 192] float32, centimetres about the part's mean, 0 off the part, likewise (`relief`).
         relief_mask: [1, 1, 24, 24] float32, how much of the part lies in each 8 x 8 cell of `relief`.
+        fpfh: [784, 33] float32, histograms of the points' surroundings, means over 28 x 28 cells, likewise (`fpfh`).
     """
 
     image: npt.NDArray[np.float32]
@@ -71,10 +74,13 @@ class ModelInput(NamedTuple):
     depth_image: npt.NDArray[np.float32] | None = None
     relief: npt.NDArray[np.float32] | None = None
     relief_mask: npt.NDArray[np.float32] | None = None
+    fpfh: npt.NDArray[np.float32] | None = None
 
     @property
     def cloud(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """What stands for the cloud: points and their pixels, or the image that the networks see in place of points."""
+        """What stands for the cloud: points and their pixels, or what the networks see in place of points."""
+        if self.fpfh is not None:
+            return self.fpfh, self.point_pixel
         if self.relief is not None and self.relief_mask is not None:
             return self.relief, self.relief_mask
         return self.points if self.depth_image is None else self.depth_image, self.point_pixel
@@ -157,7 +163,7 @@ class Preprocessing:
             raise ValueError(
                 f"geometry must be one of {', '.join(get_args(Geometry))}, got {self.geometry!r}"
             )
-        if self.geometry == "points" and self.plane == "corners":
+        if self.geometry in PADDED and self.plane == "corners":
             raise ValueError("plane corners is for methods that see the cloud as an image; use ransac")
         if self.normal_size not in NORMAL_SIZES:
             raise ValueError(f"normal_size must be 3, 5 or 7, got {self.normal_size}")
@@ -202,7 +208,7 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
         frame = with_regions(frame, preprocessing.regions)
     if preprocessing.without:
         frame = without_modality(with_holes(frame, preprocessing), preprocessing.without)
-    if preprocessing.geometry != "points":
+    if preprocessing.geometry not in PADDED:
         return _prepare_images(frame, preprocessing)
     height, width = frame.xyz.shape[:2]
     rows, cols = grid_source(height, width)
@@ -237,7 +243,8 @@ def prepare(frame: Frame, preprocessing: Preprocessing) -> ModelInput:
             f"frame {frame.name}: no pixel of the part lies on the lattice {preprocessing.lattice}; the part is "
             "too thin for it, use a finer one"
         )
-    return ModelInput(_image(frame.rgb), points, point_pixel, scored)
+    histograms = fpfh_cells(points, point_pixel) if preprocessing.geometry == "fpfh" else None
+    return ModelInput(_image(frame.rgb), points, point_pixel, scored, fpfh=histograms)
 
 
 def _seen(frame: Frame, xyz: npt.NDArray[np.float32], preprocessing: Preprocessing) -> npt.NDArray[np.bool_]:

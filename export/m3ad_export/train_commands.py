@@ -71,7 +71,8 @@ def train(
         str, typer.Option(help="Point-MAE's pretrain.pth, `point-mae`, or `random`")
     ] = "random",
     teacher_weights: Annotated[
-        str, typer.Option(help="WideResNet50-2 of CRD and TRD: a file, `wide-resnet50-2-v1`, or `random`")
+        str,
+        typer.Option(help="WideResNet50-2 of CRD, TRD and BTF: a file, `wide-resnet50-2-v1`, or `random`"),
     ] = "random",
     efficientnet_weights: Annotated[
         str, typer.Option(help="EfficientNet-B5 of AST: a file, `efficientnet-b5`, or `random`")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
+from m3ad.contract import PADDED, Geometry
 from m3ad.errors import M3adError
 from m3ad.frames import Sample, read_sample
 from m3ad.method import require_lattice
@@ -234,12 +235,13 @@ def refit(
 
 
 def with_extent(samples: Sequence[Sample], preprocessing: Preprocessing) -> Preprocessing:
-    """The settings with the median extent of the samples' foreground, in metres.
+    """The settings with the median extent of the samples' foreground, in metres; histograms are not made for it.
 
     Raises:
         FrameError: a frame cannot be read or prepared.
     """
-    settings = replace(preprocessing, extent_m=None)
+    plain: Geometry = "points" if preprocessing.geometry in PADDED else preprocessing.geometry
+    settings = replace(preprocessing, extent_m=None, geometry=plain)
     clouds = (
         prepare(read_sample(s, settings.camera), settings).points
         for s in sample_evenly(samples, MEASURED_FRAMES)

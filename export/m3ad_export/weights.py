@@ -125,6 +125,15 @@ SOURCES: dict[str, WeightsSource] = {
             note="ImageNet weights V1; timm's file of that network has the same names and other numbers",
         ),
         WeightsSource(
+            name="wide-resnet50-2-racm",
+            encoder="wide_resnet50_2",
+            file="wide_resnet50_racm-8234f177.pth",
+            licence="Apache-2.0 (timm)",
+            tensors=320,
+            origin="https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/wide_resnet50_racm-8234f177.pth",
+            note="timm's ImageNet weights, which BTF was published with",
+        ),
+        WeightsSource(
             name="efficientnet-b5",
             encoder="efficientnet-b5",
             file="efficientnet-b5-b6417697.pth",
@@ -324,7 +333,7 @@ def load_efficientnet(
 def _pretrained(encoder: str, path: Path) -> WeightsInfo:
     digest = sha256_of(path)
     for source in SOURCES.values():
-        if source.encoder == encoder and (source.sha256 == digest or not source.sha256):
+        if source.encoder == encoder and _is_file_of(source, digest):
             return WeightsInfo(
                 name=source.name, kind="pretrained", sha256=digest, licence=source.licence, note=source.note
             )
@@ -335,6 +344,14 @@ def _pretrained(encoder: str, path: Path) -> WeightsInfo:
         licence="unknown",
         note="not a file of the known table",
     )
+
+
+def _is_file_of(source: WeightsSource, digest: str) -> bool:
+    """Whether a file may be the published one: by its sha256, or by the first digits of it in the file's own name."""
+    if source.sha256:
+        return source.sha256 == digest
+    digits = re.search(r"-([0-9a-f]{8})\.pth$", source.file)
+    return digits is None or digest.startswith(digits[1])
 
 
 def _randomise(

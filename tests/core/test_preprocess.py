@@ -78,7 +78,7 @@ def test_points_equal_cfm(height, width):
 
 def test_result_fits_the_contract():
     made = prepare(random_frame(300, 224), Preprocessing())._asdict()
-    assert [made.pop(name) for name in ("depth_image", "relief", "relief_mask")] == [None] * 3
+    assert [made.pop(name) for name in ("depth_image", "relief", "relief_mask", "fpfh")] == [None] * 4
     inputs = contract_of("mentor3ad", Dims()).inputs
     assert [tensor.name for tensor in inputs] == list(made)
     assert [tensor.mismatch(made[tensor.name]) for tensor in inputs] == [None] * 4

@@ -3,12 +3,20 @@
 from m3ad.contract import Dims
 from m3ad.errors import M3adError
 from m3ad.method import Contract, Method
-from m3ad.methods import ast, cfm, cmdr_iad, crd, m3dm, mentor3ad
+from m3ad.methods import ast, btf, cfm, cmdr_iad, crd, m3dm, mentor3ad
 from m3ad.scored import Lattice
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (mentor3ad.METHOD, cfm.METHOD, *cmdr_iad.METHODS, *crd.METHODS, m3dm.METHOD, ast.METHOD)
+    for method in (
+        mentor3ad.METHOD,
+        cfm.METHOD,
+        *cmdr_iad.METHODS,
+        *crd.METHODS,
+        m3dm.METHOD,
+        btf.METHOD,
+        ast.METHOD,
+    )
 }
 DEFAULT_METHOD = mentor3ad.METHOD.name
 

@@ -44,8 +44,8 @@ class FrameFeatures:
 
     A modality without an encoder has one token of no columns, which no row reads. Of a method that sees an image of
     the cloud there are no tokens but `images` [2, 3, 256, 256], the RGB one first, or `grids`: the image's features
-    [1, C, 24, 24], relief [1, 1, 192, 192] and relief_mask [1, 1, 24, 24]. `points` [N, 3] and `centers` [G, 3] are
-    there where there are 3D tokens.
+    [1, C, 24, 24], relief [1, 1, 192, 192] and relief_mask [1, 1, 24, 24]; or `images` [1, 3, 224, 224] and `fpfh`
+    [784, 33]. `points` [N, 3] and `centers` [G, 3] are there where there are 3D tokens.
     """
 
     rgb_tokens: FloatArray
@@ -57,6 +57,7 @@ class FrameFeatures:
     points: FloatArray | None = None
     centers: FloatArray | None = None
     grids: tuple[FloatArray, FloatArray, FloatArray] | None = None
+    fpfh: FloatArray | None = None
 
     @property
     def scored_pixel(self) -> IntArray:
@@ -147,6 +148,7 @@ class FeatureExtractor:
             points=arrays.get("points"),
             centers=arrays.get("centers"),
             grids=(arrays["grid"], arrays["relief"], arrays["relief_mask"]) if "grid" in arrays else None,
+            fpfh=arrays.get("fpfh"),
         )
 
     def _encode(self, sample: Sample) -> Arrays:
@@ -160,6 +162,8 @@ class FeatureExtractor:
         operator = _no_rows(prepared.scored_pixel)
         if prepared.depth_image is not None:
             entry["images"] = np.concatenate([prepared.image, prepared.depth_image])
+        if prepared.fpfh is not None:
+            entry |= {"images": prepared.image, "fpfh": prepared.fpfh}
         if self.efficientnet and prepared.relief is not None:
             (entry["grid"],) = call(self.efficientnet, prepared.image)
             entry["relief"], entry["relief_mask"] = prepared.cloud
