@@ -25,16 +25,17 @@ class CpuForm:
     """How a stage runs on a CPU, where the graph that holds custom ops (`<stage>.onnx`) does not.
 
     Attributes:
-        kind: `graph` runs the one file; `grouped` samples and groups the cloud before it; `interpolated` spreads the
-            tokens over the scored pixels and has no file; `tiled` runs a file on the tokens, one on tiles of rows, and
-            one on the scores; `pixel_layer` runs a file behind a layer that has a weight for each pixel of the grid;
-            `windowed` runs a file on the part of the grid that the scored pixels depend on.
+        kind: `graph` runs the one file; `grouped` samples and groups the cloud before it; `patches` does that alone and
+            has no file; `interpolated` spreads the tokens over the scored pixels and has none either; `tiled` runs a
+            file on the tokens, one on tiles of rows, and one on the scores; `pixel_layer` runs a file behind a layer
+            that has a weight for each pixel of the grid; `windowed` runs a file on the part of the grid that the scored
+            pixels depend on.
         files: below the bundle's `onnx/`, the graphs first.
         window: of `windowed`, consecutive row-major pixels that see each other; divides 50176.
         reach: of `windowed`, pixels to each side that the convolutions behind the windows look at.
     """
 
-    kind: Literal["graph", "grouped", "interpolated", "tiled", "pixel_layer", "windowed"]
+    kind: Literal["graph", "grouped", "patches", "interpolated", "tiled", "pixel_layer", "windowed"]
     files: tuple[str, ...] = ()
     window: int = 0
     reach: int = 0
@@ -81,8 +82,11 @@ class Method:
         groups: layers that a precision plan treats alike: name -> pattern in `<graph>:<node>`.
         score_maps: how many a frame has, None where the detector's settings decide.
         group_size: neighbours in a group, as published.
+        backbones: the frozen encoders, where they are others than its geometry and inputs say.
         takes_lattice: whether fewer than all pixels may be scored: its score maps are smoothed by f last, and no
             network reads the rows of all pixels.
+        chooses: whether its stages choose rows of a memory by which another is rebuilt: two that are nearly as near may
+            change places with any rounding, and a few values with them.
         geometry: what its networks see of the cloud; the frame is prepared accordingly.
         plane: removal of the background, as published; `m3ad-export train --plane` overrides it.
         plane_distance_m: how far off the background the part begins, as published.
@@ -100,7 +104,9 @@ class Method:
     groups: Mapping[str, str] = field(default_factory=dict)
     score_maps: int | None = None
     group_size: int = 32
+    backbones: tuple[str, ...] = ()
     takes_lattice: bool = False
+    chooses: bool = False
     geometry: Geometry = "points"
     plane: Literal["none", "corners"] = "none"
     plane_distance_m: float = 0.005
@@ -109,6 +115,8 @@ class Method:
     @property
     def encoders(self) -> tuple[str, ...]:
         """Which frozen encoders it takes: `efficientnet` or `teacher` of images, or `rgb` and `xyz` of tokens."""
+        if self.backbones:
+            return self.backbones
         if self.geometry == "relief":
             return ("efficientnet",)
         if self.geometry != "points":

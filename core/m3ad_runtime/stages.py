@@ -93,6 +93,21 @@ class GroupedEncoder:
         return self.encode(self.feeds(arrays))
 
 
+class Patches:
+    """points, point_pixel -> farthest point sampling -> KNN groups -> neighborhood, knn_idx."""
+
+    def __init__(self, dims: Dims) -> None:
+        self.dims = dims
+
+    def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Sample and group the cloud."""
+        dims = self.dims
+        _, neighborhood, members = ops.point_group(
+            arrays["points"], dims.groups, dims.group_size, dims.min_norm_sq, arrays["point_pixel"]
+        )
+        return {"neighborhood": neighborhood, "knn_idx": members}
+
+
 class Interpolated:
     """Tokens of the modalities that the stage takes -> one row of features per scored pixel."""
 
@@ -268,7 +283,7 @@ class CheckedStage:
         return {tensor.name: results[tensor.name] for tensor in self.stage.outputs}
 
 
-CpuStage = GroupedEncoder | Interpolated | PixelLayer | Windowed | TiledHead | Refined | OnnxGraph
+CpuStage = GroupedEncoder | Patches | Interpolated | PixelLayer | Windowed | TiledHead | Refined | OnnxGraph
 
 
 def cpu_form(
@@ -298,6 +313,8 @@ def cpu_form(
     match form.kind:
         case "grouped":
             return GroupedEncoder(load(paths[0], threads), dims)
+        case "patches":
+            return Patches(dims)
         case "interpolated":
             return Interpolated(dims)
         case "pixel_layer":

@@ -59,8 +59,11 @@ class Detector:
             sizes["rgb_width"] = self.teacher.config.channels[0]
         if self.efficientnet:
             sizes["rgb_width"] = self.efficientnet.config.channels
-        if "mentor_width" in self.record.get("heads", {}):
-            sizes["mentor_width"] = self.record["heads"]["mentor_width"]
+        heads = self.record.get("heads", {})
+        if "groups" in heads:  # of a method that has no encoder of tokens but groups the cloud
+            sizes |= {name: heads[name] for name in ("groups", "group_size", "xyz_width")}
+        if "mentor_width" in heads:
+            sizes["mentor_width"] = heads["mentor_width"]
         return Dims(**sizes)
 
     @property

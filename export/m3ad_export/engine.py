@@ -74,7 +74,7 @@ def build_engines(
     if (
         library is None
         and plugins is None
-        and any(bundle.contract.method.cpu[n].kind == "grouped" for n in names)
+        and any(bundle.contract.method.cpu[n].kind in ("grouped", "patches") for n in names)
     ):
         say(
             "no plugin library is built here, so sampling and grouping are loops in these engines: m3ad-plugins build"

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from m3ad.contract import Stage
 from m3ad.method import CpuForm
 from m3ad_plugins import ops
-from m3ad_runtime.stages import Interpolated, StageFunction, operators
+from m3ad_runtime.stages import Interpolated, Patches, StageFunction, operators
 from m3ad_runtime.windows import whole_grid
 from torch import nn
 
@@ -30,6 +30,8 @@ def stage_functions(detector: Detector) -> dict[str, StageFunction]:
         form, stage = contract.method.cpu[name], contract.stages[name]
         if form.kind == "grouped":
             functions[name] = _grouped(detector)
+        elif form.kind == "patches":
+            functions[name] = Patches(contract.dims)
         elif form.kind == "interpolated":
             functions[name] = Interpolated(contract.dims)
         elif form.kind == "pixel_layer":

@@ -188,7 +188,8 @@ def train(
             encoders.rgb_weights,
             encoders.xyz.config if encoders.xyz else None,
             encoders.xyz_weights,
-            encoders.teacher_weights,
+            # a method that names its encoders fills its own memory with what they see
+            None if declared.backbones else encoders.teacher_weights,
             encoders.efficientnet_weights,
         )
         load_official = IMPLEMENTATIONS[declared.name].load_official

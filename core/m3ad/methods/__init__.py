@@ -3,7 +3,7 @@
 from m3ad.contract import Dims
 from m3ad.errors import M3adError
 from m3ad.method import Contract, Method
-from m3ad.methods import ast, btf, cfm, cmdr_iad, crd, m3dm, mentor3ad
+from m3ad.methods import ast, btf, cfm, cmdr_iad, crd, m3dm, mentor3ad, shape_guided
 from m3ad.scored import Lattice
 
 METHODS: dict[str, Method] = {
@@ -16,6 +16,7 @@ METHODS: dict[str, Method] = {
         m3dm.METHOD,
         btf.METHOD,
         ast.METHOD,
+        shape_guided.METHOD,
     )
 }
 DEFAULT_METHOD = mentor3ad.METHOD.name

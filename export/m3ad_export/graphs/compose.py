@@ -104,22 +104,29 @@ def xyz_encoder_stage(contract: Contract) -> Stage:
     return Stage("xyz_encoder", (neighborhood, centers), (xyz_tokens,))
 
 
+def group_nodes(dims: Dims) -> list[onnx.NodeProto]:
+    """points, point_pixel -> idx, neighborhood, knn_idx."""
+    sampled = {"num_samples": dims.groups, "min_norm_sq": dims.min_norm_sq}
+    return [
+        op_node("FarthestPointSample", ["points", "point_pixel"], ["idx"], **sampled),
+        op_node("KnnGroup", ["points", "idx"], ["neighborhood", "knn_idx"], group_size=dims.group_size),
+    ]
+
+
 def xyz_extractor_model(encoder: onnx.ModelProto, contract: Contract) -> onnx.ModelProto:
     """points, point_pixel -> FarthestPointSample -> KnnGroup -> the encoder's graph -> centers, xyz_tokens."""
     stage, dims = contract.stages["xyz_extractor"], contract.dims
     nodes = [
-        op_node(
-            "FarthestPointSample",
-            ["points", "point_pixel"],
-            ["idx"],
-            num_samples=dims.groups,
-            min_norm_sq=dims.min_norm_sq,
-        ),
-        op_node("KnnGroup", ["points", "idx"], ["neighborhood", "knn_idx"], group_size=dims.group_size),
+        *group_nodes(dims),
         helper.make_node("Gather", ["points", "idx"], ["centers"], name="centers"),
         *encoder.graph.node,
     ]
     return model_with_ops(stage, nodes, encoder.graph.initializer, opset_of(encoder))
+
+
+def patches_model(stage: Stage, dims: Dims) -> onnx.ModelProto:
+    """points, point_pixel -> FarthestPointSample -> KnnGroup -> neighborhood, knn_idx."""
+    return model_with_ops(stage, group_nodes(dims), [])
 
 
 def write_xyz_extractor(encoder: onnx.ModelProto, contract: Contract, folder: Path) -> None:

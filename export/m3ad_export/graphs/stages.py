@@ -9,6 +9,7 @@ from m3ad.method import Contract
 
 from m3ad_export.graphs.compose import (
     ENCODER_GRAPH,
+    patches_model,
     pixel_layer_model,
     project_model,
     windowed_model,
@@ -29,6 +30,8 @@ def compose_stages(contract: Contract, layouts: Sequence[Layout], folder: Path) 
         form, stage, path = contract.method.cpu[name], contract.stages[name], folder / f"{name}.onnx"
         if form.kind == "grouped":
             write_xyz_extractor(onnx.load(folder / ENCODER_GRAPH), contract, folder)
+        elif form.kind == "patches":
+            onnx.save(patches_model(stage, contract.dims), path)
         elif form.kind == "interpolated":
             onnx.save(project_model(stage, contract.dims), path)
         elif form.kind == "pixel_layer":

@@ -1,7 +1,7 @@
 """Every method in PyTorch, by the name of its declaration in `m3ad.methods`."""
 
 from m3ad_export.method import Implementation
-from m3ad_export.methods import ast, btf, cfm, cmdr_iad, crd, m3dm, mentor3ad
+from m3ad_export.methods import ast, btf, cfm, cmdr_iad, crd, m3dm, mentor3ad, shape_guided
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "mentor3ad": mentor3ad.IMPLEMENTATION,
@@ -11,4 +11,5 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "m3dm": m3dm.IMPLEMENTATION,
     "btf": btf.IMPLEMENTATION,
     "ast": ast.IMPLEMENTATION,
+    "shape_guided": shape_guided.IMPLEMENTATION,
 }

@@ -45,7 +45,8 @@ class FrameFeatures:
     A modality without an encoder has one token of no columns, which no row reads. Of a method that sees an image of
     the cloud there are no tokens but `images` [2, 3, 256, 256], the RGB one first, or `grids`: the image's features
     [1, C, 24, 24], relief [1, 1, 192, 192] and relief_mask [1, 1, 24, 24]; or `images` [1, 3, 224, 224] and `fpfh`
-    [784, 33]. `points` [N, 3] and `centers` [G, 3] are there where there are 3D tokens.
+    [784, 33]. `points` [N, 3] and `centers` [G, 3] are there where there are 3D tokens; of a method without
+    tokens that groups the points, `images` [1, 3, 224, 224] and `points`.
     """
 
     rgb_tokens: FloatArray
@@ -160,6 +161,8 @@ class FeatureExtractor:
             "point_pixel": prepared.point_pixel,
         }
         operator = _no_rows(prepared.scored_pixel)
+        if not (self.rgb or self.xyz or self.efficientnet) and prepared.depth_image is None:
+            entry |= {"images": prepared.image, "points": prepared.points}
         if prepared.depth_image is not None:
             entry["images"] = np.concatenate([prepared.image, prepared.depth_image])
         if prepared.fpfh is not None:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
+from m3ad_export.heads.sdf_folds import FoldedDistance, FoldedEncoder
 from m3ad_export.nets.configs import SdfConfig
-from m3ad_export.nets.sdf import FoldedDistance, FoldedEncoder, SdfNetwork, normalised
+from m3ad_export.nets.sdf import SdfNetwork, normalised
 from named_weights import assert_golden, fill, given
 
 TINY = SdfConfig(channels=(8, 12, 20), code=6, hidden=16, layers=3)
