@@ -20,6 +20,7 @@ from m3ad_client.measure import map_errors
 from m3ad_client.method_table import entries, method_table, published, training_line
 from m3ad_client.prepare import export_command
 from m3ad_client.table_picture import picture, points_of
+from m3ad_export.sample_data import write_sample_data
 from m3ad_runtime.pipeline import Inspector
 from test_candidates import SAMPLE, Form
 from test_client_command import client
@@ -122,6 +123,31 @@ def test_markdown_has_one_row_a_method(shown: tuple[dict[str, Any], str]) -> Non
     rows = [line for line in lines if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows] == ["| method", "| ---", "| Mentor3AD", "| CFM"]
     assert len({row.count("|") for row in rows}) == 1
+
+
+@pytest.mark.slow
+def test_a_missing_bundle_is_made_on_the_way(tmp_path: Path) -> None:
+    """Of BTF at full size, which trains nothing; the next table finds it and makes none."""
+    data, folder = tmp_path / "parts", tmp_path / "bundles"
+    write_sample_data(data, train=1, validation=1, test_per_kind=1, size=128)
+    options = ("--bundles", folder, "--methods", "btf", "--frames", 1, "--warmup", 1, "--json")
+    done = client("bench", "--table", data, *options, "--prepare")
+    assert done.returncode == 0, done.stderr
+    assert "BTF: m3ad-export train" in done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    bundle = Bundle.open(folder / "btf/bundle")
+    assert bundle.manifest.method == "btf"
+    measured = row["measured"]
+    assert measured["training"] == "reduced training (frames=8)"
+    assert measured["weights"] == "teacher wide_resnet50_2 (random weights)"
+    assert measured["bundle_bytes"] == sum(e.bytes for e in bundle.manifest.files.values())
+    assert measured["p50_ms"] > 0
+    assert measured["metrics"]["i_auroc"] is not None
+    made = (folder / "btf/bundle/manifest.json").stat().st_mtime_ns
+    again = client("bench", "--table", data, *options)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["rows"][0]["measured"]["weights"] == measured["weights"]
+    assert (folder / "btf/bundle/manifest.json").stat().st_mtime_ns == made
 
 
 def test_the_picture_has_every_point(shown: tuple[dict[str, Any], str]) -> None:
