@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup constraints plugins check format test quick fuzz demo bench gpu api clean
+.PHONY: help setup constraints plugins check format test quick fuzz soak demo bench gpu api clean
 
 help: ## Print the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,10 @@ SEED ?= 0
 fuzz: plugins ## Damaged files, JSON and requests, and the C++ ops under sanitizers: make fuzz [CASES=100000] [OPS_CASES=..] [SEED=0]
 	$(BIN)/python tests/fuzz/run.py --cases $(CASES) --seed $(SEED)
 	$(BIN)/python tests/fuzz/sanitized.py $(OPS_CASES) $(SEED)
+
+FRAMES ?= 10000
+soak: plugins ## A station, a process and a served line while things break: make soak [FRAMES=10000] [SEED=0] [SOAK="--minutes 10"]
+	$(BIN)/python tests/soak/soak_run.py --frames $(FRAMES) --seed $(SEED) $(SOAK)
 
 # DATA: a category in MVTec 3D-AD or Eyecandies layout; left out, a procedural category is made.
 METHOD ?= mentor3ad
