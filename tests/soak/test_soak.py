@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import soak_parts
+from m3ad.bundle import Bundle
 from soak_parts import Memory, Pace, Result
 from soak_served import in_process, served
 from soak_station import Soak
@@ -11,13 +11,8 @@ from soak_station import Soak
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return soak_parts.small_bundle(tmp_path_factory.mktemp("soak") / "tiny")
-
-
-def test_no_part_is_lost_or_judged_twice_while_things_break(bundle: Path, tmp_path: Path) -> None:
-    result = Soak(tmp_path, bundle, 1).run(Pace(60, 7))
+def test_no_part_is_lost_or_judged_twice_while_things_break(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    result = Soak(tmp_path, tiny_bundle.path, 1).run(Pace(60, 7))
     assert result.wrong == [], result.table()
     told = dict(result.rows)
     assert told["faults"] == "8"
@@ -26,10 +21,10 @@ def test_no_part_is_lost_or_judged_twice_while_things_break(bundle: Path, tmp_pa
     assert told["webhook: missing / told again"].startswith("0 / ")
 
 
-def test_every_answer_is_the_first_or_a_sentence(bundle: Path, tmp_path: Path) -> None:
+def test_every_answer_is_the_first_or_a_sentence(tiny_bundle: Bundle, tmp_path: Path) -> None:
     for result, faults in (
-        (in_process(bundle, Pace(24, 6), 1), 3),
-        (served(tmp_path, bundle, Pace(45, 6), 1), 7),
+        (in_process(tiny_bundle.path, Pace(24, 6), 1), 3),
+        (served(tmp_path, tiny_bundle.path, Pace(45, 6), 1), 7),
     ):
         assert result.wrong == [], result.table()
         told = dict(result.rows)

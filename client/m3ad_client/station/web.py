@@ -94,6 +94,8 @@ class Web:
             raise ArtifactError(
                 f"the page cannot listen at {page.host}:{page.port} ({error.strerror}); give [page] another port"
             ) from error
+        # asyncio does so for sockets that name their protocol alone; without, each page takes 40 ms more.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         port = self.socket.getsockname()[1]
         self.url = f"{'https' if page.cert else 'http'}://{f'[{page.host}]' if ':' in page.host else page.host}:{port}/"
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})

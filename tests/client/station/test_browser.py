@@ -6,14 +6,15 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from m3ad_client.station.config import read_config
 from m3ad_client.station.station import Station
-from stations import TOKEN
+from stations import PAGE, TOKEN
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -87,8 +88,10 @@ class Browser:
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def press(self, key: str) -> None:
-        code = {"windowsVirtualKeyCode": {"ArrowLeft": 37}.get(key, ord(key[0].upper()))}
-        text = {"text": key} if len(key) == 1 else {}
+        code = {
+            "windowsVirtualKeyCode": {"ArrowLeft": 37, "Tab": 9, "Enter": 13}.get(key, ord(key[0].upper()))
+        }
+        text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
         self.ask("Input.dispatchKeyEvent", type="keyDown", key=key, **code, **text)
         self.ask("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
 
@@ -152,3 +155,36 @@ def test_parts_are_reviewed_by_keyboard_alone(
     browser.go(station.web.url)
     station.faults.set("sink plant", "it is down")
     browser.until("document.getElementById('faults').textContent === 'sink plant: it is down'")
+
+
+def test_ten_parts_are_reviewed_from_the_list_with_the_keyboard_alone(
+    settings: Callable[..., Path], put: Callable[..., Any], browser: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    for seed in range(10):
+        put(seed, part=0.5)
+    station = Station(read_config(settings(camera="threshold = 0.0", more=PAGE)), lambda _: None)
+    try:
+        station.once()
+        with station.running():
+            assert station.web is not None
+            browser.go(f"{station.web.url}parts?verdict=open")
+            browser.value(f"sessionStorage.setItem('token', '{TOKEN}')")
+            for _ in range(30):  # through the filters to the first part
+                browser.press("Tab")
+                if browser.value("document.activeElement.matches('tbody a')"):
+                    break
+            browser.press("Enter")
+            for number in range(10, 0, -1):
+                ready = f"location.pathname === '/parts/{number}' && document.readyState === 'complete'"
+                browser.until(f"{ready} && document.getElementById('part') !== null")
+                browser.press("d" if number % 3 == 0 else "g")
+            browser.until(
+                "document.getElementById('answer').textContent === 'written; that was the last one'"
+            )
+            browser.go(f"{station.web.url}parts?verdict=open")
+            assert "no part like that" in browser.value("document.body.innerText")
+        said = [part.said for part in station.ledger.parts()]
+    finally:
+        station.close()
+    assert said == ["defect" if number % 3 == 0 else "good" for number in range(1, 11)]
