@@ -13,6 +13,7 @@ from m3ad_export.graphs.plan import PlanPrecision, default_plan, read_plan
 
 from m3ad_calibrate import record as recording
 from m3ad_calibrate import (
+    refit_commands,
     region_commands,
     rig_commands,
     robustness_commands,
@@ -38,6 +39,7 @@ app.add_typer(search_commands.app)
 app.add_typer(rig_commands.app)
 app.add_typer(threshold_commands.app)
 app.add_typer(region_commands.app)
+app.add_typer(refit_commands.app)
 app.add_typer(robustness_commands.app)
 
 

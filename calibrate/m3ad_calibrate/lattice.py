@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from m3ad import bundle as artefact
 from m3ad.bundle import Bundle
-from m3ad.contract import MAX_POINTS
 from m3ad.errors import M3adError
 from m3ad.frames import Sample, read_sample
 from m3ad.methods import contract_of
@@ -17,14 +15,13 @@ from m3ad.scored import Lattice
 from m3ad_export.graphs.head import head_model, read_parts
 from m3ad_export.graphs.verify import verify_interface
 from m3ad_export.graphs.vote import with_coverage
-from m3ad_export.heads.voting import OneClassSvm, SvmRows, fit_one_class_svm
 from m3ad_export.train.samples import sample_evenly
 from m3ad_runtime.pipeline import Inspector
 
 from m3ad_calibrate.gate import onnx_digest
 from m3ad_calibrate.lattice_probe import Trial, verify_source
 from m3ad_calibrate.quantize import write_golden
-from m3ad_calibrate.svm import SvmVote, config_of, fit_svm, write_svm
+from m3ad_calibrate.svm import refit_svm, svm_frames
 from m3ad_calibrate.threshold import fit_threshold
 
 
@@ -134,19 +131,8 @@ def save_plot(trials: Sequence[Trial], chosen: Trial, path: Path) -> None:
 
 
 def _refit(bundle: Bundle, train: Sequence[Sample]) -> Bundle:
-    """The one-class SVM fitted anew, as the source's was: by training, or by `m3ad-calibrate threshold --svm`."""
-    told, training = bundle.document.get("svm"), bundle.document.get("training", {})
-    inspector, config = Inspector(bundle), config_of(bundle, None)
-    camera = bundle.preprocessing.camera
-    chosen = sample_evenly(train, 8 if told else training.get("svm_frames", 4))
+    """The one-class SVM fitted anew, as the source's was."""
+    inspector, camera = Inspector(bundle), bundle.preprocessing.camera
+    chosen = sample_evenly(train, svm_frames(bundle))
     maps = [inspector.inspect(read_sample(s, camera), with_maps=True).score_maps for s in chosen]
-    if told:
-        vote = fit_svm([m for m in maps if m is not None], config, told["kernel"], told["nu"])
-        return write_svm(bundle, vote, told["kernel"], told["nu"])
-    seen, svm = SvmRows(config), OneClassSvm(config.svm_width)
-    rows = torch.cat([seen(torch.from_numpy(m)) for m in maps if m is not None])
-    assert len(rows) == len(maps) * MAX_POINTS
-    nu = training.get("svm_nu", 0.5)
-    fit_one_class_svm(svm, rows, nu)
-    written = write_svm(bundle, SvmVote(config, svm), "linear", nu)
-    return written.update(svm=None)
+    return refit_svm(bundle, [m for m in maps if m is not None])

@@ -27,6 +27,7 @@ from m3ad_calibrate.threshold import Kernel, SvmInput
 
 MAX_VECTORS = 64  # an rbf kernel costs one exponential per pixel and vector
 RBF_NU = 0.1
+REFIT_FRAMES = 8
 
 
 class SvmVote(nn.Module):
@@ -122,6 +123,33 @@ def write_svm(bundle: Bundle, vote: SvmVote, kernel: Kernel, nu: float) -> Bundl
         changed = {"voting": voting, "svm": fitted, "files": artefact.file_entries(folder)}
         artefact.write_json(folder / artefact.MANIFEST, {**document, **changed})
     return Bundle.open(bundle.path)
+
+
+def svm_frames(bundle: Bundle) -> int:
+    """How many good frames the SVM of a bundle is fitted to."""
+    told = bundle.document.get("svm")
+    return REFIT_FRAMES if told else int(bundle.document.get("training", {}).get("svm_frames", 4))
+
+
+def refit_svm(bundle: Bundle, maps: Sequence[npt.NDArray[np.float32]]) -> Bundle:
+    """Fit the SVM anew as the bundle's was: as by training, or as by `m3ad-calibrate threshold --svm`.
+
+    Args:
+        bundle: is written to.
+        maps: score_maps [3 + n, 224, 224] of each good frame.
+
+    Raises:
+        ArtifactError: see `write_svm` and `config_of`.
+    """
+    told, training = bundle.document.get("svm"), bundle.document.get("training", {})
+    config = config_of(bundle, None)
+    if told:
+        vote = fit_svm(maps, config, told["kernel"], told["nu"])
+        return write_svm(bundle, vote, told["kernel"], told["nu"])
+    seen, svm = SvmRows(config), OneClassSvm(config.svm_width)
+    nu = training.get("svm_nu", 0.5)
+    fit_one_class_svm(svm, torch.cat([seen(torch.from_numpy(m)) for m in maps]), nu)
+    return write_svm(bundle, SvmVote(config, svm), "linear", nu).update(svm=None)
 
 
 def config_of(bundle: Bundle, svm_input: SvmInput | None) -> VotingConfig:

@@ -64,19 +64,19 @@ def fit_threshold(scores: Sequence[float], false_alarm_rate: float | None = None
             )
         value, rule = float(ordered[k - 1]), f"false-alarm rate {false_alarm_rate:g}"
     alarms = int((ordered > value).sum())
-    low, high = _interval(alarms, n)
+    low, high = interval(alarms, n)
     return Threshold(value, rule, n, alarms, low, high)
 
 
 def at_limit(value: float, scores: Sequence[float]) -> Threshold:
     """A limit that somebody set, with the rate at which good parts exceed it, where their scores are known."""
     alarms = sum(score > value for score in scores)
-    low, high = _interval(alarms, len(scores)) if scores else (0.0, 1.0)
+    low, high = interval(alarms, len(scores)) if scores else (0.0, 1.0)
     return Threshold(value, "set by hand", len(scores), alarms, low, high)
 
 
-def _interval(successes: int, trials: int) -> tuple[float, float]:
-    """Clopper-Pearson interval of a rate."""
+def interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % Clopper-Pearson interval of a rate."""
     tail = (1 - CONFIDENCE) / 2
     low = float(stats.beta.ppf(tail, successes, trials - successes + 1)) if successes else 0.0
     high = float(stats.beta.ppf(1 - tail, successes + 1, trials - successes)) if successes < trials else 1.0
@@ -97,7 +97,7 @@ def reliability(scores: Sequence[float]) -> list[tuple[float, float, float, floa
         rate = k / n
         others = [[*scores[:i], *scores[i + 1 :]] for i in range(n)]
         alarms = sum(s > fit_threshold(rest, rate).value for s, rest in zip(scores, others, strict=True))
-        rows.append((rate, alarms / n, *_interval(alarms, n)))
+        rows.append((rate, alarms / n, *interval(alarms, n)))
     return rows
 
 

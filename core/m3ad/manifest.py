@@ -102,6 +102,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
         files: every file of the bundle but the manifest and the engines, by relative path.
         lattice: where the lattice of the preprocessing is another than the detector was trained with.
         rig: as `Rig.from_json` reads it.
+        refit, promoted: which reviewed parts it was refitted to, what that changed, and by whose word it is used.
         reference: how the calibration frames look, as `Reference.from_json` reads it.
     """
 
@@ -124,6 +125,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     reference: Json | None = None
     parity: Json | None = None
     svm: Json | None = None
+    refit: Json | None = None
+    promoted: Json | None = None
     export_s: float = 0.0
 
     def __post_init__(self) -> None:

@@ -55,6 +55,7 @@ WITHOUT_TORCH = (
     "m3ad_export.graphs.stages",
     "m3ad_calibrate.quantize",
     "m3ad_calibrate.gate",
+    "m3ad_calibrate.refit",
 )
 HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "onnx")
 

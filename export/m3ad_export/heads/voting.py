@@ -229,10 +229,15 @@ def fit_baseline(vm: Vm, frames: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Non
         maps = smooth(on_grid(torch.cat([scores, torch.ones_like(scores[:1])]), scored_pixel))
         total += maps * vm.coverage(scored_pixel, point_pixel)
         count += 1
+    vm.baseline = expected(total, count)
+
+
+def expected(total: Tensor, count: int) -> Tensor:
+    """The `baseline` [3, 50176] of smoothed scores and ones, added up over `count` good frames: [4, 224, 224]."""
     covered = total[-1] > count / 2
     mean = total[:-1] / total[-1].clamp(min=1e-3)
     median = mean[:, covered].median(dim=1).values if covered.any() else mean.flatten(1).amax(dim=1)
-    vm.baseline = (mean.flatten(1) + BASELINE_FLOOR * median[:, None]).clamp(min=torch.finfo().tiny)
+    return (mean.flatten(1) + BASELINE_FLOOR * median[:, None]).clamp(min=torch.finfo().tiny)
 
 
 def fit_one_class_svm(svm: OneClassSvm, x: Tensor, nu: float = 0.5) -> None:
