@@ -8,9 +8,13 @@ import torch
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import prepare
 from m3ad.serving import ServingRecord
+from m3ad_calibrate.gate import gate
+from m3ad_calibrate.quantize import Settings, quantize
+from m3ad_calibrate.record import read_record, record
 from m3ad_client.triton import TritonInspector
 from m3ad_export.baselines.forms import dense, runner
 from m3ad_export.engine import build_engines
+from m3ad_export.graphs.plan import default_plan
 from m3ad_export.nets.configs import WideResNetConfig
 from m3ad_export.saved import load_detector
 from m3ad_export.train.sdf import ShapeGuidedSettings
@@ -82,3 +86,17 @@ def test_engines_build_for_every_stage_and_the_server_gives_what_the_process_giv
     np.testing.assert_array_equal(found.anomaly_map, here.anomaly_map)
     np.testing.assert_array_equal(found.score_maps, here.score_maps)
     assert (found.score, found.is_anomalous) == (here.score, here.is_anomalous)
+
+
+@pytest.mark.slow
+def test_int8_is_written_and_gated(trained: Trained, tmp_path: Path) -> None:
+    """The networks of signed distances; which rows rebuild what stays in fp32."""
+    record(trained.bundle, trained.data, megabytes=60)
+    feeds = read_record(trained.bundle)
+    assert feeds.keys() == {"rgb_rows", "sdf_encoder", "sdf_decoder"}
+    written = quantize(trained.bundle, tmp_path / "int8", default_plan("int8"), feeds, Settings(), None)
+    products = written.document["precision"]["products"]
+    assert {products["sdf_encoder"]["INT8"], products["sdf_decoder"]["INT8"]} == {5, 12}
+    assert "dictionary" not in products
+    found = gate(written, trained.bundle, find_samples(trained.data, "test"), budget=1.0)
+    assert found["figures"]["chain"]["rank_correlation"]["lowest"] > 0.97
