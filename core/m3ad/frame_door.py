@@ -1,7 +1,8 @@
 """The door that takes frames: what goes in and comes out, and the two steps around a detector's own stages.
 
 `<category>` is `prepare`, the stages of a layout and `judge`; `<category>_tensors` is the stages alone, for whoever
-prepares frames and judges maps with m3ad.
+prepares frames and judges maps with m3ad. Where stages run on a CPU, that door begins with `admit`, which hands tensors
+on as they are: Triton can bound a queue only in front of a step that begins alone.
 """
 
 from typing import Literal
@@ -21,7 +22,7 @@ FRAME_MAP = Tensor("frame_map", ("H", "W"), unit="the map on the frame's own pix
 DEFECTS = Tensor(
     "defects", (1,), "object", unit="JSON list of `defects.Defect`; blanks at its end mean nothing"
 )
-PREPARE, JUDGE = "prepare", "judge"
+PREPARE, JUDGE, ADMIT = "prepare", "judge", "admit"
 REJECT, REVIEW = "threshold", "review"  # parameters of a request, which move its limits
 
 
@@ -39,14 +40,25 @@ def frame_inputs(depth: DepthType | None = None) -> tuple[Tensor, Tensor]:
 
 
 def door_stages(contract: Contract, depth: DepthType | None = None) -> dict[str, Stage]:
-    """The two steps that every frame goes through besides the detector's stages."""
+    """The steps that frames go through besides the detector's stages: two at one door, one at the other."""
     picture, cloud = frame_inputs(depth)
     map_and_score = {tensor.name: tensor for tensor in contract.outputs}
     kept = (map_and_score["score"], IS_ANOMALOUS, VERDICT, FRAME_MAP, DEFECTS, map_and_score["anomaly_map"])
     return {
         PREPARE: Stage(PREPARE, (picture, cloud), contract.inputs),
+        ADMIT: Stage(ADMIT, contract.inputs, contract.inputs),
         JUDGE: Stage(JUDGE, (*contract.outputs, cloud), kept),
     }
+
+
+def tensor_steps(contract: Contract, layout: Layout) -> tuple[Step, ...]:
+    """The wiring of the door for tensors that begins with `admit`; what that hands on is named `admitted_*`."""
+    admitted = {tensor.name: f"admitted_{tensor.name}" for tensor in contract.inputs}
+    stages = [
+        Step(step.stage, {k: admitted.get(v, v) for k, v in step.inputs.items()}, step.outputs)
+        for step in contract.steps(layout)
+    ]
+    return (Step(ADMIT, {name: name for name in admitted}, admitted), *stages)
 
 
 def door_steps(contract: Contract, layout: Layout, depth: DepthType | None = None) -> tuple[Step, ...]:

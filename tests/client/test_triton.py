@@ -193,14 +193,15 @@ def test_only_a_refusal_is_answered_as_an_invalid_argument(
     )
     backend.InferenceResponse = lambda error: error
     monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    kept = types.SimpleNamespace(is_cancelled=lambda: False)
     model = TritonPythonModel()
     model.stage, model.function = Stage("vm", (), ()), Broken(error)
     if is_refusal:
-        (answer,) = model.execute([None])
+        (answer,) = model.execute([kept])
         assert answer.args == (str(error), 3)
     else:
         with pytest.raises(type(error)):
-            model.execute([None])
+            model.execute([kept])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from m3ad.contract import Dims
 from m3ad.methods import contract_of
 from m3ad.serving import ServingRecord
 from m3ad_triton import config
+from m3ad_triton.repository import write_repository
 from tritonclient.grpc import model_config_pb2 as pb
 
 TRITON = {"float32": pb.TYPE_FP32, "int32": pb.TYPE_INT32}
@@ -43,11 +44,40 @@ def test_configurations_have_the_contract_s_tensors(layout, request, tiny_bundle
     assert {p.name for p in repository.iterdir() if p.is_dir()} == {
         category,
         f"{category}_tensors",
+        f"{category}_admit",
         *(step.model_name for step in frames.ensemble_scheduling.step),
     }
-    assert {s.model_name for s in frames.ensemble_scheduling.step} - {
-        s.model_name for s in door.ensemble_scheduling.step
-    } == {f"{category}_prepare", f"{category}_judge"}
+    by_frames, by_tensors = ({s.model_name for s in d.ensemble_scheduling.step} for d in (frames, door))
+    assert by_frames - by_tensors == {f"{category}_prepare", f"{category}_judge"}
+    assert by_tensors - by_frames == {f"{category}_admit"}
+
+
+def test_each_door_on_a_cpu_begins_with_one_step_that_has_a_queue(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    write_repository(tiny_bundle.path, tmp_path / "repo", "onnxruntime", queue_timeout_s=1.5)
+    for door, first in (("tiny", "tiny_prepare"), ("tiny_tensors", "tiny_admit")):
+        ensemble = parse(tmp_path / "repo" / door / "config.pbtxt")
+        given = {tensor.name for tensor in ensemble.input}
+        begun = [s for s in ensemble.ensemble_scheduling.step if {*s.input_map.values()} <= given]
+        assert [step.model_name for step in begun] == [first]
+        queue = parse(tmp_path / "repo" / first / "config.pbtxt").dynamic_batching.default_queue_policy
+        assert queue.default_timeout_microseconds == 1_500_000
+        assert queue.max_queue_size == 0  # refusals at once end Triton 2.51
+        assert queue.timeout_action == pb.ModelQueuePolicy.REJECT
+    turns = {}
+    for path in (tmp_path / "repo").glob("*/config.pbtxt"):
+        model = parse(path)
+        for group in model.instance_group:
+            ((turn, count),) = [(r.name, r.count) for r in group.rate_limiter.resources] or [("", 0)]
+            turns[model.name.removeprefix("tiny_")] = (turn, count, group.rate_limiter.priority)
+        assert model.name.endswith(("prepare", "admit")) is model.HasField("dynamic_batching")
+    waiting, begun_turn = (("m3ad_turn", 1, 10**6), ("m3ad_turn", 1, 1))
+    assert turns == {
+        **dict.fromkeys(("prepare", "admit"), waiting),
+        **dict.fromkeys(("rgb_extractor", "xyz_extractor", "head"), begun_turn),
+        "judge": ("", 0, 0),
+    }
 
 
 def test_the_door_for_frames_has_any_client_s_types(fused_repository: Path) -> None:
@@ -79,7 +109,7 @@ def test_shared_memory_holds_the_largest_frame(tiny_bundle: Bundle) -> None:
 
 def test_every_configuration_says_that_there_is_no_batching(chain_repository: Path) -> None:
     paths = list(chain_repository.glob("*/config.pbtxt"))
-    assert len(paths) == 10
+    assert len(paths) == 11
     assert all(path.read_text().endswith("\nmax_batch_size: 0\n") for path in paths)
 
 

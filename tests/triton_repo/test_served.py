@@ -61,7 +61,7 @@ def test_equal_stages_are_one_model(bundles: list[Path], tmp_path: Path) -> None
     weights = [r.path / f"{r.manifest.category}_rgb_extractor/1/rgb_extractor.onnx" for r in repositories]
     assert len({path.stat().st_ino for path in weights}) == 1
     models = ServedModels(tmp_path, repositories)
-    steps = ("prepare", "judge")
+    steps = ("prepare", "admit", "judge")  # queues are each category's own
     own = {f"{category}_{step}" for category in ("left", "right", "top") for step in steps}
     doors = {f"{category}{door}" for category in ("left", "right", "top") for door in ("", "_tensors")}
     shared = {"shared_rgb_extractor", "shared_xyz_extractor", "shared_head"}
@@ -184,7 +184,7 @@ def test_a_category_is_replaced_under_load_and_no_request_fails(
         assert models == server.models.names()
         alone.append(server_memory(server.pid))
     for found in (of_left, of_right):
-        assert len(found) > 20
+        assert len(found) > 5
         assert {score for score, _ in found} == {want.score}, {said for _, said in found}
     assert {said for _, said in of_right} == {want.verdict}
     assert {said for _, said in of_left} == {want.verdict, "good"}

@@ -67,7 +67,7 @@ WIRING = {
     ),
     "other dtype": (
         lambda e, c: setattr(c["tiny_vm"].input[-1], "data_type", config.pb.TYPE_INT64),
-        "leaves ensemble `tiny_tensors` as TYPE_INT32 \\[-1\\] but model `tiny_vm` reads `scored_pixel` as "
+        "leaves model `tiny_admit` as TYPE_INT32 \\[-1\\] but model `tiny_vm` reads `scored_pixel` as "
         "TYPE_INT64 \\[-1\\]",
     ),
     "other shape": (

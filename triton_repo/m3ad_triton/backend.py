@@ -33,6 +33,14 @@ def answer(request: Any, inputs: Iterable[Tensor], function: Callable[[Arrays], 
     return pb_utils.InferenceResponse([_tensor(name, array) for name, array in results.items()])
 
 
+def cancelled() -> Any:
+    """The answer to a request whose client has given it up; nobody reads it."""
+    import triton_python_backend_utils as pb_utils
+
+    told = pb_utils.TritonError("its client has given this request up", pb_utils.TritonError.CANCELLED)
+    return pb_utils.InferenceResponse(error=told)
+
+
 def _tensor(name: str, array: npt.NDArray[Any]) -> Any:
     import triton_python_backend_utils as pb_utils
 

@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from m3ad_triton.binary import find_binary
 from m3ad_triton.categories import find_repositories, write_categories
+from m3ad_triton.config import QUEUE_TIMEOUT_S
 from m3ad_triton.docker import IMAGE, docker_line, write_context
 from m3ad_triton.golden import Golden
 from m3ad_triton.heal import Watch
@@ -76,6 +77,10 @@ def write(
     camera: Annotated[
         Path | None, typer.Option(help="with --depth: its intrinsics (JSON); the bundle's if left out")
     ] = None,
+    queue_timeout_s: Annotated[
+        float,
+        typer.Option(help="how long a frame may wait before it is refused; 0: for ever", min=0, max=1e6),
+    ] = QUEUE_TIMEOUT_S,
     require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
@@ -94,6 +99,7 @@ def write(
         "frames": frames,
         "depth": depth,
         "camera": read_camera(camera) if camera else None,
+        "queue_timeout_s": queue_timeout_s,
     }
     if len(bundles) == 1:
         written = [write_repository(bundles[0], repo, runtime, layout, target or (), **door)]

@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf import text_format
 from m3ad.contract import LETTERS, Layout, Stage, Step, Tensor
-from m3ad.frame_door import JUDGE, door_stages, door_steps, frame_inputs, tensor_door
+from m3ad.frame_door import (
+    ADMIT,
+    JUDGE,
+    PREPARE,
+    door_stages,
+    door_steps,
+    frame_inputs,
+    tensor_door,
+    tensor_steps,
+)
 from m3ad.method import Contract
 from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord
 from tritonclient.grpc import model_config_pb2 as pb
@@ -32,6 +41,9 @@ VALUE_BYTES = 4  # every tensor between stages is float32 or int32
 TEXT_BYTES = 2**16  # of a list of defects, at most
 STAGE_PARAMETER = "m3ad_stage"
 WARMUP_FOLDER = "warmup"  # Triton looks for a sample's files there
+# Of Triton's rate limiter: models on the CPU take turns, and a frame that has begun goes before one that waits.
+TURN, BEGUN, WAITING = "m3ad_turn", 1, 10**6
+QUEUE_TIMEOUT_S = 30.0
 
 
 def model_name(category: str, stage: str) -> str:
@@ -50,6 +62,7 @@ def python_stage(
     config = _stage(name, stage, warmup)
     config.backend = "python"
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    _take_turns(config, BEGUN)
     config.parameters[STAGE_PARAMETER].string_value = json.dumps(
         {
             "stage": stage.name,
@@ -62,14 +75,33 @@ def python_stage(
     return config
 
 
-def frame_step(record: ServingRecord, step: str) -> Any:
-    """A step of the door that takes frames, run by the Python backend wherever the stages run."""
+def frame_step(record: ServingRecord, step: str, queue_timeout_s: float, *, on_cpu: bool) -> Any:
+    """A step around the stages, run by the Python backend wherever those run.
+
+    At the first one of a door frames wait; who waits longer than that is answered UNAVAILABLE. Triton 2.51 cannot do so
+    in front of steps that are begun side by side: when one fails at once, it loses count of the request and dies. Nor
+    has it a `max_queue_size`: an ensemble that is refused while it is being asked for takes the gRPC endpoint with it.
+    """
     stage = door_stages(record.contract, record.depth_type)[step]
     config = _stage(model_name(record.category, step), stage, {})
     config.backend = "python"
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.parameters[RECORD_PARAMETER].string_value = json.dumps(asdict(record))
+    if step in (PREPARE, ADMIT):
+        if queue_timeout_s:
+            policy = config.dynamic_batching.default_queue_policy
+            policy.default_timeout_microseconds = round(queue_timeout_s * 1e6)
+            policy.timeout_action = pb.ModelQueuePolicy.REJECT
+        if on_cpu:
+            _take_turns(config, WAITING)
     return config
+
+
+def _take_turns(config: Any, priority: int) -> None:
+    """Let an instance run only while no other that takes turns does; the next one is that of the lower priority."""
+    limiter = config.instance_group[0].rate_limiter
+    limiter.priority = priority
+    limiter.resources.add(name=TURN, count=1, **{"global": True})
 
 
 def tensorrt_stage(
@@ -86,10 +118,10 @@ def tensorrt_stage(
     return config
 
 
-def tensor_ensemble(record: ServingRecord, serving: Mapping[str, Any]) -> Any:
+def tensor_ensemble(record: ServingRecord, serving: Mapping[str, Any], *, on_cpu: bool) -> Any:
     """The stages as one model, wired as the contract says; `record` and `serving` travel as parameters."""
     contract = record.contract
-    steps = contract.steps(record.layout)
+    steps = tensor_steps(contract, record.layout) if on_cpu else contract.steps(record.layout)
     return _ensemble(tensor_door(record.category), contract.inputs, contract.outputs, steps, record, serving)
 
 
@@ -174,7 +206,8 @@ def shared_memory_bytes(contract: Contract, layout: Layout | None, *, frames: bo
     """
     table = contract.stages
     stages = [table[name] for name in {step.stage for step in contract.steps(layout)}] if layout else []
-    stages += door_stages(contract).values() if frames else []
+    around = [*([PREPARE, JUDGE] if frames else []), *([ADMIT] if layout else [])]
+    stages += [door_stages(contract)[step] for step in around]
     tensors = [t for stage in stages for t in (*stage.inputs, *stage.outputs)]
     return _whole_mib(sum(map(_largest_bytes, tensors)) * 5 // 4)
 

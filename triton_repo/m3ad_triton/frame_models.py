@@ -1,7 +1,7 @@
-"""The steps `prepare` and `judge` of the door that takes frames, as models of Triton's Python backend.
+"""The steps around the stages in Triton's Python backend: `prepare` and `judge` of one door, `admit` of the other.
 
-Both call what training, calibration and the in-process pipeline call, with the settings that the model's parameters
-hold: the served bundle's record.
+The first two call what training, calibration and the in-process pipeline call, with the settings that the model's
+parameters hold: the served bundle's record.
 """
 
 import json
@@ -15,6 +15,7 @@ from m3ad.camera import xyz_from_depth
 from m3ad.contract import mismatch
 from m3ad.errors import FrameError
 from m3ad.frame_door import (
+    ADMIT,
     DEFECTS,
     DEPTH,
     FRAME_MAP,
@@ -71,6 +72,20 @@ class Prepare(FrameModel):
             raise FrameError(problem)
         prepared = prepare(Frame(arrays["rgb"], self.cloud(arrays), NAME), self.preprocessing)._asdict()
         return {tensor.name: prepared[tensor.name] for tensor in self.stages[PREPARE].outputs}
+
+
+class Admit(FrameModel):
+    """The tensors of a request as they are, if they fit: the queue of the door for tensors ends here."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Hand each request's tensors on."""
+        return [answer(request, self.stages[ADMIT].inputs, self.fitting) for request in requests]
+
+    def fitting(self, arrays: Arrays) -> Arrays:
+        """The same; what does not fit is refused here, where Triton begins one step and not several."""
+        if problem := mismatch(self.stages[ADMIT].inputs, arrays):
+            raise FrameError(problem)
+        return arrays
 
 
 class Judge(FrameModel):

@@ -52,7 +52,8 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What `m3ad-triton write` records: sizes in bytes, `files` by path relative to the repository.
 
     `frames` says whether it has the door that takes frames besides the one that takes tensors, `depth` of which type
-    the depth images are that it takes instead of clouds.
+    the depth images are that it takes instead of clouds, `queue_timeout_s` how long a frame may wait at a
+    door.
     """
 
     contract_version: int
@@ -74,6 +75,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     depth: DepthType | None = None
     lattice: Lattice = "all"
     refine: float | None = None
+    queue_timeout_s: Annotated[float, Meta(ge=0, le=1e6)]
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.layout not in METHODS[self.method].layouts:
@@ -89,6 +91,11 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ValueError(f"`plugins` names {name}, which `files` does not list")
         if self.runtime == "tensorrt" and not self.engines:
             raise ValueError("`engines` is empty, expected those whose plans are served")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the stages run in Triton's Python backend."""
+        return self.runtime == "onnxruntime"
 
     @property
     def contract(self) -> Contract:

@@ -24,7 +24,7 @@ from m3ad.camera import Camera
 from m3ad.contract import CONTRACT_VERSION, Layout, Step
 from m3ad.engines import Engines
 from m3ad.errors import ArtifactError
-from m3ad.frame_door import JUDGE, PREPARE, DepthType
+from m3ad.frame_door import ADMIT, JUDGE, PREPARE, DepthType
 from m3ad.serving import RECORD_PARAMETER, DepthInput, ServingRecord, require_model_name
 
 from m3ad_triton import config
@@ -41,6 +41,10 @@ STEP_PY = {
     PREPARE: '''"""A frame's tensors, by the settings in this model's parameters."""
 
 from m3ad_triton.frame_models import Prepare as TritonPythonModel  # noqa: F401
+''',
+    ADMIT: '''"""Tensors as they are, in their turn."""
+
+from m3ad_triton.frame_models import Admit as TritonPythonModel  # noqa: F401
 ''',
     JUDGE: '''"""A part's verdict and defects, by the settings in this model's parameters."""
 
@@ -86,6 +90,7 @@ def write_repository(
     frames: bool = True,
     depth: DepthType | None = None,
     camera: Camera | None = None,
+    queue_timeout_s: float = config.QUEUE_TIMEOUT_S,
 ) -> Repository:
     """Write the model repository of a bundle; an older one in its place is replaced.
 
@@ -98,6 +103,7 @@ def write_repository(
         frames: also write the door that takes frames, whose first and last steps need Python on the server.
         depth: let that door take depth images of this type instead of clouds.
         camera: of the depth images; the bundle's when left out.
+        queue_timeout_s: how long a frame may wait at a door before it is refused; 0 is for ever.
 
     Raises:
         ArtifactError: the bundle lacks a file, an engine, a camera or golden data, or `target` is something else.
@@ -127,12 +133,15 @@ def write_repository(
             "refine": None if engines else bundle.refine,
         }
         record = ServingRecord.of(bundle, layout, of_depth)
-        door = config.tensor_ensemble(record, serving)
+        on_cpu = not engines
+        door = config.tensor_ensemble(record, serving, on_cpu=on_cpu)
         _write_model(folder, door)
         write_golden(bundle, folder / door.name)
+        for step in steps_around(frames=frames, on_cpu=on_cpu):
+            _write_model(
+                folder, config.frame_step(record, step, queue_timeout_s, on_cpu=on_cpu), STEP_PY[step]
+            )
         if frames:
-            for step, code in STEP_PY.items():
-                _write_model(folder, config.frame_step(record, step), code)
             _write_model(folder, config.frame_ensemble(record, serving))
         plugins = place_plugins(engines, folder)
         manifest = RepositoryManifest.from_json(
@@ -154,6 +163,7 @@ def write_repository(
                 ),
                 "frames": frames,
                 "depth": depth,
+                "queue_timeout_s": queue_timeout_s,
                 "files": file_entries(folder),
             },
             f"the repository of {bundle.path}",
@@ -211,6 +221,7 @@ def server_arguments(
         *(f"--model-repository={place}" for place in ([models] if models else places)),
         "--disable-auto-complete-config",
         "--strict-readiness=true",
+        "--rate-limit=execution_count",
         f"--cuda-memory-pool-byte-size=0:{pool}",
         *([f"--backend-config=tensorrt,plugins={';'.join(shims)}"] if shims else []),
     ]
@@ -268,8 +279,14 @@ def _model_bytes(folder: Path, copies: int) -> int:
 
 def stage_of(model: str, manifest: RepositoryManifest) -> str | None:
     """The stage a model of a repository stands for, or None when it is not one of its stage models."""
-    stages = [*manifest.contract.stages, *(STEP_PY if manifest.frames else ())]
+    around = steps_around(frames=manifest.frames, on_cpu=manifest.on_cpu)
+    stages = [*manifest.contract.stages, *around]
     return {config.model_name(manifest.category, stage): stage for stage in stages}.get(model)
+
+
+def steps_around(*, frames: bool, on_cpu: bool) -> list[str]:
+    """The steps that a repository has besides its stages; those of its doors."""
+    return [*([PREPARE, JUDGE] if frames else []), *([ADMIT] if on_cpu else [])]
 
 
 def record_of(model: Any) -> ServingRecord:

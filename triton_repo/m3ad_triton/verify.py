@@ -5,12 +5,14 @@ Nothing of a repository is loaded or run for it.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from m3ad.contract import Stage
 from m3ad.errors import ArtifactError
-from m3ad.frame_door import door_stages, door_steps, tensor_door
+from m3ad.frame_door import door_stages, door_steps, tensor_door, tensor_steps
+from m3ad.method import Contract
 from m3ad.serving import RECORD_PARAMETER
 
 from m3ad_triton import config
@@ -152,7 +154,7 @@ def _stage(name: str, manifest: RepositoryManifest) -> Stage:
 def _expected_stage(model: Any, name: str, manifest: RepositoryManifest) -> Any:
     """A stage's configuration as it is written, without warm-up."""
     if name in STEP_PY:
-        return config.frame_step(record_of(model), name)
+        return config.frame_step(record_of(model), name, manifest.queue_timeout_s, on_cpu=manifest.on_cpu)
     stage = _stage(name, manifest)
     if manifest.runtime == RUNTIME:
         plans = {e["compute_capability"]: f"{e['target']}.plan" for e in manifest.engines}
@@ -178,10 +180,12 @@ def _holds(folder: Path, relative: str, manifest: RepositoryManifest) -> bool:
 
 def _contract_problems(ensemble: Any, manifest: RepositoryManifest) -> list[str]:
     """Compare the ensemble's steps with the contract's wiring and read its parameters."""
-    steps, write = manifest.contract.steps(manifest.layout), config.tensor_ensemble
+    on_cpu = manifest.on_cpu
+    steps = (tensor_steps if on_cpu else Contract.steps)(manifest.contract, manifest.layout)
+    write = partial(config.tensor_ensemble, on_cpu=on_cpu)
     if ensemble.name == manifest.category:
         steps = door_steps(manifest.contract, manifest.layout, manifest.depth)
-        write = config.frame_ensemble
+        write = partial(config.frame_ensemble)
     expected = [
         (config.model_name(manifest.category, s.stage), dict(s.inputs), dict(s.outputs)) for s in steps
     ]
