@@ -122,7 +122,9 @@ def quantize(
         graphs = contract.method.graphs_of(layouts)
         copied = [f"{graph.name}.onnx" for graph in graphs if not graph.may_quantize]
         forms = [contract.method.cpu[stage] for stage in stages_of(contract, layouts)]
-        copied += [form.files[1] for form in forms if form.kind == "pixel_layer"]
+        copied += [
+            file for form in forms if form.kind in ("pixel_layer", "nearest") for file in form.files[1:]
+        ]
         for file in dict.fromkeys(copied):
             shutil.copyfile(source.file(f"onnx/{file}"), folder / "onnx" / file)
         histograms = {}

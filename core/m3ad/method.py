@@ -29,13 +29,15 @@ class CpuForm:
             has no file; `interpolated` spreads the tokens over the scored pixels and has none either; `tiled` runs a
             file on the tokens, one on tiles of rows, and one on the scores; `pixel_layer` runs a file behind a layer
             that has a weight for each pixel of the grid; `windowed` runs a file on the part of the grid that the scored
-            pixels depend on.
+            pixels depend on; `nearest` finds the nearest rows of two banks, whose graph is for engines, itself.
         files: below the bundle's `onnx/`, the graphs first.
         window: of `windowed`, consecutive row-major pixels that see each other; divides 50176.
         reach: of `windowed`, pixels to each side that the convolutions behind the windows look at.
     """
 
-    kind: Literal["graph", "grouped", "patches", "interpolated", "tiled", "pixel_layer", "windowed"]
+    kind: Literal[
+        "graph", "grouped", "patches", "interpolated", "tiled", "pixel_layer", "windowed", "nearest"
+    ]
     files: tuple[str, ...] = ()
     window: int = 0
     reach: int = 0

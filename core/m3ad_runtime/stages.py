@@ -17,6 +17,7 @@ from m3ad.method import Contract, Pair
 from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows
 
+from m3ad_runtime.banks import NearestBanks
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
 from m3ad_runtime.refine import Refined
 from m3ad_runtime.windows import Windowed
@@ -283,7 +284,17 @@ class CheckedStage:
         return {tensor.name: results[tensor.name] for tensor in self.stage.outputs}
 
 
-CpuStage = GroupedEncoder | Patches | Interpolated | PixelLayer | Windowed | TiledHead | Refined | OnnxGraph
+CpuStage = (
+    GroupedEncoder
+    | Patches
+    | Interpolated
+    | PixelLayer
+    | Windowed
+    | TiledHead
+    | NearestBanks
+    | Refined
+    | OnnxGraph
+)
 
 
 def cpu_form(
@@ -321,6 +332,8 @@ def cpu_form(
             return PixelLayer(load(paths[0], threads), paths[1], dims)
         case "windowed":
             return Windowed(load(paths[0], threads), form)
+        case "nearest":
+            return NearestBanks(paths[1:3], paths[3])
         case "tiled":
             tokens, rows, vote = (
                 load(path, 1 if i == 1 else threads) for i, path in enumerate(paths)

@@ -10,6 +10,7 @@ from m3ad.methods import common
 
 CELL_SIDE = 56
 CELLS = CELL_SIDE * CELL_SIDE
+UNIT = 1000.0  # M3DM with two banks divides distances by it before it weighs them
 
 
 def stages(dims: Dims) -> dict[str, Stage]:
@@ -43,7 +44,7 @@ METHOD = Method(
         "rgb_extractor": common.RGB_CPU,
         "xyz_extractor": common.XYZ_CPU,
         "cells": CpuForm("graph", ("cells.onnx",)),
-        "bank": CpuForm("graph", ("bank.onnx",)),
+        "bank": CpuForm("nearest", ("bank.onnx", "bank_rgb.rows", "bank_xyz.rows", "bank.npz")),
         "vote": CpuForm("graph", ("vote.onnx",)),
     },
     # A product of lower precision would choose other candidates; what is gained is in the extractors.

@@ -206,6 +206,27 @@ def windowed_model(stage: Stage, form: CpuForm, windows: onnx.ModelProto) -> onn
     return model_with_ops(stage, windows.graph.node, initializers, opset_of(windows))
 
 
+def write_banks(path: Path, form: CpuForm) -> None:
+    """Put the rows of a graph's banks into files of their own, beside what a CPU reads besides: both share them.
+
+    The rows of `<side>.rows` lie in `form.files[1:3]`, bytes of [B, D] float32; means, neighbours and the scale in the
+    last file.
+    """
+    model = onnx.load(path)
+    small: dict[str, Any] = {"scale": np.ones((), np.float32)}  # the exporter leaves out a division by 1
+    for initializer in model.graph.initializer:
+        side, _, kind = initializer.name.partition(".")
+        if kind == "rows":
+            (file,) = (name for name in form.files if name.endswith(f"_{side}.rows"))
+            numpy_helper.to_array(initializer).tofile(path.parent / file)
+            set_external_data(initializer, file)
+            initializer.ClearField("raw_data")
+        elif kind in ("mean", "neighbors") or side == "scale":
+            small[initializer.name] = numpy_helper.to_array(initializer)
+    np.savez(path.parent / form.files[-1], **small)
+    path.write_bytes(model.SerializeToString())
+
+
 def rgb_rows(side: int, tokens: str, pixel: str, rows: str) -> onnx.GraphProto:
     """`heads.rgb_rows.RgbRows` in ONNX, term by term: tokens [side * side, D], pixel [R] int32 -> rows [R, D].
 

@@ -13,6 +13,7 @@ from m3ad_export.graphs.compose import (
     pixel_layer_model,
     project_model,
     windowed_model,
+    write_banks,
     write_xyz_extractor,
 )
 from m3ad_export.graphs.head import head_model, read_parts
@@ -40,6 +41,8 @@ def compose_stages(contract: Contract, layouts: Sequence[Layout], folder: Path) 
             onnx.save(pixel_layer_model(stage, form, rest, hidden), path)
         elif form.kind == "windowed":
             onnx.save(windowed_model(stage, form, onnx.load(folder / form.files[0])), path)
+        elif form.kind == "nearest":
+            write_banks(path, form)
         elif form.kind == "tiled":
             onnx.save(head_model(contract, read_parts(folder)), path)
         verify_interface(path, stage)

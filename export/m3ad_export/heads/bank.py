@@ -3,12 +3,12 @@
 References:
     M3DM (Wang et al. 2023)  https://github.com/nomewang/M3DM (MIT)
     PatchCore (Roth et al. 2022), from which bank, coreset and weighing by neighbours come
-Everything is of standard operations, so that a bank needs no plugin.
+Everything is of standard operations, so that a bank needs no plugin; a CPU takes the op NearestRow.
 """
 
 import torch
 from m3ad.contract import IMAGE_SIZE
-from m3ad.methods.m3dm import CELL_SIDE
+from m3ad.methods.m3dm import CELL_SIDE, UNIT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,6 @@ NEIGHBORS = 3
 DISTANCE_EPS = 1e-8
 CANDIDATES = 4  # looked at again after the product; 0 of 1560 queries needed a second one in TF32
 CHUNK_ROWS = 8192  # of a bank in one product: below 100 MB of scores for 3136 queries
-UNIT = 1000.0  # M3DM with two banks divides distances by it before it weighs them
 
 
 def cell_pooling(side: int = CELL_SIDE) -> Tensor:
