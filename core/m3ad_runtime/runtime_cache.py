@@ -24,31 +24,31 @@ class RuntimeCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._cache: Any = None
+        self._runtime_cache: Any = None
         self._kept = b""
 
     def config(self, trt: Any, engine: Any) -> Any:
         """How an engine's context is made: with this cache, in memory that it is given."""
-        config = engine.create_runtime_config()
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
+        runtime_config = engine.create_runtime_config()
+        if self._runtime_cache is None:
+            self._runtime_cache = runtime_config.create_runtime_cache()
             with contextlib.suppress(OSError):  # the first start, or a home that cannot be read
                 blob = self.path.read_bytes()
-                if self._cache.deserialize(blob):
+                if self._runtime_cache.deserialize(blob):
                     self._kept = blob
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        runtime_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         # Every frame has its own number of points: kernels of one number would be compiled beside frames, for ever.
-        config.dynamic_shapes_kernel_specialization_strategy = (
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.NONE
         )
-        config.set_runtime_cache(self._cache)
-        return config
+        runtime_config.set_runtime_cache(self._runtime_cache)
+        return runtime_config
 
     def save(self) -> None:
         """Write what was compiled, if anything was since it was read."""
-        if self._cache is None:
+        if self._runtime_cache is None:
             return
-        blob = bytes(self._cache.serialize())
+        blob = bytes(self._runtime_cache.serialize())
         if blob == self._kept:
             return
         # A disk that is full or cannot be written costs the next start some seconds, and no frame.
@@ -60,7 +60,7 @@ class RuntimeCache:
 
     def close(self) -> None:
         """Let go of the kernels; contexts made with them are gone before."""
-        self._cache = None
+        self._runtime_cache = None
 
 
 def runtime_cache(trt: Any, chosen: Chosen) -> RuntimeCache | None:

@@ -179,7 +179,7 @@ def test_settings_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match="normal_size must be 3, 5 or 7, got 4"):
         Preprocessing(normal_size=4)
     with pytest.raises(
-        ValueError, match="geometry must be one of points, depth, normals, relief, got 'mesh'"
+        ValueError, match="geometry must be one of points, fpfh, depth, normals, relief, got 'mesh'"
     ):
         Preprocessing(geometry="mesh")  # type: ignore[arg-type]
     assert Preprocessing.from_json(NORMALS.to_json()) == NORMALS

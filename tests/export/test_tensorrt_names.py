@@ -26,12 +26,24 @@ CLASSES = {
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
     "runtime": "Runtime",
+    "runtime_config": "IRuntimeConfig",
+    "runtime_cache": "IRuntimeCache",
 }
-# Behind `target != "native"`: ahead of time, for a GPU that is not there.
+# Behind `target != "native"`: ahead of time, for a GPU that is not there. The last ones: runtime_cache.py, which other
+# runtimes have no use for.
 RTX_ALONE = {
     "ComputeCapability",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
+    "ICudaEngine.create_runtime_config",
+    "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.set_execution_context_allocation_strategy",
+    "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize",
+    "DynamicShapesKernelSpecializationStrategy",
+    "DynamicShapesKernelSpecializationStrategy.NONE",
 }
 USERS = sorted(
     path

@@ -150,7 +150,7 @@ FAULTS: dict[str, tuple[Callable[[Box], Any], type[M3adError], str]] = {
     ),
     "old plugin library": (
         lambda box: (box.library / LIBRARY).write_text(
-            "plugins: FarthestPointSample KnnGroup TokenInterpolate"
+            "plugins: FarthestPointSample KnnGroup TokenInterpolate NearestRow"
         ),
         ArtifactError,
         r"has no plugin for OneClassSvm; build it again: m3ad-plugins build",
