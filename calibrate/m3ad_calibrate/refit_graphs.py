@@ -15,6 +15,7 @@ from m3ad.contract import IMAGE_SIZE
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
 from m3ad.preprocess import ModelInput, prepare
+from m3ad_export.graphs.compose import write_banks
 from m3ad_export.graphs.head import head_model, read_parts
 from m3ad_export.graphs.trace import dense_model
 from m3ad_export.heads.bank import Bank, TwoBanks
@@ -133,6 +134,7 @@ def refit_bank(bundle: Bundle, frames: Sequence[Frame], source: Bundle, seed: in
     for bank in banks:
         bank.find_neighbors()
     onnx.save(dense_model(both, bundle.contract.stages["bank"]), path)
+    write_banks(path, bundle.contract.method.cpu["bank"])
     return _rewritten(bundle, source)
 
 

@@ -36,7 +36,9 @@ class RuntimeCache:
                 blob = self.path.read_bytes()
                 if self._runtime_cache.deserialize(blob):
                     self._kept = blob
-        runtime_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        runtime_config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
         # Every frame has its own number of points: kernels of one number would be compiled beside frames, for ever.
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.NONE
