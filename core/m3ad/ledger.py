@@ -127,6 +127,8 @@ class Ledger:
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
+        if path.is_dir():
+            raise ArtifactError(f"{path} is a folder; name the ledger.sqlite in it")
         if not create and not path.is_file():
             raise ArtifactError(f"{path} does not exist; a ledger is written by `m3ad-client station`")
         self.path, self._lock = path, threading.RLock()
@@ -191,6 +193,10 @@ class Ledger:
         try:
             yield
         except sqlite3.Error as error:
+            if "not a database" in str(error):
+                raise ArtifactError(
+                    f"{self.path} is not a ledger ({error}); name the ledger.sqlite of a station's folder"
+                ) from error
             raise ArtifactError(
                 f"ledger {self.path} cannot be used ({error}); make room there, or look at the disk"
             ) from error

@@ -154,7 +154,7 @@ def test_cells_are_pytorchs_means() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_open3d_itself(seed: int) -> None:
-    open3d = pytest.importorskip("open3d")
+    open3d = pytest.importorskip("open3d", reason="open3d is not installed: pip install open3d==0.19.0")
     points, _ = cloud(seed, 60, noise=1e-4 / (seed + 1), holes=0.2 * seed)
     made = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
     search = open3d.geometry.KDTreeSearchParamHybrid

@@ -91,8 +91,12 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="is no ledger of this m3ad"):
             Ledger(tmp_path / "other", create=create)
     (tmp_path / "text").write_text("not a database, but long enough to be looked at" * 100)
-    with pytest.raises(ArtifactError, match="file is not a database"):
+    with pytest.raises(
+        ArtifactError, match=r"text is not a ledger \(file is not a database\); name the ledger\.sqlite"
+    ):
         Ledger(tmp_path / "text", create=True)
+    with pytest.raises(ArtifactError, match=r"is a folder; name the ledger\.sqlite in it"):
+        Ledger(tmp_path)
 
 
 def test_a_full_disk_is_a_sentence_and_undoes_the_whole_transaction(tmp_path: Path) -> None:
