@@ -49,10 +49,11 @@ def mistake_in(address: str, tls: bool) -> str | None:
         return f"{address} is an HTTP port; give the gRPC port of the same server with --url, {DEFAULT_PORT} as a rule"
     speaks_tls = _speaks_tls(address)
     if tls and speaks_tls is False:
-        return f"the server at {address} speaks no TLS; leave out --tls"
+        return f"the server at {address} speaks no TLS; leave out --tls (`tls` of a station's camera)"
     if not tls and speaks_tls:
         return (
-            f"the server at {address} speaks TLS; add --tls, and --ca with the authority of its certificate"
+            f"the server at {address} speaks TLS; add --tls, and --ca with the authority of its certificate "
+            "(`tls = true` and `ca` for a station's camera)"
         )
     return None
 

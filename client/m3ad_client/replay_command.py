@@ -13,10 +13,21 @@ from m3ad_runtime.engine_choice import Runtime
 from m3ad_runtime.pipeline import Inspector
 from rich.progress import track
 
-from m3ad_client.options import Json, Markdown, Model, print_tables, warn_unless_usable
+from m3ad_client.options import (
+    Ca,
+    Cert,
+    Json,
+    Key,
+    Markdown,
+    Model,
+    UseTls,
+    print_tables,
+    tls_of,
+    warn_unless_usable,
+)
 from m3ad_client.replay import numbers, summary, tables
 from m3ad_client.replay import replay as judge_again
-from m3ad_client.triton import TritonInspector
+from m3ad_client.triton import Tls, TritonInspector
 
 
 def replay(
@@ -47,6 +58,10 @@ def replay(
     at_most: Annotated[
         int, typer.Option(min=0, help="exit code 1 where more verdicts are other ones than this")
     ] = 0,
+    tls: UseTls = False,
+    ca: Ca = None,
+    key: Key = None,
+    cert: Cert = None,
     as_json: Json = False,
     markdown: Markdown = False,
 ) -> None:
@@ -55,11 +70,14 @@ def replay(
         raise typer.BadParameter("name what judges: --bundle FOLDER or --url HOST:PORT")
     if url is not None and (layout or runtime != "auto"):
         raise typer.BadParameter("--layout and --runtime are for --bundle; a server has its own")
+    if tls and url is None:
+        raise typer.BadParameter("--tls is for --url")
+    secured = tls_of(tls, ca, key, cert)
     if old_limits and (threshold is not None or review is not None):
         raise typer.BadParameter("--old-limits takes no --threshold and no --review")
     with Ledger(ledger) as opened:
         wanted = numbers(opened, camera, last)
-        with _inspector(bundle, url, model, layout, runtime) as inspector:
+        with _inspector(bundle, url, model, secured, layout, runtime) as inspector:
             try:
                 inspector.limits = inspector.limits.moved(threshold, review)
             except ValueError as error:
@@ -87,10 +105,15 @@ def replay(
 
 
 def _inspector(
-    bundle: Path | None, url: str | None, model: str | None, layout: Layout | None, runtime: Runtime
+    bundle: Path | None,
+    url: str | None,
+    model: str | None,
+    tls: Tls | None,
+    layout: Layout | None,
+    runtime: Runtime,
 ) -> Inspector | TritonInspector:
     if bundle is None:
-        return TritonInspector(str(url), model)
+        return TritonInspector(str(url), model, tls=tls)
     if model is not None:
         raise ArtifactError("--model is for --url; a bundle has one category")
     warn_unless_usable(Bundle.read(bundle))

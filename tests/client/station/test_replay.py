@@ -16,6 +16,8 @@ from m3ad_client.cli import app
 from m3ad_client.station.config import read_config
 from m3ad_client.station.station import Station
 from m3ad_runtime.pipeline import Inspector
+from m3ad_triton.server import LocalServer
+from m3ad_triton.server import Tls as ServerTls
 from onnx import numpy_helper
 from PIL import Image
 from serving import make_frame
@@ -138,6 +140,19 @@ def test_removed_frames_are_counted_and_a_running_station_is_not_held_up(
     )
 
 
+def test_a_server_that_speaks_tls_judges_them_again(
+    judged: tuple[Station, float], fused_repository: Path, certificates: dict[str, Path]
+) -> None:
+    station, _ = judged
+    ca, cert, key = (certificates[name] for name in ("ca", "cert", "key"))
+    secured = ("--tls", "--ca", ca, "--cert", cert, "--key", key)
+    with LocalServer([fused_repository], tls=ServerTls(cert=cert, key=key, ca=ca)) as server:
+        result, found = run(station.ledger.path, "--url", server.grpc_url, *secured, "--old-limits")
+        assert (result.exit_code, found["replayed"], found["changed"]) == (0, len(SEEDS) + 1, 0)
+        result, _ = run(station.ledger.path, "--url", server.grpc_url)
+        assert "speaks TLS; add --tls" in str(result.exception)
+
+
 def test_what_cannot_be_judged_again_is_said(
     judged: tuple[Station, float], tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -149,6 +164,8 @@ def test_what_cannot_be_judged_again_is_said(
     assert "does not exist; a ledger is written by `m3ad-client station`" in str(result.exception)
     result, _ = run(path)
     assert result.exit_code == 2
+    result, _ = run(path, "--bundle", tiny_bundle.path, "--tls")
+    assert (result.exit_code, "--tls is for --url" in result.stderr) == (2, True)
     shutil.rmtree(station.folder / "frames")
     result, found = run(path, "--bundle", tiny_bundle.path)
     assert found["gone"] == len(SEEDS) + 1
