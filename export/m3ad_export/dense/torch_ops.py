@@ -1,6 +1,7 @@
 """The custom ops as one writes them in plain PyTorch, on any device: what the dense form and CFM run on.
 
-Same formulas and ties as the references of `m3ad_plugins`; [N, G] matrices are formed as the formulas say.
+Same formulas as the references of `m3ad_plugins`; [N, G] matrices are formed as the formulas say. Of equal distances
+to centres torch takes any, as in published code.
 """
 
 import torch

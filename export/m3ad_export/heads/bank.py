@@ -30,6 +30,21 @@ def cell_pooling(side: int = CELL_SIDE) -> Tensor:
     return operator(op, IMAGE_SIZE)
 
 
+def lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The lowest values of each row and where they are, ascending, ties by index: [N, M] -> twice [N, count].
+
+    ONNX's TopK breaks ties so, torch's leaves them open: points of a flat, regular grid have many.
+    """
+    if torch.compiler.is_exporting():
+        return values.topk(count, dim=1, largest=False)
+    left, found = values.clone(), []
+    for _ in range(count):
+        found.append(left.argmin(dim=1, keepdim=True))  # the first of several, as its documentation says
+        left.scatter_(1, found[-1], torch.inf)
+    indices = torch.cat(found, dim=1)
+    return values.gather(1, indices), indices
+
+
 class TokenCells(nn.Module):
     """xyz_tokens [G, D], centers [G, 3], points [N, 3], point_pixel [N] -> xyz_cells [3136, D].
 
@@ -45,7 +60,7 @@ class TokenCells(nn.Module):
 
     def forward(self, xyz_tokens: Tensor, centers: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
         x, y, z = (points[:, k : k + 1] - centers[:, k] for k in range(3))
-        near, nearest = ((x * x + y * y) + z * z).topk(NEIGHBORS, dim=1, largest=False)
+        near, nearest = lowest((x * x + y * y) + z * z, NEIGHBORS)
         # 1 / (d^2 + 1e-8) in another unit: torch's exporter drops the sum with a number this small
         inverse = 1 / (near / DISTANCE_EPS + 1)
         weights = inverse / inverse.sum(dim=1, keepdim=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from conftest import TINY_RGB, TINY_XYZ, make_input, make_tiny_detector
@@ -33,21 +34,42 @@ def test_cells_are_windows_of_four_or_five_averages() -> None:
         np.testing.assert_allclose(taps * scale, expected, atol=1e-9)
 
 
-def test_cells_are_interpolated_tokens_pooled() -> None:
+def flat_grid() -> tuple[np.ndarray, np.ndarray]:
+    """40 x 40 points of a plane whose distances are exact, so that most points have several nearest centres."""
+    rows, columns = np.divmod(np.arange(40 * 40), 40)
+    points = np.stack([columns / 1024, rows / 1024, np.full(rows.size, 0.5)], axis=1).astype(np.float32)
+    return points, ((rows + 60) * 224 + columns + 70).astype(np.int32)
+
+
+@pytest.mark.parametrize("cloud", ["part", "flat grid"])
+def test_cells_are_interpolated_tokens_pooled(cloud: str, tmp_path: Path) -> None:
     frame = make_input(1500)
+    points, pixel = flat_grid() if cloud == "flat grid" else (frame.points, frame.point_pixel)
     rng = np.random.default_rng(0)
-    idx, *_ = ops.point_group(frame.points, 64, 16, 0.0, frame.point_pixel)
+    idx, *_ = ops.point_group(points, 64, 16, 0.0, pixel)
     tokens = rng.normal(size=(64, 5)).astype(np.float32)
-    nearest, weights = nearest_three(frame.points, frame.points[idx])
+    nearest, weights = nearest_three(points, points[idx])
     grid = np.zeros((224 * 224, 5))
-    grid[frame.point_pixel] = (tokens[nearest] * weights[..., None]).sum(axis=1)
+    grid[pixel] = (tokens[nearest] * weights[..., None]).sum(axis=1)
     pool = cell_pooling().numpy()
     expected = np.einsum("ay,bx,yxd->abd", pool, pool, grid.reshape(224, 224, 5), optimize=True).reshape(
         -1, 5
     )
-    inputs = (tokens, frame.points[idx], frame.points, frame.point_pixel)
+    inputs = (tokens, points[idx], points, pixel)
     found = TokenCells()(*map(torch.from_numpy, inputs)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    names = ["xyz_tokens", "centers", "points", "point_pixel"]
+    torch.onnx.export(
+        TokenCells(),
+        tuple(map(torch.from_numpy, inputs)),
+        tmp_path / "cells.onnx",
+        input_names=names,
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "cells.onnx")
+    (exported,) = session.run(None, dict(zip(names, inputs, strict=True)))
+    np.testing.assert_allclose(exported, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [3, 500, 8192 + 700])
