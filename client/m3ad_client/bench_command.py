@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from m3ad.contract import LAYOUTS
 from m3ad_runtime.engine_choice import RUNTIMES
 
 from m3ad_client import report, table_report
+from m3ad_client.cameras_command import Load, bench_cameras
 from m3ad_client.candidates import Candidates
 from m3ad_client.infer import find_inputs
 from m3ad_client.measure import artefacts, run_bench
@@ -33,6 +35,7 @@ from m3ad_client.options import (
     tls_of,
     warn_unless_usable,
 )
+from m3ad_client.runner import opened_inspector
 from m3ad_client.table_picture import picture as draw
 from m3ad_client.table_picture import points_of
 from m3ad_client.triton import TritonInspector
@@ -75,6 +78,16 @@ def bench(
     beside: Annotated[
         int, typer.Option(min=0, help="processes that each keep a core busy while frames are measured")
     ] = 0,
+    cameras: Annotated[
+        int | None, typer.Option(min=1, help="streams at once at one bundle or server, beside one stream")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="of --cameras: frames a second and camera that come by themselves, too (Poisson)"),
+    ] = None,
+    room: Annotated[
+        int | None, typer.Option(help="of --cameras: frames that may wait; twice the cameras if left out")
+    ] = None,
     tls: UseTls = False,
     ca: Ca = None,
     key: Key = None,
@@ -106,14 +119,16 @@ def bench(
     timed: tensors ready -> map. End to end is what a line feels: files -> verdict. Forms of one name are told apart
     in the tables: `fused (in process)`, `fused (PyTorch)`, two servers by their URLs, two bundles by their folders.
     With --table every method has a row: published figures, measured ones, and metrics where the frames are labelled.
+    With --cameras several streams share one bundle or server, in turn with one stream, and every answer is checked.
     """
     count = threads or len(os.sched_getaffinity(0))
     if not table and (methods or bundles or prepare or picture):
         raise typer.BadParameter("--methods, --bundles, --prepare and --picture need --table")
     if table:
-        if url or baseline or layout or runtime or beside:
+        if url or baseline or layout or runtime or beside or cameras:
             raise typer.BadParameter(
-                "--table measures bundles on the CPU, without --url, --baseline, --layout, --runtime or --beside"
+                "--table measures bundles on the CPU, without --url, --baseline, --layout, --runtime, --beside or "
+                "--cameras"
             )
         if prepare and bundles is None:
             raise typer.BadParameter("--prepare needs --bundles, the folder to train in")
@@ -129,6 +144,8 @@ def bench(
         else:
             shared.print_text(table_report.markdown(found) if markdown else table_report.terminal(found))
         return
+    if cameras is None and not (rate is None and room is None):
+        raise typer.BadParameter("--rate and --room need --cameras")
     if layout and not bundle:
         raise typer.BadParameter("--layout is for --bundle; a server has its own layout")
     if runtime and not bundle:
@@ -143,15 +160,36 @@ def bench(
         for wrong in {*(chosen or ())} - {*known}:
             raise typer.BadParameter(f"--{option} {wrong} is unknown, expected {', '.join(known)}")
     samples = find_inputs(paths, split)
+
+    def connect(address: str) -> TritonInspector:
+        return TritonInspector(address, model, tls=tls_of(tls, ca, key, cert), timeout_s=timeout_s)
+
+    if cameras is not None:
+        if baseline or max(len(bundle or ()) + len(url or ()), len(layout or ()), len(runtime or ())) > 1:
+            raise typer.BadParameter(
+                "--cameras measures one bundle in one layout and runtime, or one server, and no --baseline"
+            )
+        waiting = 2 * cameras if room is None else room
+        load = Load(cameras=cameras, frames=frames, warmup=warmup, rate=rate, room=waiting, beside=beside)
+        with ExitStack() as stack:
+            if bundle:
+                unloaded = Bundle.read(bundle[0])
+                warn_unless_usable(unloaded)
+                one, how = (layout or [unloaded.layout()])[0], (runtime or ["auto"])[0]
+                here = stack.enter_context(opened_inspector(bundle[0], one, count, how))
+                bench_cameras([here], samples, load, as_json, markdown)
+            else:
+                address = (url or [DEFAULT_URL])[0]
+                served = [stack.enter_context(connect(address)) for _ in range(cameras)]
+                bench_cameras(served, samples, load, as_json, markdown)
+        return
     opened = [_opened(path) for path in bundle or ()]
     with Candidates() as candidates:
         for each in opened:
             for one, how in itertools.product(layout or [each.layout()], runtime or ["auto"]):
                 candidates.add_bundle(each.path, one, count, how)
         for address in url or (() if bundle or baseline else (DEFAULT_URL,)):
-            candidates.add_server(
-                TritonInspector(address, model, tls=tls_of(tls, ca, key, cert), timeout_s=timeout_s)
-            )
+            candidates.add_server(connect(address))
         for form in baseline or ():
             assert detector is not None
             candidates.add_baseline(form, detector, count, device)

@@ -161,16 +161,21 @@ def _artefact_table(made: Mapping[str, Any]) -> Table:
 
 def conditions(row: Mapping[str, Any]) -> str:
     """In a few words, what a measured row stands on."""
-    threads = f"{row['threads']} threads" if row["threads"] else "threads unknown"
     error = row["map_max_error"]
     same = "another method's map" if error is None else f"map within {error:.1e} of the reference's"
     return (
-        f"{row['name']}: {row['how']}, {row['hardware']}, {row['device']}, {threads}, load {row['load_before']:g} "
-        f"before{_beside(row)}, "
-        f"{row['runtime']} {row['precision']}, lattice {row.get('lattice', 'all')}"
-        f"{', refined' if row.get('refined') else ''}, {row['frames']} frames "
-        f"after {row['warmup_frames']} a region, "
+        f"{row['name']}: {setting(row)}, {row['frames']} frames after {row['warmup_frames']} a region, "
         f"{row['mean_points']} points, {same}; {row['weights']}"
+    )
+
+
+def setting(row: Mapping[str, Any]) -> str:
+    """What ran where, beside what load."""
+    threads = f"{row['threads']} threads" if row["threads"] else "threads unknown"
+    return (
+        f"{row['how']}, {row['hardware']}, {row['device']}, {threads}, load {row['load_before']:g} "
+        f"before{_beside(row)}, {row['runtime']} {row['precision']}, lattice {row.get('lattice', 'all')}"
+        f"{', refined' if row.get('refined') else ''}"
     )
 
 

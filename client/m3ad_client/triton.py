@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tritonclient.grpc as grpcclient
 from m3ad.contract import CONTRACT_VERSION, MAX_POINTS
 from m3ad.defects import Defect
-from m3ad.errors import ArtifactError, FrameError, ServerError
+from m3ad.errors import ArtifactError, BusyError, FrameError, ServerError
 from m3ad.frame_door import DEFECTS, DEPTH, REJECT, REVIEW, RGB, XYZ, tensor_door
 from m3ad.frames import Frame
 from m3ad.preprocess import ModelInput, Preprocessing, prepare
@@ -178,9 +178,9 @@ class TritonInspector:
         result = self._ask("infer", model, inputs, outputs=outputs, parameters=parameters)
         return {name: result.as_numpy(name) for name in wanted}
 
-    def counters(self) -> dict[str, Counters]:
-        """Triton's statistics of every stage of this category, in the order of the ensemble's steps."""
-        config = self._ask("get_model_config", self.doors.get("tensors", self.model)).config
+    def counters(self, door: Door = "tensors") -> dict[str, Counters]:
+        """Triton's statistics of every stage behind a door of this category, in the order of the ensemble's steps."""
+        config = self._ask("get_model_config", self.doors.get(door, self.model)).config
         names = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)
         found = {}
         for name in names:
@@ -278,7 +278,7 @@ class TritonInspector:
     def _sentence(self, error: InferenceServerException) -> ServerError:
         status, message = error.status(), error.message()
         if status == "StatusCode.UNAVAILABLE" and any(text in message for text in BUSY):
-            return ServerError(
+            return BusyError(
                 f"Triton at {self.url} is busy and has no room for a further request ({message}); send fewer at "
                 "once, or try again: --retries"
             )

@@ -21,5 +21,9 @@ class ServerError(M3adError):
     """A Triton server cannot be started, reached, or does not serve the model asked for."""
 
 
+class BusyError(ServerError):
+    """A server or a queue has no room for a further frame; it may have some a moment later."""
+
+
 class DeviceError(M3adError):
     """The GPU cannot be reached, has too little memory, or failed."""
