@@ -28,12 +28,15 @@ warnings.simplefilter("error", RuntimeWarning)
 from pathlib import Path
 import numpy as np
 import m3ad_plugins
+from m3ad.fpfh import fpfh_cells
 from m3ad.frames import find_samples, read_sample
+from m3ad.preprocess import prepare
 from m3ad_plugins import native
 from m3ad_runtime.pipeline import Inspector
 bundle, data, out = map(Path, sys.argv[1:])
-inspection = Inspector.open(bundle, threads=1).inspect(read_sample(find_samples(data, "test")[0]))
-np.save(out, inspection.anomaly_map)
+inspector, frame = Inspector.open(bundle, threads=1), read_sample(find_samples(data, "test")[0])
+seen = prepare(frame, inspector.preprocessing)
+np.savez(out, map=inspector.inspect(frame).anomaly_map, histograms=fpfh_cells(seen.points, seen.point_pixel))
 print(m3ad_plugins.__file__, native.library()._name, sep="\\n")
 """
 
@@ -71,11 +74,13 @@ def test_the_wheel_inspects_without_a_compiler(built: Path, tiny_bundle: Bundle,
     write_sample_data(tmp_path / "data", train=1, validation=1, test_per_kind=1)
     environment = {"PATH": "", "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     arguments = (tiny_bundle.path, tmp_path / "data")
-    said = run(python, "-I", "-c", INSPECT, *arguments, tmp_path / "wheel.npy", cwd=tmp_path, env=environment)
+    said = run(python, "-I", "-c", INSPECT, *arguments, tmp_path / "wheel.npz", cwd=tmp_path, env=environment)
     assert said.splitlines() == [str(site / "m3ad_plugins" / name) for name in ("__init__.py", LIBRARY_NAME)]
     assert not (tmp_path / "cache" / "m3ad").exists()  # nothing was compiled
-    run(sys.executable, "-c", INSPECT, *arguments, tmp_path / "checkout.npy", env=os.environ)
-    np.testing.assert_array_equal(np.load(tmp_path / "wheel.npy"), np.load(tmp_path / "checkout.npy"))
+    run(sys.executable, "-c", INSPECT, *arguments, tmp_path / "checkout.npz", env=os.environ)
+    wheel, checkout = (np.load(tmp_path / f"{name}.npz") for name in ("wheel", "checkout"))
+    for name in ("map", "histograms"):
+        np.testing.assert_array_equal(wheel[name], checkout[name])
     said = run(site / "bin" / "m3ad-plugins", "--help", env={**environment, "PYTHONPATH": str(site)})
     assert "Compile kernels and plugins" in said
 

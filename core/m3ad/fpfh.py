@@ -3,10 +3,13 @@
 References:
     FPFH (Rusu et al. 2009), in the form and with the bins of Open3D 0.19, which BTF uses; written anew
     BTF (Horwitz, Hoshen 2023)  https://github.com/eliahuhorwitz/3D-ADS (MIT): radii, neighbours, pooling
-Points are [N, 3] float32 in metres; all is computed in float64.
+Points are [N, 3] float32 in metres; all is computed in float64. What is here is the specification, in NumPy;
+`fpfh_cells` takes the C++ form of `m3ad_plugins.fpfh` where that is. Both find the same neighbours and the same bits of
+normals and of SPFH: so far only + - * / and roots are taken, each rounded once, in the same order.
 """
 
 from functools import cache
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +28,14 @@ WIDTH = 3 * BINS
 CELL_SIDE = 28
 CELLS = CELL_SIDE * CELL_SIDE
 POINTS_AT_ONCE = 256  # whose pairs lie in a cache
+SEARCHED_AT_ONCE = 4096
 LEAST_NEIGHBORS = 3  # for a covariance; below it a normal is (0, 0, 1), as in Open3D
+SWEEPS = 6  # of Jacobi rotations, after which an axis of 3 no longer moves
+SLACK = 1 + 1e-9  # more than a tree's distances are rounded by
 
 
 class Neighbors:
-    """The nearest neighbours of every point within RADIUS_M, itself the first: found once for normals and histograms.
+    """The nearest neighbours of every point within RADIUS_M by (distance, index), for normals and histograms.
 
     Attributes:
         index: [N, K] into the points, K = min(N, 100); the point itself where there are fewer.
@@ -37,14 +43,13 @@ class Neighbors:
     """
 
     def __init__(self, points: FloatArray) -> None:
-        count = min(len(points), NEIGHBORS)
-        distance, index = cKDTree(points).query(
-            points, range(1, count + 1), distance_upper_bound=RADIUS_M, workers=-1
-        )
-        missing = np.isinf(distance)
-        itself = np.broadcast_to(np.arange(len(points))[:, None], index.shape)
-        self.index: IntArray = np.where(missing, itself, index)
-        self.square: FloatArray = np.square(distance)
+        count, most = len(points), min(len(points), NEIGHBORS)
+        self.index: IntArray = np.empty((count, most), np.intp)
+        self.square: FloatArray = np.empty((count, most))
+        tree = cKDTree(points)
+        for start in range(0, count, SEARCHED_AT_ONCE):
+            rows = np.arange(start, min(start + SEARCHED_AT_ONCE, count))
+            self.index[rows], self.square[rows] = _nearest(tree, points, rows, most)
 
     @property
     def counts(self) -> IntArray:
@@ -53,19 +58,86 @@ class Neighbors:
         return counts
 
 
+def _nearest(
+    tree: "cKDTree[None]", points: FloatArray, rows: IntArray, most: int
+) -> tuple[IntArray, FloatArray]:
+    """Index and square of `Neighbors`, of some rows.
+
+    The tree rounds its distances otherwise and takes any of equal ones: where the last and the next are as good as
+    equal, all that are as near compete.
+    """
+    count = len(points)
+    found = tree.query(points[rows], range(1, most + 2), distance_upper_bound=RADIUS_M * SLACK, workers=-1)
+    distance, index = found[0], np.where(np.isinf(found[0]), rows[:, None], found[1])
+    square = _square(points[index] - points[rows][:, None])
+    square[np.isinf(distance) | (square >= RADIUS_M**2)] = np.inf
+    order = np.lexsort((np.where(np.isinf(square), count, index), square))
+    index, square = np.take_along_axis(index, order, 1), np.take_along_axis(square, order, 1)
+    tied = np.isfinite(square[:, most]) & (square[:, most] <= square[:, most - 1] * SLACK)
+    for row in np.flatnonzero(tied):
+        here = points[rows[row]]
+        near = np.array(tree.query_ball_point(here, np.sqrt(square[row, most - 1]) * SLACK))
+        squares = _square(points[near] - here)
+        order = np.lexsort((near, squares))[:most]
+        index[row, :most], square[row, :most] = near[order], squares[order]
+    index[np.isinf(square)] = np.broadcast_to(rows[:, None], index.shape)[np.isinf(square)]
+    return index[:, :most], square[:, :most]
+
+
+def _square(offset: FloatArray) -> FloatArray:
+    total: FloatArray = offset[..., 0] ** 2 + offset[..., 1] ** 2 + offset[..., 2] ** 2
+    return total
+
+
 def camera_normals(points: FloatArray, neighbors: Neighbors) -> FloatArray:
-    """Normals [N, 3] towards the sensor: smallest axes of the covariance of up to 30 neighbours within 0.1 m."""
+    """Normals [N, 3] towards the sensor: smallest axes of the covariance of up to 30 neighbours within 0.1 m.
+
+    Offsets are from the neighbour of the lowest index and added up in the order of indices, so that points with the
+    same neighbours have the same normal to the bit, and rounding does not decide which of two comes first in a pair.
+    """
+    count = len(points)
     near = neighbors.index[:, :NORMAL_NEIGHBORS]
-    used = (neighbors.square[:, :NORMAL_NEIGHBORS] < NORMAL_RADIUS_M**2)[..., None]
-    counts = used.sum(axis=1)
-    offsets = (points[near] - points[:, None]) * used
-    centred = (offsets - offsets.sum(axis=1, keepdims=True) / counts[:, None]) * used
-    covariance = centred.transpose(0, 2, 1) @ centred
-    normals: FloatArray = np.linalg.eigh(covariance)[1][:, :, 0]
-    normals[counts[:, 0] < LEAST_NEIGHBORS] = (0, 0, 1)
-    away = (normals * points).sum(axis=1) > 0
+    near = np.where(neighbors.square[:, :NORMAL_NEIGHBORS] < NORMAL_RADIUS_M**2, near, count)
+    near = np.ascontiguousarray(np.sort(near, axis=1).T)
+    used = near < count
+    near = np.where(used, near, near[0])
+    counts = used.sum(axis=0)
+    offsets = [np.where(used, axis[near] - axis[near[0]], 0) for axis in points.T]
+    centred = [np.where(used, offset - offset.sum(axis=0) / counts, 0) for offset in offsets]
+    # A sum over the first axis takes one row after the other.
+    covariance = np.stack([[(a * b).sum(axis=0) for b in centred] for a in centred])
+    normals = smallest_axis(covariance)
+    normals[counts < LEAST_NEIGHBORS] = (0, 0, 1)
+    away = normals[:, 0] * points[:, 0] + normals[:, 1] * points[:, 1] + normals[:, 2] * points[:, 2] > 0
     normals[away] *= -1
     return normals
+
+
+def smallest_axis(symmetric: FloatArray) -> FloatArray:
+    """Unit eigenvectors [N, 3] of the smallest eigenvalues of matrices [3, 3, N], which are overwritten.
+
+    Cyclic Jacobi rotations (Golub, Van Loan, Matrix Computations, section 8.5): t = sgn(theta) / (|theta| +
+    sqrt(theta^2 + 1)), theta = (a_qq - a_pp) / (2 a_pq), c = 1 / sqrt(t^2 + 1), s = t c.
+    """
+    a, axes = symmetric, np.zeros_like(symmetric)
+    axes[range(3), range(3)] = 1
+    for p, q in SWEEPS * ((0, 1), (0, 2), (1, 2)):
+        off, r = a[p, q].copy(), 3 - p - q
+        with np.errstate(over="ignore"):  # of axes that are as good as found
+            theta = (a[q, q] - a[p, p]) / np.where(off != 0, 2 * off, 1)
+            turned = np.copysign(1, theta) / (np.abs(theta) + np.sqrt(theta * theta + 1))
+        t = np.where(off != 0, turned, 0)
+        c = 1 / np.sqrt(t * t + 1)
+        s = t * c
+        a[p, p] -= t * off
+        a[q, q] += t * off
+        a[p, q] = a[q, p] = 0
+        a[r, p], a[r, q] = c * a[r, p] - s * a[r, q], s * a[r, p] + c * a[r, q]
+        a[p, r], a[q, r] = a[r, p], a[r, q]
+        axes[:, p], axes[:, q] = c * axes[:, p] - s * axes[:, q], s * axes[:, p] + c * axes[:, q]
+    least = np.argmin(a[range(3), range(3)], axis=0)
+    found: FloatArray = np.take_along_axis(axes, least[None, None], axis=1)[:, 0].T.copy()
+    return found
 
 
 def fpfh(points: FloatArray, normals: FloatArray, neighbors: Neighbors) -> FloatArray:
@@ -144,6 +216,32 @@ def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
     return np.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
+def point_histograms(points: npt.NDArray[np.float32], point_pixel: npt.NDArray[np.int32]) -> FloatArray:
+    """FPFH [N, 33] of points [N, 3] float32, in metres and in the sensor's frame, with normals towards it.
+
+    The C++ form lies in a room above this one and is asked for by name: where that room is not installed, or there is
+    neither its library nor a compiler, NumPy does the work.
+    """
+    try:
+        room = import_module("m3ad_plugins.fpfh")
+    except ModuleNotFoundError as error:
+        if error.name not in ("m3ad_plugins", "m3ad_plugins.fpfh"):
+            raise
+        return in_numpy(points)[0]
+    histograms: FloatArray = room.fpfh(points, point_pixel)[0]
+    return histograms
+
+
+def in_numpy(
+    points: npt.NDArray[np.float32], normals: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Histograms [N, 33] and normals [N, 3], those given or towards the sensor."""
+    cloud = points.astype(np.float64)
+    neighbors = Neighbors(cloud)
+    normals = camera_normals(cloud, neighbors) if normals is None else normals
+    return fpfh(cloud, normals, neighbors), normals
+
+
 def fpfh_cells(
     points: npt.NDArray[np.float32], point_pixel: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float32]:
@@ -155,10 +253,8 @@ def fpfh_cells(
         points: [N, 3] float32, metres, in the sensor's frame.
         point_pixel: [N] int32, row-major pixel of each on the 224 x 224 grid.
     """
-    cloud = points.astype(np.float64)
-    neighbors = Neighbors(cloud)
     grid = np.zeros((IMAGE_SIZE * IMAGE_SIZE, WIDTH))
-    grid[point_pixel] = fpfh(cloud, camera_normals(cloud, neighbors), neighbors)
+    grid[point_pixel] = point_histograms(points, point_pixel)
     pool = cell_pooling()
     down = (pool @ grid.reshape(IMAGE_SIZE, -1)).reshape(CELL_SIDE, IMAGE_SIZE, WIDTH)
     return (pool @ down).reshape(-1, WIDTH).astype(np.float32)

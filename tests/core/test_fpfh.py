@@ -1,5 +1,8 @@
 """Histograms of a cloud's points: against figures of Open3D, Open3D where it is installed, and a naive form."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from m3ad.fpfh import Neighbors, camera_normals, cell_pooling, fpfh, fpfh_cells, spfh
+from m3ad.fpfh import Neighbors, camera_normals, cell_pooling, fpfh, fpfh_cells, in_numpy, smallest_axis, spfh
+from m3ad_plugins import ops
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "fpfh_open3d.npz"
 Array = npt.NDArray[np.float64]
+Form = Callable[..., tuple[Array, Array]]
 
 
 def cloud(
@@ -69,7 +74,7 @@ def test_figures_that_open3d_gave() -> None:
 
 
 def test_normals_are_those_of_open3d() -> None:
-    """Where two points have the same neighbours, rounding of their one normal decides which of them is the first."""
+    """Where two points have the same neighbours, Open3D's rounding of their one normal decides which is the first."""
     golden = np.load(GOLDEN)
     points, _ = cloud(7, 30)
     neighbors = Neighbors(points)
@@ -152,8 +157,74 @@ def test_cells_are_pytorchs_means() -> None:
     assert cell_pooling().sum(axis=1) == pytest.approx(1)
 
 
+def nearest(points: Array, i: int, most: int) -> tuple[npt.NDArray[np.intp], Array]:
+    """By (distance, index), nearer than 0.25 m, of all points."""
+    square = np.square(points[:, 0] - points[i, 0]) + np.square(points[:, 1] - points[i, 1])
+    square += np.square(points[:, 2] - points[i, 2])
+    order = np.lexsort((np.arange(len(points)), square))[:most]
+    order = order[square[order] < 0.0625]
+    return order, square[order]
+
+
+@pytest.mark.parametrize("step", [0.015625, 0.125])
+def test_of_equally_near_points_the_lowest_are_taken(step: float) -> None:
+    """A lattice whose distances are exact, some points twice; at 0.125 two steps are the radius itself."""
+    axes = np.mgrid[:9, :9, :3].reshape(3, -1).T * step
+    points = np.concatenate([axes, axes[::17], np.repeat(axes[40:41], 120, axis=0)])
+    neighbors = Neighbors(points)
+    for i in range(0, len(points), 7):
+        index, square = nearest(points, i, 100)
+        count = len(index)
+        assert neighbors.counts[i] == count
+        np.testing.assert_array_equal(neighbors.index[i, :count], index)
+        np.testing.assert_array_equal(neighbors.square[i, :count], square)
+        assert (neighbors.index[i, count:] == i).all()
+
+
+def test_points_with_the_same_neighbours_have_the_same_normal() -> None:
+    """To the bit, so that neither of the two comes first in a pair by rounding."""
+    points = np.random.default_rng(3).normal((0.1, 0, 0.6), 0.005, (20, 3))
+    normals = camera_normals(points, Neighbors(points))
+    assert len(np.unique(normals, axis=0)) == 1
+
+
+def test_smallest_axes_are_lapacks() -> None:
+    rng = np.random.default_rng(5)
+    made = rng.normal(0, 1, (300, 4, 3)) * 10.0 ** rng.integers(-18, 4, (300, 1, 1))
+    made[:100] *= (1, 1e-3, 1e-6)
+    matrices = made.transpose(0, 2, 1) @ made
+    values, vectors = np.linalg.eigh(matrices)
+    found = smallest_axis(matrices.transpose(1, 2, 0).copy())
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-14)
+    along = np.abs((found * vectors[:, :, 0]).sum(axis=1))
+    assert (1 - along <= 1e-13 * values[:, 2] / (values[:, 1] - values[:, 0])).all()
+
+
+ABSENT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] == 'm3ad_plugins':
+            raise ModuleNotFoundError(f'no module named {name!r}', name=name)
+sys.meta_path.insert(0, Absent())
+import numpy as np
+from m3ad.fpfh import fpfh_cells
+given = np.load(sys.argv[1])
+np.save(sys.argv[2], fpfh_cells(given['points'], given['pixel']))
+"""
+
+
+def test_cells_are_the_same_where_the_ops_are_not_installed(tmp_path: Path) -> None:
+    points, pixel = cloud(11, 30)
+    given = {"points": points.astype(np.float32), "pixel": pixel}
+    np.savez(tmp_path / "given.npz", **given)
+    subprocess.run([sys.executable, "-c", ABSENT, tmp_path / "given.npz", tmp_path / "cells.npy"], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "cells.npy"), fpfh_cells(given["points"], pixel), rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", [in_numpy, lambda points, normals=None: ops.fpfh(points, None, normals)])
 @pytest.mark.parametrize("seed", range(4))
-def test_open3d_itself(seed: int) -> None:
+def test_open3d_itself(seed: int, form: Form) -> None:
     open3d = pytest.importorskip("open3d", reason="open3d is not installed: pip install open3d==0.19.0")
     points, _ = cloud(seed, 60, noise=1e-4 / (seed + 1), holes=0.2 * seed)
     made = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
@@ -161,11 +232,9 @@ def test_open3d_itself(seed: int) -> None:
     made.estimate_normals(search(radius=0.1, max_nn=30))
     made.orient_normals_towards_camera_location(np.zeros(3))
     feature = open3d.pipelines.registration.compute_fpfh_feature(made, search(radius=0.25, max_nn=100))
-    neighbors = Neighbors(points)
-    normals = camera_normals(points, neighbors)
-    apart = neighbors.counts > 2
-    theirs = np.asarray(made.normals)
+    theirs, expected = np.asarray(made.normals), np.asarray(feature.data).T
+    histograms, normals = form(points.astype(np.float32))
+    apart = Neighbors(points).counts > 2
     np.testing.assert_allclose(normals[apart], theirs[apart], atol=1e-6)
-    expected = np.asarray(feature.data).T
-    np.testing.assert_allclose(fpfh(points, theirs, neighbors), expected, atol=1e-9)
-    assert np.abs(fpfh(points, normals, neighbors) - expected).mean() < 0.02
+    np.testing.assert_allclose(form(points.astype(np.float32), theirs)[0], expected, atol=1e-9)
+    assert np.abs(histograms - expected).mean() < 0.02

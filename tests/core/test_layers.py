@@ -87,6 +87,26 @@ def test_imports_point_one_way(package: str) -> None:
     assert wrong == {}
 
 
+def test_few_files_ask_for_a_room_above_by_name() -> None:
+    """Where it is installed: histograms for their C++ form, the bench's table for the export that prepares bundles."""
+    asking = set()
+    for package in ROOMS:
+        for path in modules(package):
+            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            named = {
+                str(argument.value).split(".")[0]
+                for call in calls
+                if ast.unparse(call.func).split(".")[-1] in ("import_module", "find_spec", "__import__")
+                for argument in call.args
+                if isinstance(argument, ast.Constant)
+            }
+            asking |= {
+                (package, path.stem, room)
+                for room in (named & ROOMS.keys()) - MAY_IMPORT[package] - {package}
+            }
+    assert asking == {("m3ad", "fpfh", "m3ad_plugins"), ("m3ad_client", "candidates", "m3ad_export")}
+
+
 def test_rooms_of_the_export_know_only_what_they_need() -> None:
     folder = ROOT / "export" / "m3ad_export"
     assert {path.parent.name for path in folder.glob("*/*.py")} == INSIDE_EXPORT.keys()

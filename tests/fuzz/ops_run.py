@@ -10,6 +10,7 @@ import sys
 import numpy as np
 from m3ad.scored import scored_pixels
 from m3ad_plugins import native, ops
+from m3ad_plugins.fpfh import in_numpy
 from m3ad_plugins.nearest_row.reference import nearest_row
 
 VALUES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 1e10, 1e19, 1e30, -3.4e38, 3.4e38)
@@ -104,11 +105,30 @@ def find_nearest(rng: np.random.Generator) -> None:
     assert (distance >= 0).all()
 
 
+def describe(rng: np.random.Generator) -> None:
+    """Normals to the bit, histograms of 200 in each block or none, with pixels and without."""
+    count = int(rng.choice((1, 2, 3, 64, 65, 150, 400)))
+    points = cloud(rng, count)
+    if rng.random() < 0.5:  # within the radii, where most are neighbours
+        points = (0.05 * points / max(1e-30, float(np.abs(points).max()))).astype(np.float32)
+    pixel = rng.permutation(40 * 40)[:count].astype(np.int32)
+    histograms, normals = ops.fpfh(points, pixel if rng.random() < 0.5 else None, None, 40)
+    expected, expected_normals = in_numpy(points, None, None, 40)
+    assert np.array_equal(normals, expected_normals)
+    np.testing.assert_allclose(histograms, expected, atol=1e-6)
+    sums = histograms.reshape(count, 3, 11).sum(axis=2)
+    assert (np.isclose(sums, 200) | np.isclose(sums, 100) | (sums == 0)).all()
+    random = rng.choice((0.0, -0.0, 1.0, -1.0, 0.5), (count, 3))
+    np.testing.assert_allclose(
+        ops.fpfh(points, None, random)[0], in_numpy(points, None, random, 40)[0], atol=1e-6
+    )
+
+
 def main(library: str, cases: int, seed: int) -> None:
     """Run the cases with the library of this path."""
     loaded = ctypes.CDLL(library)
     native.library = lambda: loaded  # type: ignore[assignment]
-    kinds = (sample_and_group, sample_and_group, interpolate, score, judge, find_nearest)
+    kinds = (sample_and_group, sample_and_group, interpolate, score, judge, find_nearest, describe)
     for number in range(cases):
         with np.errstate(all="ignore"):
             kinds[number % len(kinds)](np.random.default_rng((seed, number)))

@@ -14,7 +14,7 @@ from m3ad_plugins import build
 
 Form = TypeVar("Form", bound=Callable[..., Any])
 
-_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "f": ctypes.c_float}
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "f": ctypes.c_float, "d": ctypes.c_double}
 
 
 @lru_cache(maxsize=1)
@@ -28,8 +28,8 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(found or build.build()))
     except M3adError as error:
         warnings.warn(
-            f"m3ad's native ops are missing, so sampling, grouping and interpolation run in NumPy, 10 to 100 times "
-            f"slower: {error}",
+            "m3ad's native ops are missing, so sampling, grouping, interpolation and histograms run in NumPy, 10 to "
+            f"100 times slower: {error}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -52,7 +52,7 @@ def call(name: str, types: str, *arguments: Any) -> None:
 
     Args:
         name: without its prefix.
-        types: of the arguments, a letter each: p for an array (or None), i for int32, f for float32.
+        types: of the arguments, a letter each: p for an array (or None), i for int32, f and d for float32 and float64.
         arguments: in the order of the C++; arrays are checked and in C order.
 
     Raises:

@@ -1,6 +1,7 @@
 """The m3ad ops on NumPy arrays: inputs are checked here, once; the C++ or the NumPy form does the work."""
 
 from m3ad_plugins.farthest_point_sample import farthest_point_sample as farthest_point_sample
+from m3ad_plugins.fpfh import fpfh as fpfh
 from m3ad_plugins.knn_group import knn_group as knn_group
 from m3ad_plugins.knn_group import point_group as point_group
 from m3ad_plugins.nearest_row import nearest_row as nearest_row

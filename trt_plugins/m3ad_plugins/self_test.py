@@ -7,6 +7,7 @@ import numpy as np
 
 from m3ad_plugins import native, ops
 from m3ad_plugins.farthest_point_sample import reference as sampling
+from m3ad_plugins.fpfh import in_numpy as histograms_in_numpy
 from m3ad_plugins.knn_group import reference as grouping
 from m3ad_plugins.library import TENSORRT_MODULES, Finding, check_plugin_library, check_registry
 from m3ad_plugins.nearest_row import reference as nearest
@@ -46,7 +47,12 @@ def _check_native() -> Finding:
     tokens = rng.normal(0, 1, (GROUPS, WIDTH)).astype(np.float32)
     exact += zip(ops.nearest_row(points, points[idx]), nearest.nearest_row(points, points[idx]), strict=True)
     inputs = (points, pixel, points[idx], tokens, interpolation.scored_pixels(pixel, SIDE))
-    close = [(ops.token_interpolate(*inputs), interpolation.token_interpolate(*inputs))]
+    close: list[tuple[Any, Any]] = [
+        (ops.token_interpolate(*inputs), interpolation.token_interpolate(*inputs))
+    ]
+    described, expected = ops.fpfh(points, pixel), histograms_in_numpy(points, pixel, None, SIDE)
+    exact.append((described[1], expected[1]))  # normals
+    close.append((described[0], expected[0]))
     vectors, coefficients = tokens[:8], np.linspace(-1, 1, 8, dtype=np.float32)
     for kernel in ops.KERNELS:
         model = (tokens, vectors, coefficients, 0.5, kernel, 0.1)
@@ -55,8 +61,10 @@ def _check_native() -> Finding:
     deviation = max(float(np.abs(a - b).max()) for a, b in close)
     # fp32 sums of a few dozen terms of size 1
     if not same or deviation > 1e-4:
-        what = f"values by {deviation:.1e}" if same else "indices"
+        what = f"values by {deviation:.1e}" if same else "indices or normals"
         return Finding(
             subject, False, f"differ from the references in {what}", "report it, with the compiler's version"
         )
-    return Finding(subject, True, f"equal the references, indices exactly, values within {deviation:.1e}")
+    return Finding(
+        subject, True, f"equal the references, indices and normals exactly, values within {deviation:.1e}"
+    )
