@@ -104,7 +104,7 @@ def bench_cameras(
         M3adError: a frame was lost, overtaken by a later one, or answered with another's score.
     """
     before, camera = os.getloadavg()[0], inspectors[0].preprocessing.camera
-    frames = [read_sample(sample, camera) for sample in samples[:MOST_FRAMES]]
+    frames = [read_sample(sample, camera) for sample in samples[: min(load.frames, MOST_FRAMES)]]
     shared.talk.print(f"{load.cameras} cameras and one stream, in turn ...")
     with service_of(inspectors, load, frames[0]) as service, busy_processes(load.beside):
         result = measure_cameras(service, frames, load.frames, load.warmup, load.rate)
