@@ -147,10 +147,12 @@ def _maps(found: Inspection) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def serving(repository: Path, log: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def serving(
+    repository: Path, log: Path, program: Sequence[str | Path] = (BIN / "m3ad-triton",)
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """`m3ad-triton serve` on free ports, with what it told; ended afterwards."""
     ports = [word for port in ("http", "grpc", "metrics", "health") for word in (f"--{port}-port", "0")]
-    command = [BIN / "m3ad-triton", "serve", repository, *ports, "--json"]
+    command = [*program, "serve", repository, *ports, "--json"]
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,

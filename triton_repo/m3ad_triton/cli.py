@@ -21,6 +21,7 @@ from m3ad_triton.binary import find_binary
 from m3ad_triton.categories import find_repositories, write_categories
 from m3ad_triton.config import QUEUE_TIMEOUT_S
 from m3ad_triton.docker import IMAGE, docker_line, write_context
+from m3ad_triton.frame_checks import frame_checks
 from m3ad_triton.golden import Golden
 from m3ad_triton.heal import Watch
 from m3ad_triton.health import Health
@@ -170,7 +171,7 @@ def serve(
     probe_period_s: Annotated[
         float | None,
         typer.Option(
-            help="between two golden frames of a category; 50 times what one takes, at least 2 s", min=0.1
+            help="between two golden frames of a category; 50 times what asking takes, at least 2 s", min=0.1
         ),
     ] = None,
     probe_timeout_s: Annotated[
@@ -189,7 +190,7 @@ def serve(
 
     Once ready, its URLs and the `docker run` line for the official image are printed. Triton has TLS for gRPC alone:
     with --cert, HTTP answers nothing but health, and only on 127.0.0.1, unless --http-plain. Every category is asked
-    for its golden frame now and then; when a process dies, is stopped, hangs or an answer is not the bundle's, the
+    for frames whose answers are known; when a process dies, is stopped, hangs or an answer is not the bundle's, the
     server is started again.
     """
     if (cert is None) != (key is None) or ((ca or http_plain) and not cert):
@@ -251,6 +252,8 @@ def probe(
 ) -> None:
     """Ask a server for the golden frame of each category; exit code 1 unless it answers as the bundles do.
 
+    `prepare` and `judge`, which that does not go through, are asked for one of their own.
+
     What `serve` does by itself, for health checks of containers and of servers that it did not start.
     """
     if (cert is None) != (key is None) or (cert and not ca):
@@ -259,10 +262,15 @@ def probe(
     found = {}
     with Line(url, ssl=bool(ca), **{name: str(path) for name, path in tls.items() if path}) as line:
         for repo in find_repositories(repos):
-            golden = Golden.read(repo, RepositoryManifest.read(repo))
+            manifest = RepositoryManifest.read(repo)
+            golden = Golden.read(repo, manifest)
             started = time.perf_counter()
             try:
                 problem = line.difference(golden, timeout_s)
+                if checks := frame_checks(Repository(repo, manifest), golden):
+                    first, *_, last = line.steps(manifest.category)
+                    for check, model in zip(checks, (first, last), strict=True):
+                        problem = problem or line.frame_difference(check, timeout_s, model)
             except InferenceServerException as error:
                 raise ServerError(
                     f"{golden.door} at {url} gives no answer ({error.message()}); look at the server's log, or start "

@@ -42,14 +42,18 @@ NAME = (
 
 
 class FrameModel:
-    """What both have in common: the record, and a function for each request."""
+    """What all have in common: the record, and a function for each request."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the served bundle's record from the model's parameters."""
         parameters = json.loads(args["model_config"])["parameters"]
         text = parameters[RECORD_PARAMETER]["string_value"]
         source, advice = f"the record of model `{args['model_name']}`", "Write the repository again"
-        self.record = ServingRecord.from_json(text, source, advice)
+        self.take(ServingRecord.from_json(text, source, advice))
+
+    def take(self, record: ServingRecord) -> None:
+        """Serve by this record."""
+        self.record = record
         self.preprocessing = Preprocessing.from_json(self.record.preprocessing)
         self.stages = door_stages(self.record.contract, self.record.depth_type)
 
@@ -98,7 +102,10 @@ class Judge(FrameModel):
 
     def judged(self, request: Any, arrays: Arrays) -> Arrays:
         """The outputs of the door."""
-        limits = moved(self.record.limits, json.loads(request.parameters()))
+        return self.outputs(arrays, moved(self.record.limits, json.loads(request.parameters())))
+
+    def outputs(self, arrays: Arrays, limits: Limits) -> Arrays:
+        """The same by these limits."""
         anomaly_map, xyz = arrays["anomaly_map"], self.cloud(arrays)
         score = float(arrays["score"][0])
         said = verdict(score, limits)

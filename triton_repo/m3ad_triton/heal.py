@@ -1,18 +1,20 @@
-"""A server that is watched and healed: its processes every second, and every category by its golden frame.
+"""A server that is watched and healed: its processes every second, and every category by frames that are known.
 
 What is dead, stopped, hung or wrong is ended with the whole server, which is started again on the same ports and
 models: Triton never replaces a stage process.
 """
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from m3ad.errors import ServerError
 from m3ad.systemd import tell_systemd
 from tritonclient.utils import InferenceServerException
 
-from m3ad_triton.golden import Golden
 from m3ad_triton.line import Line
 from m3ad_triton.server import LocalServer
 
@@ -20,6 +22,8 @@ TRIES = 3  # starts for one fault, before it is left to whoever started us
 FRAMES, SOONEST_S = 50, 2.0  # between two golden frames of a category
 SLOWEST, PATIENT_S = 20, 5.0  # golden frames' time that one may take
 BUSY = ("Exceeds maximum queue size", "Request timeout expired")  # a full queue is no fault
+GOLDEN = "its golden frame"
+ROOM_S = 0.1  # before a full queue is asked again
 
 
 @dataclass(slots=True)
@@ -29,7 +33,7 @@ class Watch:
     Attributes:
         server: that runs.
         say: takes a line for whoever looks on.
-        period_s: between two golden frames of a category; of None, 50 times what one takes, at least 2 s.
+        period_s: between two golden frames of a category; of None, 50 times what asking takes, at least 2 s.
         timeout_s: for an answer; of None, 20 times what one takes, at least 5 s.
         problem: what is wrong now, in a sentence; None while all is well.
         over_network: whether golden frames are asked for; not where TLS refuses a client with the server's certificate.
@@ -41,7 +45,9 @@ class Watch:
     timeout_s: float | None = None
     problem: str | None = None
     over_network: bool = True
-    _takes: dict[str, float] = field(default_factory=dict)  # seconds of a category's golden frame
+    _takes: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # seconds: golden frame, and all that is asked
     _due: dict[str, float] = field(default_factory=dict)
 
     def begin(self) -> None:
@@ -105,14 +111,20 @@ class Watch:
         if served is None or not self.server.changing.acquire(blocking=False):  # a reload asks by itself
             return None
         try:
-            usual = self._takes.get(category, 0.0)
-            allowed = timeout_s or self.timeout_s or max(PATIENT_S, SLOWEST * usual)
+            usual, whole = self._takes.get(category, (math.inf, math.inf))
+            patient = max(PATIENT_S, SLOWEST * usual) if usual < math.inf else PATIENT_S
+            allowed = timeout_s or self.timeout_s or patient
             started = time.monotonic()
             with self.server.line() as line:
-                problem = _fault(line, served.golden, served.last, allowed)
-            took = time.monotonic() - started
-            self._takes[category] = min(took, usual or took)
-            period = self.period_s or max(SOONEST_S, FRAMES * self._takes[category])
+                problem = _fault(line, partial(line.difference, served.golden), served.last, allowed, GOLDEN)
+                took = time.monotonic() - started
+                for check in served.checks:
+                    name = served.names[check.model]
+                    ask = partial(line.frame_difference, check, model=name)
+                    problem = problem or _fault(line, ask, name, allowed, f"`{name}`")
+            whole = min(whole, time.monotonic() - started)
+            self._takes[category] = min(usual, took), whole
+            period = self.period_s or max(SOONEST_S, FRAMES * whole)
             self._due[category] = time.monotonic() + period
             return f"category {category}: {problem}" if problem else None
         finally:
@@ -135,21 +147,34 @@ class Watch:
         return True
 
 
-def _fault(line: Line, golden: Golden, last: str, timeout_s: float) -> str | None:
-    """What is wrong with a category; a server that is busy with others' frames is well."""
+def _fault(
+    line: Line, ask: Callable[[float], str | None], last: str, timeout_s: float, asked: str
+) -> str | None:
+    """What is wrong with a category; a server that is busy with others' frames is well.
+
+    Args:
+        line: to the server.
+        ask: for a frame that is known, in so many seconds.
+        last: the model that the frame ends with, and others' frames too.
+        timeout_s: for this frame, or any other.
+        asked: what is asked, in words.
+    """
+    deadline = time.monotonic() + timeout_s
     try:
         before = line.answered(last)
-        return line.difference(golden, timeout_s)
-    except (InferenceServerException, ServerError) as error:
-        status = error.status() if isinstance(error, InferenceServerException) else ""
-        told = error.message() if isinstance(error, InferenceServerException) else str(error)
-    if any(text in told for text in BUSY):
-        return None
-    if status != "StatusCode.DEADLINE_EXCEEDED":
-        return f"its golden frame is not answered: {told}"
-    try:
-        if line.answered(last) > before:
-            return None
-    except ServerError:
-        pass
-    return f"its golden frame is not answered in {timeout_s:.3g} s, nor is any other"
+    except ServerError as error:
+        return f"{asked} is not answered: {error}"
+    while True:
+        try:
+            return ask(max(deadline - time.monotonic(), ROOM_S))
+        except InferenceServerException as error:
+            status, told = error.status(), error.message()
+        busy = any(text in told for text in BUSY)
+        if not busy and status != "StatusCode.DEADLINE_EXCEEDED":
+            return f"{asked} is not answered: {told}"
+        with suppress(ServerError):
+            if line.answered(last) > before:
+                return None
+        if time.monotonic() >= deadline:
+            return f"{asked} is not answered in {timeout_s:.3g} s, nor is any other frame"
+        time.sleep(ROOM_S)

@@ -1,7 +1,7 @@
-"""Our own connection to a server: whether its models are ready, and what it says of golden frames."""
+"""Our own connection to a server: whether its models are ready, and what it says of frames that are known."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -9,6 +9,7 @@ import tritonclient.grpc as grpcclient
 from m3ad.errors import ServerError
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from m3ad_triton.frame_checks import FrameCheck
 from m3ad_triton.golden import ANSWER, Golden
 
 POLL_S = 0.1
@@ -40,14 +41,36 @@ class Line:
         Raises:
             InferenceServerException: there is no answer.
         """
+        return golden.difference(self._infer(model or golden.door, golden.inputs, ANSWER, timeout_s))
+
+    def frame_difference(self, check: FrameCheck, timeout_s: float, model: str | None = None) -> str | None:
+        """Ask `prepare` or `judge` alone: what differs from what this process makes of the frame, or None.
+
+        Raises:
+            InferenceServerException: there is no answer.
+        """
+        name = model or check.model
+        wanted = () if isinstance(check.answer, str) else [*check.answer]
+        try:
+            found: dict[str, Any] | str = self._infer(name, check.inputs, wanted, timeout_s)
+        except InferenceServerException as error:
+            if error.status() != "StatusCode.INVALID_ARGUMENT":
+                raise
+            found = error.message()
+        problem = check.difference(found)
+        return f"`{name}`: {problem}" if problem else None
+
+    def _infer(
+        self, model: str, arrays: Mapping[str, Any], wanted: Sequence[str], timeout_s: float
+    ) -> dict[str, Any]:
         inputs = []
-        for name, array in golden.inputs.items():
+        for name, array in arrays.items():
             entry = grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
             entry.set_data_from_numpy(array)
             inputs.append(entry)
-        wanted = [grpcclient.InferRequestedOutput(name) for name in ANSWER]
-        found = self.client.infer(model or golden.door, inputs, outputs=wanted, client_timeout=timeout_s)
-        return golden.difference({name: found.as_numpy(name) for name in ANSWER})
+        outputs = [grpcclient.InferRequestedOutput(name) for name in wanted]
+        found = self.client.infer(model, inputs, outputs=outputs or None, client_timeout=timeout_s)
+        return {name: found.as_numpy(name) for name in wanted}
 
     def wait_until_ready(self, models: Iterable[str], timeout_s: float) -> None:
         """Wait until each of these models is loaded.
@@ -67,6 +90,15 @@ class Line:
             time.sleep(POLL_S)
         raise ServerError(f"Triton had not loaded {', '.join(sorted(wanted))} after {timeout_s:g} s")
 
+    def steps(self, door: str) -> list[str]:
+        """The models that an ensemble leads to, in order.
+
+        Raises:
+            ServerError: the server does not say.
+        """
+        told = self._ask("get_model_config", door).config
+        return [step.model_name for step in told.ensemble_scheduling.step]
+
     def wait_until_wired(self, door: str, steps: Iterable[str], timeout_s: float) -> None:
         """Wait until an ensemble leads to these models.
 
@@ -75,8 +107,7 @@ class Line:
         """
         wanted, deadline = [*steps], time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            told = self._ask("get_model_config", door).config
-            if [step.model_name for step in told.ensemble_scheduling.step] == wanted:
+            if self.steps(door) == wanted:
                 return
             time.sleep(POLL_S)
         raise ServerError(f"Triton had not taken up `{door}` after {timeout_s:g} s")

@@ -20,6 +20,7 @@ from m3ad.frame_door import tensor_door
 from m3ad.serving import SERVING_PARAMETER, SHARED
 
 from m3ad_triton import config
+from m3ad_triton.frame_checks import FrameCheck, frame_checks
 from m3ad_triton.golden import FOLDER, Golden
 from m3ad_triton.repository import VERSION, Repository, stage_of
 
@@ -33,6 +34,7 @@ class Category:
     Attributes:
         names: a stage's model as its repository calls it -> as the server does.
         golden: the golden frame and its answer.
+        checks: of the steps around the stages, for a category whose door takes frames.
         last: the model that every frame ends with, as it is served.
         trial: an ensemble of these stages that is no door, for a category that waits to be accepted.
     """
@@ -41,6 +43,7 @@ class Category:
     names: dict[str, str]
     golden: Golden
     last: str
+    checks: tuple[FrameCheck, ...] = ()
     trial: str = ""
 
 
@@ -115,7 +118,7 @@ class ServedModels:
                 stage = stage_of(model, repository.manifest)
                 self._names[made] = self._unused(f"{SHARED}{stage}" if counted.get(made, 0) > 1 else model)
             names[model] = self._names[made]
-        return Category(repository, names, golden, names[last])
+        return Category(repository, names, golden, names[last], frame_checks(repository, golden))
 
     def _unused(self, wanted: str) -> str:
         """The name, or with a number where it was used before, as Triton may still be unloading that model."""
