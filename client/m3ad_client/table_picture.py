@@ -3,23 +3,38 @@
 import math
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
-COLOURS = ("#c1272d", "#0071bc", "#2e8b57", "#b8860b", "#7b3f9d", "#d2691e", "#008b8b", "#444444")
+COLOURS = (
+    *("#c1272d", "#0071bc", "#2e8b57", "#b8860b", "#7b3f9d", "#d2691e", "#008b8b", "#444444"),
+    *("#e377c2", "#7f9f00", "#00bfff", "#6b4226"),
+)
 WIDTH, HEIGHT = 760, 440
-LEFT, RIGHT, TOP, BOTTOM = 64, 150, 20, 56
+LEFT, RIGHT, TOP, BOTTOM = 64, 150, 26, 56
 GREY = "#999999"
+LABEL = 90, 13  # pixels that a label needs to the right of its point, and its height
 
 
-def points_of(result: Mapping[str, Any]) -> list[tuple[str, float, float, bool]]:
-    """Every point there is: title, milliseconds a frame, image AUROC, whether it was measured here."""
+class Point(NamedTuple):
+    """A method's place: milliseconds a frame, image AUROC; measured here or published, trained with few steps."""
+
+    title: str
+    milliseconds: float
+    auroc: float
+    here: bool
+    reduced: bool = False
+
+
+def points_of(result: Mapping[str, Any]) -> list[Point]:
+    """Every point there is."""
     found = []
     for row in result["rows"]:
         told, measured = row["published"] or {}, row["measured"]
         if told.get("frames_per_second") and told.get("i_auroc"):
-            found.append((row["title"], 1e3 / told["frames_per_second"], told["i_auroc"], False))
+            found.append(Point(row["title"], 1e3 / told["frames_per_second"], told["i_auroc"], False))
         if measured and (metrics := measured["metrics"]) and "i_auroc" in metrics:
-            found.append((row["title"], 1e3 / measured["frames_per_second"], metrics["i_auroc"], True))
+            time, reduced = 1e3 / measured["frames_per_second"], measured["training"].startswith("reduced")
+            found.append(Point(row["title"], time, metrics["i_auroc"], True, reduced))
     return found
 
 
@@ -63,22 +78,33 @@ def picture(result: Mapping[str, Any]) -> str:
         )
     )
     parts.append(_text(4, 13, "image AUROC"))
-    measured = [title for title, _, _, here in points if here]
-    for title, milliseconds, score, here in points:
-        colour = COLOURS[measured.index(title) % len(COLOURS)] if here else GREY
-        at, up = x(milliseconds), y(score)
-        parts.append(f'<circle cx="{at:.1f}" cy="{up:.1f}" r="5" fill="{colour}"/>')
-        if not here:
-            parts.append(_text(at + 8, up + 4, title, colour=GREY))
-    for k, title in enumerate(measured):  # measured points crowd near 1: a legend instead of labels
-        parts.append(
-            f'<circle cx="{WIDTH - RIGHT + 20}" cy="{TOP + 12 + 20 * k}" r="5" fill="{COLOURS[k % len(COLOURS)]}"/>'
-        )
-        parts.append(_text(WIDTH - RIGHT + 30, TOP + 16 + 20 * k, f"{title}, here"))
-    after = TOP + 12 + 20 * len(measured)
-    parts.append(f'<circle cx="{WIDTH - RIGHT + 20}" cy="{after}" r="5" fill="{GREY}"/>')
-    parts.append(_text(WIDTH - RIGHT + 30, after + 4, "published"))
+    measured = [p for p in points if p.here]
+    published = [(x(p.milliseconds), y(p.auroc)) for p in points if not p.here]
+    for point in points:
+        at, up = x(point.milliseconds), y(point.auroc)
+        colour = COLOURS[measured.index(point) % len(COLOURS)] if point.here else GREY
+        parts.append(_circle(at, up, colour, hollow=point.reduced))
+        if not point.here:
+            crowded = any(0 < a - at < LABEL[0] and abs(b - up) < LABEL[1] for a, b in published)
+            if crowded:
+                parts.append(_text(at, up + 18, point.title, "middle", GREY))
+            else:
+                parts.append(_text(at + 8, up + 4, point.title, colour=GREY))
+    legend = [
+        (COLOURS[k % len(COLOURS)], f"{p.title}, here", p.reduced) for k, p in enumerate(measured)
+    ]  # measured points crowd near 1: a legend instead of labels
+    legend.append((GREY, "published", False))
+    for k, (colour, text, hollow) in enumerate(legend):
+        parts.append(_circle(WIDTH - RIGHT + 20, TOP + 12 + 20 * k, colour, hollow=hollow))
+        parts.append(_text(WIDTH - RIGHT + 30, TOP + 16 + 20 * k, text))
+    if any(p.reduced for p in measured):
+        parts.append(_text(WIDTH - RIGHT + 14, TOP + 22 + 20 * len(legend), "hollow: few steps", colour=GREY))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _circle(x: float, y: float, colour: str, *, hollow: bool) -> str:
+    fill = f'fill="white" stroke="{colour}" stroke-width="2"' if hollow else f'fill="{colour}"'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" {fill}/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#222222") -> str:

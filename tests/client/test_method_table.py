@@ -19,7 +19,7 @@ from m3ad_client.cli import app
 from m3ad_client.measure import map_errors
 from m3ad_client.method_table import entries, method_table, published, training_line
 from m3ad_client.prepare import export_command
-from m3ad_client.table_picture import picture, points_of
+from m3ad_client.table_picture import GREY, picture, points_of
 from m3ad_export.sample_data import write_sample_data
 from m3ad_runtime.pipeline import Inspector
 from test_candidates import SAMPLE, Form
@@ -153,7 +153,7 @@ def test_a_missing_bundle_is_made_on_the_way(tmp_path: Path) -> None:
 def test_the_picture_has_every_point(shown: tuple[dict[str, Any], str]) -> None:
     found, svg = shown
     points = points_of(found)
-    assert [(title, here) for title, _, _, here in points] == [
+    assert [(point.title, point.here) for point in points] == [
         ("Mentor3AD", False),
         ("Mentor3AD", True),
         ("CFM", False),
@@ -165,6 +165,21 @@ def test_the_picture_has_every_point(shown: tuple[dict[str, Any], str]) -> None:
     by_place = sorted(zip(points, circles, strict=False), key=lambda each: each[0][1])
     across = [float(circle.get("cx", "nan")) for _, circle in by_place]
     assert across == sorted(across)  # a slower one lies further right
+
+
+def test_the_picture_tells_methods_and_short_trainings_apart(shown: tuple[dict[str, Any], str]) -> None:
+    found, _ = shown
+    row = next(row for row in found["rows"] if row["measured"])
+    rows = []
+    for k in range(10):
+        training = "reduced training (steps=6)" if k % 2 else "trained on 24 frames"
+        rows.append({**row, "title": f"method {k}", "measured": {**row["measured"], "training": training}})
+    tree = ElementTree.fromstring(picture({**found, "rows": rows}))
+    circles = [c for c in tree.iter("{http://www.w3.org/2000/svg}circle") if c.get("fill") != GREY]
+    drawn = {(c.get("stroke") or c.get("fill"), c.get("fill") == "white") for c in circles}
+    assert len(drawn) == 10  # each its own colour, the same in the legend
+    assert sum(hollow for _, hollow in drawn) == 5
+    assert "hollow: few steps" in "".join(tree.itertext())
 
 
 def test_every_published_method_has_a_row() -> None:
