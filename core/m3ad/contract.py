@@ -16,6 +16,7 @@ IMAGE_SIZE = 224
 MIN_POINTS = 1024
 MAX_POINTS = IMAGE_SIZE * IMAGE_SIZE
 MAX_SIDE = 4096  # of a frame
+TEXT_BYTES = 2**16  # of a list of defects, at most
 MAX_SIZE = 2**20  # of any other dimension: a damaged manifest must not ask for more memory than there is
 # The dynamic dimensions: N foreground points, R scored pixels, a frame's height and width.
 LETTERS = {
@@ -62,6 +63,11 @@ class Tensor:
     def shape(self) -> tuple[int, ...]:
         """The shape with -1 for the dynamic dimensions."""
         return tuple(-1 if isinstance(d, str) else d for d in self.dims)
+
+    def largest_bytes(self) -> int:
+        """Bytes of the largest array that fits."""
+        size = TEXT_BYTES if self.dtype == "object" else np.dtype(self.dtype).itemsize
+        return size * math.prod(LETTERS[d][-1] if isinstance(d, str) else d for d in self.dims)
 
     def mismatch(self, array: np.ndarray[Any, Any]) -> str | None:
         """Say in a few words how `array` differs from this tensor, or None when it fits."""

@@ -1,8 +1,9 @@
 """The door that takes frames: what goes in and comes out, and the two steps around a detector's own stages.
 
 `<category>` is `prepare`, the stages of a layout and `judge`; `<category>_tensors` is the stages alone, for whoever
-prepares frames and judges maps with m3ad. Where stages run on a CPU, that door begins with `admit`, which hands tensors
-on as they are: Triton can bound a queue only in front of a step that begins alone.
+prepares frames and judges maps with m3ad. Where stages run on a CPU, that door has `admit` before them, which hands
+tensors on as they are: Triton can bound a queue only in front of a step that begins alone, and that is not an
+ensemble's first. So a gate comes before it and before `prepare`.
 """
 
 from typing import Literal
@@ -23,6 +24,8 @@ DEFECTS = Tensor(
     "defects", (1,), "object", unit="JSON list of `defects.Defect`; blanks at its end mean nothing"
 )
 PREPARE, JUDGE, ADMIT = "prepare", "judge", "admit"
+GATE, TENSOR_GATE = "gate", "tensor_gate"
+PLACE = Tensor("place", (1,), "int32", unit="none; whoever has one asks for a place in the queue")
 REJECT, REVIEW = "threshold", "review"  # parameters of a request, which move its limits
 
 
@@ -44,9 +47,12 @@ def door_stages(contract: Contract, depth: DepthType | None = None) -> dict[str,
     picture, cloud = frame_inputs(depth)
     map_and_score = {tensor.name: tensor for tensor in contract.outputs}
     kept = (map_and_score["score"], IS_ANOMALOUS, VERDICT, FRAME_MAP, DEFECTS, map_and_score["anomaly_map"])
+    smallest = min(contract.inputs, key=Tensor.largest_bytes)
     return {
-        PREPARE: Stage(PREPARE, (picture, cloud), contract.inputs),
-        ADMIT: Stage(ADMIT, contract.inputs, contract.inputs),
+        GATE: Stage(GATE, (picture,), (PLACE,)),
+        PREPARE: Stage(PREPARE, (picture, cloud, PLACE), contract.inputs),
+        TENSOR_GATE: Stage(TENSOR_GATE, (smallest,), (PLACE,)),
+        ADMIT: Stage(ADMIT, (*contract.inputs, PLACE), contract.inputs),
         JUDGE: Stage(JUDGE, (*contract.outputs, cloud), kept),
     }
 
@@ -58,7 +64,12 @@ def tensor_steps(contract: Contract, layout: Layout) -> tuple[Step, ...]:
         Step(step.stage, {k: admitted.get(v, v) for k, v in step.inputs.items()}, step.outputs)
         for step in contract.steps(layout)
     ]
-    return (Step(ADMIT, {name: name for name in admitted}, admitted), *stages)
+    table = door_stages(contract)
+    return (
+        Step(TENSOR_GATE, _same(table[TENSOR_GATE].inputs), _same((PLACE,))),
+        Step(ADMIT, _same(table[ADMIT].inputs), admitted),
+        *stages,
+    )
 
 
 def door_steps(contract: Contract, layout: Layout, depth: DepthType | None = None) -> tuple[Step, ...]:
@@ -69,17 +80,18 @@ def door_steps(contract: Contract, layout: Layout, depth: DepthType | None = Non
     """
     inner = {name: f"pipeline_{name}" for name in PIPELINE_OUTPUTS}
     table = door_stages(contract, depth)
-
-    def same(tensors: tuple[Tensor, ...]) -> dict[str, str]:
-        return {tensor.name: tensor.name for tensor in tensors}
-
     stages = [
         Step(step.stage, step.inputs, {k: inner.get(v, v) for k, v in step.outputs.items()})
         for step in contract.steps(layout)
     ]
-    judged = {name: inner.get(name, name) for name in same(table[JUDGE].inputs)}
+    judged = {name: inner.get(name, name) for name in _same(table[JUDGE].inputs)}
     return (
-        Step(PREPARE, same(table[PREPARE].inputs), same(contract.inputs)),
+        Step(GATE, _same(table[GATE].inputs), _same((PLACE,))),
+        Step(PREPARE, _same(table[PREPARE].inputs), _same(contract.inputs)),
         *stages,
-        Step(JUDGE, judged, same(table[JUDGE].outputs)),
+        Step(JUDGE, judged, _same(table[JUDGE].outputs)),
     )
+
+
+def _same(tensors: tuple[Tensor, ...]) -> dict[str, str]:
+    return {tensor.name: tensor.name for tensor in tensors}

@@ -383,6 +383,7 @@ def test_served_bench_sees_stages_and_server_memory(server: LocalServer, categor
     arguments = ("bench", category, "--url", server.grpc_url, "--model", "tiny", "--frames", 4, "--warmup", 2)
     told = document(*arguments)
     assert {s["stage"]: s["uses"] for s in told["stages"]} == {
+        "tensor_gate": 1,
         "admit": 1,
         "rgb_extractor": 1,
         "xyz_extractor": 1,

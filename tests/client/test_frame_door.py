@@ -211,6 +211,7 @@ def test_a_repository_without_frames_has_one_door(tiny_bundle: Bundle, tmp_path:
     assert not written.manifest.frames
     assert {p.name for p in path.iterdir() if p.is_dir()} == {
         "plain_tensors",
+        "plain_tensor_gate",
         "plain_admit",
         "plain_rgb_extractor",
         "plain_xyz_extractor",

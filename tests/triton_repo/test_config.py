@@ -11,6 +11,7 @@ from m3ad.methods import contract_of
 from m3ad.serving import ServingRecord
 from m3ad_triton import config
 from m3ad_triton.repository import write_repository
+from m3ad_triton.verify import find_problems
 from tritonclient.grpc import model_config_pb2 as pb
 
 TRITON = {"float32": pb.TYPE_FP32, "int32": pb.TYPE_INT32}
@@ -44,27 +45,45 @@ def test_configurations_have_the_contract_s_tensors(layout, request, tiny_bundle
     assert {p.name for p in repository.iterdir() if p.is_dir()} == {
         category,
         f"{category}_tensors",
+        f"{category}_tensor_gate",
         f"{category}_admit",
         *(step.model_name for step in frames.ensemble_scheduling.step),
     }
     by_frames, by_tensors = ({s.model_name for s in d.ensemble_scheduling.step} for d in (frames, door))
-    assert by_frames - by_tensors == {f"{category}_prepare", f"{category}_judge"}
-    assert by_tensors - by_frames == {f"{category}_admit"}
+    assert by_frames - by_tensors == {f"{category}_{step}" for step in ("gate", "prepare", "judge")}
+    assert by_tensors - by_frames == {f"{category}_{step}" for step in ("tensor_gate", "admit")}
 
 
-def test_each_door_on_a_cpu_begins_with_one_step_that_has_a_queue(
+def test_each_door_on_a_cpu_begins_with_a_gate_and_one_step_that_has_a_queue(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    write_repository(tiny_bundle.path, tmp_path / "repo", "onnxruntime", queue_timeout_s=1.5)
-    for door, first in (("tiny", "tiny_prepare"), ("tiny_tensors", "tiny_admit")):
+    """Triton 2.51 dies of refusals at the first step, and of refusals where two steps begin side by side."""
+    write_repository(
+        tiny_bundle.path, tmp_path / "repo", "onnxruntime", queue=config.Queue(timeout_s=1.5, frames=7)
+    )
+    for door, first, second in (
+        ("tiny", "tiny_gate", "tiny_prepare"),
+        ("tiny_tensors", "tiny_tensor_gate", "tiny_admit"),
+    ):
         ensemble = parse(tmp_path / "repo" / door / "config.pbtxt")
-        given = {tensor.name for tensor in ensemble.input}
-        begun = [s for s in ensemble.ensemble_scheduling.step if {*s.input_map.values()} <= given]
-        assert [step.model_name for step in begun] == [first]
-        queue = parse(tmp_path / "repo" / first / "config.pbtxt").dynamic_batching.default_queue_policy
-        assert queue.default_timeout_microseconds == 1_500_000
-        assert queue.max_queue_size == 0  # refusals at once end Triton 2.51
-        assert queue.timeout_action == pb.ModelQueuePolicy.REJECT
+        there, begun, steps = (
+            {tensor.name for tensor in ensemble.input},
+            [],
+            ensemble.ensemble_scheduling.step,
+        )
+        for _ in range(2):
+            ready = [s for s in steps if {*s.input_map.values()} <= there and s.model_name not in begun]
+            (step,) = ready  # alone
+            begun.append(step.model_name)
+            there |= {*step.output_map.values()}
+        assert begun == [first, second]
+        assert not parse(tmp_path / "repo" / first / "config.pbtxt").HasField("dynamic_batching")
+        batching = parse(tmp_path / "repo" / second / "config.pbtxt").dynamic_batching
+        assert (batching.priority_levels, batching.default_priority_level) == (2, 2)
+        for queue, places in ((batching.default_queue_policy, 7), (batching.priority_queue_policy[1], 4)):
+            assert queue.default_timeout_microseconds == 1_500_000
+            assert queue.max_queue_size == places
+            assert queue.timeout_action == pb.ModelQueuePolicy.REJECT
     turns = {}
     for path in (tmp_path / "repo").glob("*/config.pbtxt"):
         model = parse(path)
@@ -76,8 +95,18 @@ def test_each_door_on_a_cpu_begins_with_one_step_that_has_a_queue(
     assert turns == {
         **dict.fromkeys(("prepare", "admit"), waiting),
         **dict.fromkeys(("rgb_extractor", "xyz_extractor", "head"), begun_turn),
-        "judge": ("", 0, 0),
+        **dict.fromkeys(("gate", "tensor_gate", "judge"), ("", 0, 0)),
     }
+
+
+def test_a_queue_without_ends_has_none(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    written = write_repository(
+        tiny_bundle.path, tmp_path / "repo", "onnxruntime", queue=config.Queue(timeout_s=0, frames=0)
+    )
+    assert find_problems(written.path) == []
+    batching = parse(written.path / "tiny_admit" / "config.pbtxt").dynamic_batching
+    for queue in (batching.default_queue_policy, batching.priority_queue_policy[1]):
+        assert (queue.default_timeout_microseconds, queue.max_queue_size) == (0, 0)
 
 
 def test_the_door_for_frames_has_any_client_s_types(fused_repository: Path) -> None:
@@ -109,7 +138,7 @@ def test_shared_memory_holds_the_largest_frame(tiny_bundle: Bundle) -> None:
 
 def test_every_configuration_says_that_there_is_no_batching(chain_repository: Path) -> None:
     paths = list(chain_repository.glob("*/config.pbtxt"))
-    assert len(paths) == 11
+    assert len(paths) == 13
     assert all(path.read_text().endswith("\nmax_batch_size: 0\n") for path in paths)
 
 

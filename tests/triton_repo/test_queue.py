@@ -1,13 +1,14 @@
-"""Queues of a real server: oldest first, with an end, and what was given up is never computed.
+"""Queues of a real server: oldest first, with an end in time and number, and what was given up is never computed.
 
 The head waits while a file is there and holds everything behind it back, so that nothing here depends on speed. (A
 stage process that is stopped by SIGSTOP takes Triton 2.51 with it.)
 """
 
 import contextlib
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import pytest
 import tritonclient.grpc as grpcclient
 from m3ad.bundle import Bundle
 from m3ad.contract import Dims
+from m3ad.errors import ServerError
 from m3ad.frames import Frame
 from m3ad.methods import contract_of
 from m3ad.preprocess import prepare
 from m3ad_client.triton import TritonInspector
 from m3ad_runtime.pipeline import Inspector, model_arrays
+from m3ad_triton.config import Queue
+from m3ad_triton.heal import Watch
 from m3ad_triton.repository import write_repository
 from m3ad_triton.server import LocalServer
 from m3ad_triton.stage_model import TritonPythonModel, nothing
@@ -28,6 +32,7 @@ from serving import make_frame, rehash, renamed
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 LONGEST_S = 60.0
+PLACES = 3
 STAGES = ("rgb_extractor", "xyz_extractor", "head")
 WATCHED = """
 import time
@@ -51,17 +56,22 @@ class TritonPythonModel(Stage):
 
 @pytest.fixture(scope="module")
 def queued(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """At `hasty` frames wait for 0.2 s, at `tiny` for ever; both share their stages."""
+    """At `hasty` frames wait for 0.2 s, at `tiny` any number for ever, at `small` PLACES; all share their stages."""
     folder = tmp_path_factory.mktemp("queues")
-    for name, seconds in (("tiny", 0.0), ("hasty", 0.2)):
+    for name, queue in (
+        ("tiny", Queue(timeout_s=0, frames=0)),
+        ("hasty", Queue(timeout_s=0.2)),
+        ("small", Queue(timeout_s=0, frames=PLACES)),
+    ):
         bundle, repository = renamed(tiny_bundle, name, folder), folder / "repositories" / name
-        write_repository(bundle, repository, "onnxruntime", "fused", queue_timeout_s=seconds)
+        write_repository(bundle, repository, "onnxruntime", "fused", queue=queue)
     repositories = sorted((folder / "repositories").iterdir())
     for repository in repositories:
         for stage in STAGES:
             code = repository / f"{repository.name}_{stage}" / "1/model.py"
             code.write_text(WATCHED.format(folder=str(folder)))
         rehash(repository)
+    (folder / "computed").touch()
     with LocalServer(repositories) as running:
         yield running
 
@@ -83,7 +93,14 @@ def held(server: LocalServer) -> Iterator[None]:
     try:
         yield
     finally:
-        hold.unlink()
+        hold.unlink(missing_ok=True)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONGEST_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 class Asked:
@@ -183,6 +200,83 @@ def test_who_has_waited_too_long_is_refused(queued: LocalServer, door: str) -> N
     told = TritonInspector._sentence(client, refused[0])
     assert "is busy and has no room for a further request" in str(told)
     assert "--retries" in str(told)
+
+
+@pytest.mark.parametrize("door", ["frames", "tensors"])
+@pytest.mark.parametrize("count", [12, 100])
+def test_who_finds_no_place_is_refused_at_once(
+    queued: LocalServer, tiny_bundle: Bundle, door: str, count: int
+) -> None:
+    frame = make_frame(5)
+    want = Inspector(tiny_bundle, "fused").inspect(frame).score
+    asked = Asked(queued, "small", door, frame)
+    pid, before = queued.pid, computed(queued)
+    with held(queued):
+        asked.send(1)
+        wait_until(lambda: computed(queued) - before == dict.fromkeys(STAGES[:2], 1))  # it has begun
+        asked.send(count)
+        # One has begun, the next one is taken out of the queue as soon as Triton looks at it, the others have places.
+        wait_until(lambda: len(asked.answers) >= count - PLACES - 1)
+        told = {(error.status(), error.message()) for _, error in asked.answers}
+        problem = Watch(queued, print, timeout_s=1.0)._probe("small")
+        assert "in 1 s, nor is any other" in str(problem)  # it has a place of its own, and the head hangs
+    ((status, message),) = told
+    assert status == "StatusCode.UNAVAILABLE"
+    assert "Exceeds maximum queue size" in message
+    scores = [answer for _, answer in asked.wait() if isinstance(answer, float)]
+    assert len(scores) in (1 + PLACES, 2 + PLACES)
+    assert scores == pytest.approx([want] * len(scores), abs=1e-6)
+    with TritonInspector(queued.grpc_url, "small") as client:
+        refused = next(error for _, error in asked.answers if isinstance(error, InferenceServerException))
+        assert "is busy and has no room for a further request" in str(client._sentence(refused))
+        assert client.inspect(frame).score == pytest.approx(want, abs=1e-6)
+    assert queued.pid == pid
+
+
+def test_a_client_that_asks_again_gets_in(queued: LocalServer, tiny_bundle: Bundle) -> None:
+    frame = make_frame(6)
+    with TritonInspector(queued.grpc_url, "small", retries=6) as client:
+        asked = Asked(queued, "small", "frames", frame)
+        with held(queued):
+            asked.send(3 + PLACES)
+            wait_until(lambda: len(asked.answers) >= 1)
+            with (
+                TritonInspector(queued.grpc_url, "small") as hasty,
+                pytest.raises(
+                    ServerError, match=r"is busy and has no room for a further request .* --retries"
+                ),
+            ):
+                hasty.inspect_frame(frame)
+            again = threading.Timer(1.0, (folder_of(queued) / "hold").unlink)
+            again.start()
+            found = client.inspect_frame(frame)
+    assert found.score == pytest.approx(Inspector(tiny_bundle, "fused").inspect(frame).score, abs=1e-6)
+
+
+@pytest.mark.parametrize("door", ["frames", "tensors"])
+def test_places_of_frames_that_were_given_up_come_free(queued: LocalServer, door: str) -> None:
+    """With no time-out, too."""
+    asked = Asked(queued, "small", door, make_frame(7))
+    with held(queued):
+        asked.send(2 + PLACES)
+        time.sleep(0.5)
+        for call in asked.calls:
+            call.cancel()
+    asked.wait()
+    after = Asked(queued, "small", door, make_frame(7))
+
+    def answered() -> bool:
+        after.send(1)
+        return isinstance(dict(after.wait())[len(after.calls) - 1], float)
+
+    wait_until(answered)
+
+
+def test_a_full_queue_that_moves_is_well(queued: LocalServer) -> None:
+    asked = Asked(queued, "small", "tensors", make_frame(8))
+    asked.send(100)
+    assert Watch(queued, print, timeout_s=LONGEST_S)._probe("small") is None
+    asked.wait()
 
 
 def test_wrong_tensors_in_numbers_leave_the_server_alive(queued: LocalServer, tiny_bundle: Bundle) -> None:

@@ -61,10 +61,11 @@ def test_equal_stages_are_one_model(bundles: list[Path], tmp_path: Path) -> None
     weights = [r.path / f"{r.manifest.category}_rgb_extractor/1/rgb_extractor.onnx" for r in repositories]
     assert len({path.stat().st_ino for path in weights}) == 1
     models = ServedModels(tmp_path, repositories)
-    steps = ("prepare", "admit", "judge")  # queues are each category's own
+    steps = ("prepare", "admit", "judge")  # queues are each category's own, gates are not
     own = {f"{category}_{step}" for category in ("left", "right", "top") for step in steps}
     doors = {f"{category}{door}" for category in ("left", "right", "top") for door in ("", "_tensors")}
-    shared = {"shared_rgb_extractor", "shared_xyz_extractor", "shared_head"}
+    stages = ("rgb_extractor", "xyz_extractor", "head", "gate", "tensor_gate")
+    shared = {f"shared_{stage}" for stage in stages}
     assert {path.name for path in models.folder.iterdir()} == {*own, *doors, *shared, "left_head"}
     assert models.names() == {path.name for path in models.folder.iterdir()}
     # Neither a second server nor a repository that is written anew changes anything of it; Triton looks at these times.

@@ -11,7 +11,7 @@ from m3ad.contract import Layout
 from m3ad.errors import ArtifactError
 from m3ad.frame_door import DepthType
 
-from m3ad_triton.config import QUEUE_TIMEOUT_S
+from m3ad_triton.config import QUEUE, Queue
 from m3ad_triton.manifest import FORMAT, Runtime
 from m3ad_triton.repository import Repository, write_repository
 
@@ -35,7 +35,7 @@ def write_categories(
     frames: bool = True,
     depth: DepthType | None = None,
     camera: Camera | None = None,
-    queue_timeout_s: float = QUEUE_TIMEOUT_S,
+    queue: Queue = QUEUE,
 ) -> list[Repository]:
     """Write the repositories of several bundles as `target`/<category>; others that lie there stay.
 
@@ -70,7 +70,7 @@ def write_categories(
             frames=frames,
             depth=depth,
             camera=camera,
-            queue_timeout_s=queue_timeout_s,
+            queue=queue,
         )
         for category, path in owners.items()
     ]

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from m3ad_triton.binary import find_binary
 from m3ad_triton.categories import find_repositories, write_categories
-from m3ad_triton.config import QUEUE_TIMEOUT_S
+from m3ad_triton.config import QUEUE, Queue
 from m3ad_triton.docker import IMAGE, docker_line, write_context
 from m3ad_triton.frame_checks import frame_checks
 from m3ad_triton.golden import Golden
@@ -81,7 +81,15 @@ def write(
     queue_timeout_s: Annotated[
         float,
         typer.Option(help="how long a frame may wait before it is refused; 0: for ever", min=0, max=1e6),
-    ] = QUEUE_TIMEOUT_S,
+    ] = QUEUE.timeout_s,
+    queue_frames: Annotated[
+        int,
+        typer.Option(
+            help="how many frames may wait at a door; a further one is refused at once; 0: any number",
+            min=0,
+            max=10**6,
+        ),
+    ] = QUEUE.frames,
     require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +108,7 @@ def write(
         "frames": frames,
         "depth": depth,
         "camera": read_camera(camera) if camera else None,
-        "queue_timeout_s": queue_timeout_s,
+        "queue": Queue(timeout_s=queue_timeout_s, frames=queue_frames),
     }
     if len(bundles) == 1:
         written = [write_repository(bundles[0], repo, runtime, layout, target or (), **door)]
@@ -268,8 +276,8 @@ def probe(
             try:
                 problem = line.difference(golden, timeout_s)
                 if checks := frame_checks(Repository(repo, manifest), golden):
-                    first, *_, last = line.steps(manifest.category)
-                    for check, model in zip(checks, (first, last), strict=True):
+                    _gate, prepare, *_, judge = line.steps(manifest.category)
+                    for check, model in zip(checks, (prepare, judge), strict=True):
                         problem = problem or line.frame_difference(check, timeout_s, model)
             except InferenceServerException as error:
                 raise ServerError(

@@ -5,20 +5,20 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/mode
 """
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from google.protobuf import text_format
-from m3ad.contract import LETTERS, Layout, Stage, Step, Tensor
+from m3ad.contract import Layout, Stage, Step, Tensor
 from m3ad.frame_door import (
     ADMIT,
+    GATE,
     JUDGE,
     PREPARE,
+    TENSOR_GATE,
     door_stages,
     door_steps,
     frame_inputs,
@@ -38,12 +38,14 @@ DTYPES = {
     "object": pb.TYPE_STRING,
 }
 VALUE_BYTES = 4  # every tensor between stages is float32 or int32
-TEXT_BYTES = 2**16  # of a list of defects, at most
 STAGE_PARAMETER = "m3ad_stage"
+GATES = (GATE, TENSOR_GATE)
 WARMUP_FOLDER = "warmup"  # Triton looks for a sample's files there
 # Of Triton's rate limiter: models on the CPU take turns, and a frame that has begun goes before one that waits.
 TURN, BEGUN, WAITING = "m3ad_turn", 1, 10**6
-QUEUE_TIMEOUT_S = 30.0
+# Priorities of requests: golden frames go before frames, and have places of their own where those have none left.
+GOLDEN, USUAL = 1, 2
+GOLDEN_FRAMES = 4
 
 
 def model_name(category: str, stage: str) -> str:
@@ -75,25 +77,52 @@ def python_stage(
     return config
 
 
-def frame_step(record: ServingRecord, step: str, queue_timeout_s: float, *, on_cpu: bool) -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """How long a frame may wait at a door, and how many may; 0 is without end."""
+
+    timeout_s: float = 30.0
+    frames: int = 32  # at a second a frame, about what is answered in that time
+
+    def policy(self, frames: int) -> Any:
+        """Triton's policy of a queue with so many places."""
+        policy = pb.ModelQueuePolicy(max_queue_size=frames if self.frames else 0)
+        if self.timeout_s:
+            policy.default_timeout_microseconds = round(self.timeout_s * 1e6)
+            policy.timeout_action = pb.ModelQueuePolicy.REJECT
+        return policy
+
+
+QUEUE = Queue()
+
+
+def frame_step(record: ServingRecord, step: str, queue: Queue, *, on_cpu: bool) -> Any:
     """A step around the stages, run by the Python backend wherever those run.
 
-    At the first one of a door frames wait; who waits longer than that is answered UNAVAILABLE. Triton 2.51 cannot do so
-    in front of steps that are begun side by side: when one fails at once, it loses count of the request and dies. Nor
-    has it a `max_queue_size`: an ensemble that is refused while it is being asked for takes the gRPC endpoint with it.
+    At the second one of a door frames wait; who waits longer than that, or comes when as many wait, is answered
+    UNAVAILABLE. Triton 2.51 cannot do so in front of steps that are begun side by side: when one fails at once, it
+    loses count of the request and dies. Nor can it at the first: an ensemble that is refused while it is being asked
+    for takes the gRPC endpoint with it. So a gate stands there that refuses nobody and never waits.
     """
-    stage = door_stages(record.contract, record.depth_type)[step]
-    config = _stage(model_name(record.category, step), stage, {})
-    config.backend = "python"
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config = plain_step(
+        model_name(record.category, step), door_stages(record.contract, record.depth_type)[step]
+    )
     config.parameters[RECORD_PARAMETER].string_value = json.dumps(asdict(record))
     if step in (PREPARE, ADMIT):
-        if queue_timeout_s:
-            policy = config.dynamic_batching.default_queue_policy
-            policy.default_timeout_microseconds = round(queue_timeout_s * 1e6)
-            policy.timeout_action = pb.ModelQueuePolicy.REJECT
+        batching = config.dynamic_batching
+        batching.priority_levels, batching.default_priority_level = USUAL, USUAL
+        batching.default_queue_policy.CopyFrom(queue.policy(queue.frames))
+        batching.priority_queue_policy[GOLDEN].CopyFrom(queue.policy(GOLDEN_FRAMES))
         if on_cpu:
             _take_turns(config, WAITING)
+    return config
+
+
+def plain_step(name: str, stage: Stage) -> Any:
+    """A step in the Python backend with one instance and nothing else, as the gates are."""
+    config = _stage(name, stage, {})
+    config.backend = "python"
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     return config
 
 
@@ -186,7 +215,7 @@ def intermediate_bytes(contract: Contract, layout: Layout) -> int:
     """
     table = contract.stages
     sizes = {
-        value: _largest_bytes(tensor)
+        value: tensor.largest_bytes()
         for step in contract.steps(layout)
         for tensor in table[step.stage].outputs
         for value in (step.outputs[tensor.name],)
@@ -206,10 +235,9 @@ def shared_memory_bytes(contract: Contract, layout: Layout | None, *, frames: bo
     """
     table = contract.stages
     stages = [table[name] for name in {step.stage for step in contract.steps(layout)}] if layout else []
-    around = [*([PREPARE, JUDGE] if frames else []), *([ADMIT] if layout else [])]
-    stages += [door_stages(contract)[step] for step in around]
+    stages += [door_stages(contract)[step] for step in steps_around(frames=frames, on_cpu=layout is not None)]
     tensors = [t for stage in stages for t in (*stage.inputs, *stage.outputs)]
-    return _whole_mib(sum(map(_largest_bytes, tensors)) * 5 // 4)
+    return _whole_mib(sum(map(Tensor.largest_bytes, tensors)) * 5 // 4)
 
 
 def _stage(name: str, stage: Stage, warmup: Mapping[str, npt.NDArray[Any]]) -> Any:
@@ -232,9 +260,9 @@ def _add_tensors(config: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor,
             entries.add(name=tensor.name, data_type=DTYPES[tensor.dtype], dims=tensor.shape)
 
 
-def _largest_bytes(tensor: Tensor) -> int:
-    size = TEXT_BYTES if tensor.dtype == "object" else np.dtype(tensor.dtype).itemsize
-    return size * math.prod(LETTERS[d][-1] if isinstance(d, str) else d for d in tensor.dims)
+def steps_around(*, frames: bool, on_cpu: bool) -> list[str]:
+    """The steps that a repository has besides its stages; those of its doors."""
+    return [*([GATE, PREPARE, JUDGE] if frames else []), *([TENSOR_GATE, ADMIT] if on_cpu else [])]
 
 
 def _whole_mib(size: int) -> int:

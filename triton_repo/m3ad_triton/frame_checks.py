@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.camera import MILLIMETRE
 from m3ad.errors import FrameError
-from m3ad.frame_door import DEPTH, JUDGE, PREPARE
+from m3ad.frame_door import DEPTH, JUDGE, PLACE, PREPARE
 from m3ad.preprocess import Preprocessing
 from m3ad.serving import ServingRecord
 
@@ -61,7 +61,7 @@ def frame_checks(repository: Repository, golden: Golden) -> tuple[FrameCheck, ..
     prepare, judge = Prepare(), Judge()
     prepare.take(record)
     judge.take(record)
-    frame = _plate(record)
+    frame = {**_plate(record), PLACE.name: np.zeros(1, PLACE.dtype)}
     asked = {tensor.name: frame[tensor.name] for tensor in prepare.stages[PREPARE].inputs}
     score = record.limits.reject + max(1.0, abs(record.limits.reject))  # so that there are defects to find
     maps = np.linspace(0.5, 1, len(record.score_maps), dtype=np.float32)[:, None, None]

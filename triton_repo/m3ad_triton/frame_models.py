@@ -89,7 +89,7 @@ class Admit(FrameModel):
         """The same; what does not fit is refused here, where Triton begins one step and not several."""
         if problem := mismatch(self.stages[ADMIT].inputs, arrays):
             raise FrameError(problem)
-        return arrays
+        return {tensor.name: arrays[tensor.name] for tensor in self.stages[ADMIT].outputs}
 
 
 class Judge(FrameModel):

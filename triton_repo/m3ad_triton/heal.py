@@ -21,7 +21,7 @@ from m3ad_triton.server import LocalServer
 TRIES = 3  # starts for one fault, before it is left to whoever started us
 FRAMES, SOONEST_S = 50, 2.0  # between two golden frames of a category
 SLOWEST, PATIENT_S = 20, 5.0  # golden frames' time that one may take
-BUSY = ("Exceeds maximum queue size", "Request timeout expired")  # a full queue is no fault
+BUSY = ("Exceeds maximum queue size", "Request timeout expired")  # a full queue is no fault if it moves
 GOLDEN = "its golden frame"
 ROOM_S = 0.1  # before a full queue is asked again
 
@@ -137,7 +137,7 @@ class Watch:
             try:
                 line.difference(golden, self.server.ready_timeout_s)
             except InferenceServerException as error:
-                if error.status() != "StatusCode.UNAVAILABLE":
+                if error.status() != "StatusCode.UNAVAILABLE" or _is_busy(error):
                     return True
                 self.say(
                     "warning: the server does not take its own certificate as a client's, so no golden frames are "
@@ -168,13 +168,15 @@ def _fault(
         try:
             return ask(max(deadline - time.monotonic(), ROOM_S))
         except InferenceServerException as error:
-            status, told = error.status(), error.message()
-        busy = any(text in told for text in BUSY)
-        if not busy and status != "StatusCode.DEADLINE_EXCEEDED":
-            return f"{asked} is not answered: {told}"
+            if not _is_busy(error) and error.status() != "StatusCode.DEADLINE_EXCEEDED":
+                return f"{asked} is not answered: {error.message()}"
         with suppress(ServerError):
             if line.answered(last) > before:
                 return None
         if time.monotonic() >= deadline:
             return f"{asked} is not answered in {timeout_s:.3g} s, nor is any other frame"
         time.sleep(ROOM_S)
+
+
+def _is_busy(error: InferenceServerException) -> bool:
+    return any(text in error.message() for text in BUSY)

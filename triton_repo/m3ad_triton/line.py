@@ -9,6 +9,7 @@ import tritonclient.grpc as grpcclient
 from m3ad.errors import ServerError
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from m3ad_triton.config import GOLDEN
 from m3ad_triton.frame_checks import FrameCheck
 from m3ad_triton.golden import ANSWER, Golden
 
@@ -69,7 +70,9 @@ class Line:
             entry.set_data_from_numpy(array)
             inputs.append(entry)
         outputs = [grpcclient.InferRequestedOutput(name) for name in wanted]
-        found = self.client.infer(model, inputs, outputs=outputs or None, client_timeout=timeout_s)
+        found = self.client.infer(
+            model, inputs, outputs=outputs or None, client_timeout=timeout_s, priority=GOLDEN
+        )
         return {name: found.as_numpy(name) for name in wanted}
 
     def wait_until_ready(self, models: Iterable[str], timeout_s: float) -> None:

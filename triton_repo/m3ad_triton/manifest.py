@@ -53,7 +53,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `frames` says whether it has the door that takes frames besides the one that takes tensors, `depth` of which type
     the depth images are that it takes instead of clouds, `queue_timeout_s` how long a frame may wait at a
-    door.
+    door, `queue_frames` how many may.
     """
 
     contract_version: int
@@ -76,6 +76,7 @@ class RepositoryManifest(Struct, frozen=True, kw_only=True, forbid_unknown_field
     lattice: Lattice = "all"
     refine: float | None = None
     queue_timeout_s: Annotated[float, Meta(ge=0, le=1e6)]
+    queue_frames: Annotated[int, Meta(ge=0, le=10**6)]
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.layout not in METHODS[self.method].layouts:

@@ -24,7 +24,7 @@ from m3ad.camera import Camera
 from m3ad.contract import CONTRACT_VERSION, Layout, Step
 from m3ad.engines import Engines
 from m3ad.errors import ArtifactError
-from m3ad.frame_door import ADMIT, JUDGE, PREPARE, DepthType
+from m3ad.frame_door import ADMIT, JUDGE, PREPARE, DepthType, door_stages
 from m3ad.serving import RECORD_PARAMETER, DepthInput, ServingRecord, require_model_name
 
 from m3ad_triton import config
@@ -37,7 +37,12 @@ MODEL_PY = '''"""The stage that this model's parameters name."""
 
 from m3ad_triton.stage_model import TritonPythonModel  # noqa: F401
 '''
+GATE_PY = '''"""Where a door begins."""
+
+from m3ad_triton.gate import TritonPythonModel  # noqa: F401
+'''
 STEP_PY = {
+    **dict.fromkeys(config.GATES, GATE_PY),
     PREPARE: '''"""A frame's tensors, by the settings in this model's parameters."""
 
 from m3ad_triton.frame_models import Prepare as TritonPythonModel  # noqa: F401
@@ -90,7 +95,7 @@ def write_repository(
     frames: bool = True,
     depth: DepthType | None = None,
     camera: Camera | None = None,
-    queue_timeout_s: float = config.QUEUE_TIMEOUT_S,
+    queue: config.Queue = config.QUEUE,
 ) -> Repository:
     """Write the model repository of a bundle; an older one in its place is replaced.
 
@@ -103,7 +108,7 @@ def write_repository(
         frames: also write the door that takes frames, whose first and last steps need Python on the server.
         depth: let that door take depth images of this type instead of clouds.
         camera: of the depth images; the bundle's when left out.
-        queue_timeout_s: how long a frame may wait at a door before it is refused; 0 is for ever.
+        queue: how long a frame may wait at a door before it is refused, and how many may.
 
     Raises:
         ArtifactError: the bundle lacks a file, an engine, a camera or golden data, or `target` is something else.
@@ -137,10 +142,12 @@ def write_repository(
         door = config.tensor_ensemble(record, serving, on_cpu=on_cpu)
         _write_model(folder, door)
         write_golden(bundle, folder / door.name)
-        for step in steps_around(frames=frames, on_cpu=on_cpu):
-            _write_model(
-                folder, config.frame_step(record, step, queue_timeout_s, on_cpu=on_cpu), STEP_PY[step]
-            )
+        for step in config.steps_around(frames=frames, on_cpu=on_cpu):
+            if step in config.GATES:
+                model = config.plain_step(config.model_name(bundle.name, step), door_stages(contract)[step])
+            else:
+                model = config.frame_step(record, step, queue, on_cpu=on_cpu)
+            _write_model(folder, model, STEP_PY[step])
         if frames:
             _write_model(folder, config.frame_ensemble(record, serving))
         plugins = place_plugins(engines, folder)
@@ -163,7 +170,8 @@ def write_repository(
                 ),
                 "frames": frames,
                 "depth": depth,
-                "queue_timeout_s": queue_timeout_s,
+                "queue_timeout_s": queue.timeout_s,
+                "queue_frames": queue.frames,
                 "files": file_entries(folder),
             },
             f"the repository of {bundle.path}",
@@ -279,14 +287,9 @@ def _model_bytes(folder: Path, copies: int) -> int:
 
 def stage_of(model: str, manifest: RepositoryManifest) -> str | None:
     """The stage a model of a repository stands for, or None when it is not one of its stage models."""
-    around = steps_around(frames=manifest.frames, on_cpu=manifest.on_cpu)
+    around = config.steps_around(frames=manifest.frames, on_cpu=manifest.on_cpu)
     stages = [*manifest.contract.stages, *around]
     return {config.model_name(manifest.category, stage): stage for stage in stages}.get(model)
-
-
-def steps_around(*, frames: bool, on_cpu: bool) -> list[str]:
-    """The steps that a repository has besides its stages; those of its doors."""
-    return [*([PREPARE, JUDGE] if frames else []), *([ADMIT] if on_cpu else [])]
 
 
 def record_of(model: Any) -> ServingRecord:

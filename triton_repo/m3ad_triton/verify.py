@@ -142,7 +142,7 @@ def _stage_problems(folder: Path, model: Any, manifest: RepositoryManifest) -> l
                     f"warm-up of model `{model.name}` reads `{tensor}` from {file}, {size or 'no'} bytes, "
                     f"expected {expected_size}"
                 )
-    if name in STEP_PY:
+    if name in STEP_PY and name not in config.GATES:
         problems += _record_problems(model, manifest)
     return problems or _odd_fields(model, _expected_stage(model, name, manifest), OURS)
 
@@ -153,8 +153,11 @@ def _stage(name: str, manifest: RepositoryManifest) -> Stage:
 
 def _expected_stage(model: Any, name: str, manifest: RepositoryManifest) -> Any:
     """A stage's configuration as it is written, without warm-up."""
+    if name in config.GATES:
+        return config.plain_step(model.name, _stage(name, manifest))
     if name in STEP_PY:
-        return config.frame_step(record_of(model), name, manifest.queue_timeout_s, on_cpu=manifest.on_cpu)
+        queue = config.Queue(timeout_s=manifest.queue_timeout_s, frames=manifest.queue_frames)
+        return config.frame_step(record_of(model), name, queue, on_cpu=manifest.on_cpu)
     stage = _stage(name, manifest)
     if manifest.runtime == RUNTIME:
         plans = {e["compute_capability"]: f"{e['target']}.plan" for e in manifest.engines}
