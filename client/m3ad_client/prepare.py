@@ -10,10 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from m3ad.errors import M3adError, MissingDependencyError
+from m3ad.frames import find_samples, read_sample
 from m3ad.methods import METHODS
 
 LOG = "prepare.log"
+CORNER = 2  # pixels of a side; the least that a method lays its background through
 
 
 def export_command() -> str:
@@ -36,6 +40,8 @@ def prepare_bundle(
 ) -> Path:
     """Train a method on a category with few steps and export it.
 
+    A method that lays a background through the frames' corners takes none away where one was not measured.
+
     Args:
         method: one of `m3ad.methods.METHODS`; its `reduced` settings are taken.
         data: a category with train and validation splits.
@@ -56,7 +62,7 @@ def prepare_bundle(
         part for name, value in METHODS[method].reduced.items() for part in ("--set", f"{name}={value}")
     ]
     steps = (
-        ("train", str(data), str(detector), "--method", method, *settings),
+        ("train", str(data), str(detector), "--method", method, *settings, *_plane(method, data)),
         ("bundle", str(detector), str(bundle), "--data", str(data)),
     )
     log = folder / LOG
@@ -68,6 +74,20 @@ def prepare_bundle(
                 file.flush()
                 raise M3adError(f"m3ad-export {step[0]} failed: {_reason(log)} ({log})")
     return bundle
+
+
+def _plane(method: str, data: Path) -> tuple[str, ...]:
+    """`--plane none` where the method's own plane cannot be laid through a frame to train on."""
+    if METHODS[method].plane != "corners":
+        return ()
+    frames = (read_sample(sample) for sample in find_samples(data, "train"))
+    return () if all(_has_corners(frame.xyz) for frame in frames) else ("--plane", "none")
+
+
+def _has_corners(xyz: npt.NDArray[np.float32]) -> bool:
+    """Whether something was measured in each corner of [H, W, 3] in metres, (0, 0, 0) where nothing was."""
+    ends = slice(CORNER), slice(-CORNER, None)
+    return all(xyz[rows, columns, 2].any() for rows in ends for columns in ends)
 
 
 def _reason(log: Path) -> str:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import tifffile
 from m3ad.bundle import Bundle
 from m3ad.errors import M3adError, MissingDependencyError
 from m3ad.frames import find_samples, read_sample, read_sample_mask
@@ -18,7 +19,7 @@ from m3ad_client import table_report
 from m3ad_client.cli import app
 from m3ad_client.measure import map_errors
 from m3ad_client.method_table import entries, method_table, published, training_line
-from m3ad_client.prepare import export_command
+from m3ad_client.prepare import export_command, prepare_bundle
 from m3ad_client.table_picture import GREY, picture, points_of
 from m3ad_export.sample_data import write_sample_data
 from m3ad_runtime.pipeline import Inspector
@@ -123,6 +124,31 @@ def test_markdown_has_one_row_a_method(shown: tuple[dict[str, Any], str]) -> Non
     rows = [line for line in lines if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows] == ["| method", "| ---", "| Mentor3AD", "| CFM"]
     assert len({row.count("|") for row in rows}) == 1
+
+
+@pytest.mark.parametrize("background", ["measured", "holes"])
+@pytest.mark.parametrize("method", ["crd", "ast", "cfm"])
+def test_a_background_that_cannot_be_laid_through_corners_is_left_in(
+    method: str, background: str, tmp_path: Path
+) -> None:
+    data, told = tmp_path / "parts", tmp_path / "told"
+    write_sample_data(data, train=2, validation=1, test_per_kind=1, size=128)
+    if background == "measured":
+        for path in data.glob("train/good/xyz/*.tiff"):
+            xyz = tifffile.imread(path)
+            tifffile.imwrite(
+                path,
+                np.where(xyz.any(axis=2, keepdims=True), xyz, np.float32([0, 0, 0.5])),
+                photometric="rgb",
+            )
+    command = tmp_path / "m3ad-export"
+    command.write_text(f'#!/bin/sh\necho "$@" >>{told}\n')  # a double that trains nothing
+    command.chmod(0o755)
+    prepare_bundle(method, data, tmp_path / "out", lambda _: None, str(command))
+    train, bundle = told.read_text().splitlines()
+    assert train.split()[:2] == ["train", str(data)]
+    assert ("--plane none" in train) == (background == "holes" and method != "cfm")
+    assert "--plane" not in bundle
 
 
 @pytest.mark.slow
