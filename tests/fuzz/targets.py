@@ -19,7 +19,7 @@ from m3ad.camera import read_camera
 from m3ad.contract import MAX_POINTS, MIN_POINTS, Dims, mismatch
 from m3ad.engines import Engines
 from m3ad.errors import ArtifactError, M3adError
-from m3ad.frame_door import PREPARE, door_stages
+from m3ad.frame_door import PLACE, PREPARE, door_stages
 from m3ad.frames import read_frame
 from m3ad.limits import Limits
 from m3ad.methods import contract_of
@@ -314,6 +314,7 @@ def frames(bundle: Bundle) -> Case:
             arrays[name] = rng.choice(
                 (arrays[name][..., :2], arrays[name].astype(np.float64), np.zeros(()), arrays[name][:-1])
             )
+        arrays[PLACE.name] = np.zeros(1, PLACE.dtype)  # the gate's, no client's
         with np.errstate(all="ignore"):
             made = door.tensors(arrays)
         wrong = mismatch(door.stages[PREPARE].outputs, made)
