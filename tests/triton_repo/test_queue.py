@@ -235,7 +235,7 @@ def test_who_finds_no_place_is_refused_at_once(
 
 def test_a_client_that_asks_again_gets_in(queued: LocalServer, tiny_bundle: Bundle) -> None:
     frame = make_frame(6)
-    with TritonInspector(queued.grpc_url, "small", retries=6) as client:
+    with TritonInspector(queued.grpc_url, "small", retries=40) as client:
         asked = Asked(queued, "small", "frames", frame)
         with held(queued):
             asked.send(3 + PLACES)

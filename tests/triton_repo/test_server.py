@@ -205,7 +205,7 @@ def test_no_process_is_left_even_after_an_error(chain_repository: Path) -> None:
 
     with pytest.raises(KeyError, match="a bug"):
         serve_and_fail()
-    assert len(processes) == 10  # the server, one stub per stage, and those around them
+    assert len(processes) == 12  # the server, one stub per stage, and those around them
     assert gone(processes)
 
 
@@ -289,7 +289,7 @@ def test_what_is_open_to_others_is_told(fused_repository: Path) -> None:
         }
         assert stat.S_IMODE(os.stat(Path(folder).parent).st_mode) == 0o700
         regions = {stub.region for stub in find_stubs(told["pid"])}
-        assert len(regions) == 6
+        assert len(regions) == 8
         assert {stat.S_IMODE(os.stat(f"/dev/shm/{name}").st_mode) for name in regions} == {0o600}
         process.terminate()
         _, errors = process.communicate(timeout=30)

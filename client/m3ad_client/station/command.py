@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from m3ad import cli as shared
+from m3ad.errors import M3adError
 from m3ad.systemd import tell_systemd
 
 from m3ad_client.station import deploy
@@ -62,6 +63,11 @@ def station(
                 shared.talk.print(f"station {read.store.name} runs; its ledger is {opened.ledger.path}{page}")
                 tell_systemd("READY=1")
                 while True:
+                    if ended := opened.ended():
+                        raise M3adError(
+                            f"{', '.join(ended)} ended, which is a bug: please report it with the log, and start the "
+                            "station again; frames and verdicts are kept"
+                        )
                     if opened.is_alive():
                         tell_systemd("WATCHDOG=1")
                     opened.stop.wait(deploy.WATCHDOG_S / 10)

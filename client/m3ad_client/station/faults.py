@@ -1,5 +1,6 @@
 """What is wrong at the moment, by its place: shown to people, said once when it comes and once when it goes."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +14,14 @@ class Faults:
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self._lock = say, threading.Lock()
+        self._say, self._lock = say, threading.Lock()
         self._now: dict[str, tuple[str, float]] = {}
         self.count = 0
+
+    def say(self, line: str) -> None:
+        """A line for the log; where it cannot be written, as on a full disk, whoever tells it goes on."""
+        with contextlib.suppress(OSError, ValueError):
+            self._say(line)
 
     def set(self, place: str, why: str) -> None:
         """Tell a fault."""

@@ -95,6 +95,10 @@ class Station:
         oldest = min(line.beat for line in self.lines)
         return all(thread.is_alive() for thread in self.threads) and time.monotonic() - oldest < STUCK_S
 
+    def ended(self) -> list[str]:
+        """The threads that ended although nobody told them to, by what they do; there should be none."""
+        return [thread.name for thread in self.threads if not thread.is_alive() and not self.stop.is_set()]
+
     def tell(self) -> None:
         """Wake the sinks."""
         for deliverer in self.deliverers:
@@ -129,12 +133,12 @@ class Station:
     def running(self) -> Iterator[None]:
         """Run the threads while the block lasts."""
         threads = [
-            threading.Thread(target=work, args=(line,))
-            for work in (self._run, self._watch)
+            threading.Thread(target=work, args=(line,), name=f"{does} {line.camera.name}")
+            for does, work in (("camera", self._run), ("watching of camera", self._watch))
             for line in self.lines
         ]
-        threads += [threading.Thread(target=d.run) for d in self.deliverers]
-        threads.append(threading.Thread(target=self._tidy))
+        threads += [threading.Thread(target=d.run, name=f"sink {d.name}") for d in self.deliverers]
+        threads.append(threading.Thread(target=self._tidy, name="retention"))
         self.threads = threads
         for thread in threads:
             thread.start()

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import re
 import sys
 import threading
 import time
@@ -14,14 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 from m3ad.bundle import Bundle, sha256_of
-from m3ad.errors import ArtifactError
-from m3ad_client.station import line, retention
+from m3ad.errors import ArtifactError, M3adError
+from m3ad_client.cli import app
+from m3ad_client.station import command, line, retention
 from m3ad_client.station.config import read_config
 from m3ad_client.station.sinks import files
 from m3ad_client.station.station import Station
 from m3ad_runtime.pipeline import Inspector
 from PIL import Image
 from serving import make_frame, write_frame
+from typer.testing import CliRunner
 
 
 @contextmanager
@@ -183,6 +186,51 @@ def test_a_full_disk_costs_pictures_and_no_verdict(
     assert first.maps is None
     assert second.not_saved is None
     assert second.maps
+
+
+def test_a_log_that_cannot_be_written_ends_no_thread(
+    settings: Callable[..., Path], put: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk that holds the log, too, once ended both cameras' threads and left the station waiting."""
+
+    def full(_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(line, "FIRST_WAIT_S", 0.02)
+    station = Station(read_config(settings()), full)
+    (tmp_path / "verdicts.jsonl").mkdir()  # a fault of a sink, and one of the camera
+    inbox = station.lines[0].inbox
+    settled = inbox.settled
+    try:
+        with station.running():
+            with monkeypatch.context() as patch:
+                patch.setattr(inbox, "settled", lambda: full(""))
+                until(lambda: {"camera left"} <= station.status()["faults"].keys())
+            inbox.settled = settled  # type: ignore[method-assign]
+            put(1)
+            until(lambda: states(station) == ["judged"])
+            until(lambda: "sink lines" in station.status()["faults"])
+            (tmp_path / "verdicts.jsonl").rmdir()
+            until(lambda: station.status()["queues"] == {})
+            assert station.ended() == []
+    finally:
+        station.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_ends_the_station(
+    settings: Callable[..., Path], put: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody starts it again then; it once went on without its cameras."""
+
+    def bug(_: line.Line) -> float:
+        raise SystemExit
+
+    monkeypatch.setattr(line.Line, "attempt", bug)
+    monkeypatch.setattr(command.deploy, "WATCHDOG_S", 1)
+    found = CliRunner().invoke(app, ["station", str(settings())])
+    assert isinstance(found.exception, M3adError)
+    assert re.match(r"camera left ended, which is a bug: .* start the station again", str(found.exception))
 
 
 def test_a_ledger_that_is_full_keeps_the_frame_until_there_is_room(
