@@ -17,7 +17,6 @@ import pytest
 import tritonclient.grpc as grpcclient
 from m3ad.bundle import Bundle
 from m3ad.contract import Dims
-from m3ad.errors import ServerError
 from m3ad.frames import Frame
 from m3ad.methods import contract_of
 from m3ad.preprocess import prepare
@@ -240,13 +239,6 @@ def test_a_client_that_asks_again_gets_in(queued: LocalServer, tiny_bundle: Bund
         with held(queued):
             asked.send(3 + PLACES)
             wait_until(lambda: len(asked.answers) >= 1)
-            with (
-                TritonInspector(queued.grpc_url, "small") as hasty,
-                pytest.raises(
-                    ServerError, match=r"is busy and has no room for a further request .* --retries"
-                ),
-            ):
-                hasty.inspect_frame(frame)
             again = threading.Timer(1.0, (folder_of(queued) / "hold").unlink)
             again.start()
             found = client.inspect_frame(frame)
