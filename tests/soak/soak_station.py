@@ -93,6 +93,7 @@ class Soak:
         self.pool = [self._written(i, frame) for i, frame in enumerate(parts.frames(seed))]
         self.station: subprocess.Popen[str] | None = None
         self.log = (folder / "station.log").open("w")
+        print("-" * TINY_FILE, file=self.log, flush=True)  # so that there is no room for the log either
 
     def _written(self, number: int, frame: Any) -> tuple[Path, Path]:
         return write_frame(self.folder / "pool", str(number), frame)
