@@ -1,5 +1,6 @@
 """What the four commands share: how an error is shown and how a result is printed. It knows no command."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -19,6 +20,12 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 # Results go to stdout, talk and progress to stderr, so that `--json` leaves exactly one document on stdout.
 talk = plain_console(stderr=True)
+
+
+def say(line: str) -> None:
+    """A line for whoever looks on while something runs for long; what runs goes on where its log has no room."""
+    with contextlib.suppress(OSError):
+        talk.print(line)
 
 
 def run(app: typer.Typer) -> NoReturn:

@@ -93,6 +93,8 @@ class FrameQueue:
     def submit(self, frame: Frame) -> Future[Answer]:
         """Let a frame wait for its turn; its answer, or why it has none, comes in the future.
 
+        Whoever cancels the future while the frame waits gives it up; one that has begun is answered.
+
         Raises:
             BusyError: as many frames wait as there is room for.
             ValueError: the queue is closed.
@@ -138,6 +140,8 @@ class FrameQueue:
                 job = lane.popleft()
                 self._changed.notify_all()
             if job is not None:
+                if index == 0 and not job.future.set_running_or_notify_cancel():
+                    continue  # it was given up; an answer to it would end this thread
                 self._run(job, self.parts[index])
             if not is_last:
                 with self._changed:

@@ -22,10 +22,11 @@ SUPPORT = (0.0, 0.1, 1.0, -0.7)  # 0.7 m away and tilted
 def checks(
     bundle: Bundle, folder: Path, changes: dict[str, Any], door: dict[str, Any] | None = None
 ) -> tuple[FrameCheck, FrameCheck]:
+    """Of `prepare` and `judge`."""
     path = renamed(bundle, "plate", folder)
     Bundle.open(path).update(preprocessing={**bundle.manifest.preprocessing, **changes})
     repository = write_repository(path, folder / "repository", "onnxruntime", "fused", **(door or {}))
-    first, second = frame_checks(repository, Golden.read(repository.path, repository.manifest))
+    _, first, second = frame_checks(repository, Golden.read(repository.path, repository.manifest))
     return first, second
 
 
@@ -69,7 +70,12 @@ def test_a_plate_that_a_line_cannot_see_has_to_be_refused(tiny_bundle: Bundle, t
 
 def test_what_differs_is_told(fused_repository: Path) -> None:
     repository = Repository.open(fused_repository)
-    first, second = frame_checks(repository, Golden.read(repository.path, repository.manifest))
+    gate, first, second = frame_checks(repository, Golden.read(repository.path, repository.manifest))
+    assert gate.model == "other_gate"
+    assert gate.difference({"place": np.zeros(1, np.int32)}) is None
+    assert (
+        gate.difference({"place": np.ones(1, np.int32)}) == "`place` is not what m3ad makes of the same frame"
+    )
     assert first.model == "other_prepare"
     assert second.model == "other_judge"
     assert not isinstance(first.answer, str)

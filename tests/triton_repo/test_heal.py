@@ -206,6 +206,38 @@ def test_what_answers_wrong_or_not_at_all_is_noticed(tiny_bundle: Bundle, tmp_pa
     assert said[-1].startswith("served again, ")
 
 
+HANGING_GATE = """
+import time
+from pathlib import Path
+
+from m3ad_triton.gate import TritonPythonModel as Gate
+
+
+class TritonPythonModel(Gate):
+    def execute(self, requests):
+        while Path({hold!r}).exists():
+            time.sleep(0.01)
+        return super().execute(requests)
+"""
+
+
+@pytest.mark.slow
+def test_a_gate_that_hangs_is_noticed(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Golden frames do not pass it, nor do those that `prepare` is asked for."""
+    bundle, hold = renamed(tiny_bundle, "plate", tmp_path), tmp_path / "hold"
+    write_repository(bundle, tmp_path / "line", "onnxruntime", "fused")
+    (tmp_path / "line" / "plate_gate" / "1" / "model.py").write_text(HANGING_GATE.format(hold=str(hold)))
+    rehash(tmp_path / "line")
+    with LocalServer([tmp_path / "line"]) as server:
+        watch = Watch(server, lambda _: None, timeout_s=3.0)
+        watch.begin()
+        hold.touch()
+        watch._due["plate"] = 0.0
+        found = str(watch.look())
+        hold.unlink()
+    assert found == "category plate: `plate_gate` is not answered in 3 s, nor is any other frame"
+
+
 @pytest.mark.slow
 def test_the_probe_of_a_health_check(server: LocalServer, fused_repository: Path, tmp_path: Path) -> None:
     def probe(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -222,7 +222,7 @@ def serve(
         shared.talk.print(line)
     shared.talk.print("starting Triton, loading and warming up the models ...")
     started = time.perf_counter()
-    watch = Watch(server, shared.talk.print, probe_period_s, probe_timeout_s)
+    watch = Watch(server, shared.say, probe_period_s, probe_timeout_s)
     with server:
         watch.begin()
         seconds = time.perf_counter() - started
@@ -260,7 +260,7 @@ def probe(
 ) -> None:
     """Ask a server for the golden frame of each category; exit code 1 unless it answers as the bundles do.
 
-    `prepare` and `judge`, which that does not go through, are asked for one of their own.
+    `gate`, `prepare` and `judge`, which that does not go through, are asked for one of their own.
 
     What `serve` does by itself, for health checks of containers and of servers that it did not start.
     """
@@ -276,8 +276,8 @@ def probe(
             try:
                 problem = line.difference(golden, timeout_s)
                 if checks := frame_checks(Repository(repo, manifest), golden):
-                    _gate, prepare, *_, judge = line.steps(manifest.category)
-                    for check, model in zip(checks, (prepare, judge), strict=True):
+                    gate, prepare, *_, judge = line.steps(manifest.category)
+                    for check, model in zip(checks, (gate, prepare, judge), strict=True):
                         problem = problem or line.frame_difference(check, timeout_s, model)
             except InferenceServerException as error:
                 raise ServerError(

@@ -1,7 +1,7 @@
-"""What `prepare` and `judge` of a category have to answer: a frame made here, and what this process makes of it.
+"""What `gate`, `prepare` and `judge` of a category have to answer to a frame that is made here.
 
-The golden frame goes through the door for tensors, and so around both. The frame is a bumpy plate above its support; a
-category that refuses it (no such plane, another size) has to refuse it with the same sentence.
+The golden frame goes through the door for tensors, and so around all three. The frame is a bumpy plate above its
+support; a category that refuses it (no such plane, another size) has to refuse it with the same sentence.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.camera import MILLIMETRE
 from m3ad.errors import FrameError
-from m3ad.frame_door import DEPTH, JUDGE, PLACE, PREPARE
+from m3ad.frame_door import DEPTH, GATE, JUDGE, PLACE, PREPARE
 from m3ad.preprocess import Preprocessing
 from m3ad.serving import ServingRecord
 
@@ -49,7 +49,7 @@ class FrameCheck:
 
 
 def frame_checks(repository: Repository, golden: Golden) -> tuple[FrameCheck, ...]:
-    """The checks of `prepare` and of `judge`, which is asked about the golden map; none where no door takes frames.
+    """The checks of `gate`, `prepare` and `judge` (of the golden map); none where no door takes frames.
 
     Raises:
         ArtifactError: the record that the steps are served by is none.
@@ -61,7 +61,8 @@ def frame_checks(repository: Repository, golden: Golden) -> tuple[FrameCheck, ..
     prepare, judge = Prepare(), Judge()
     prepare.take(record)
     judge.take(record)
-    frame = {**_plate(record), PLACE.name: np.zeros(1, PLACE.dtype)}
+    place = {PLACE.name: np.zeros(1, PLACE.dtype)}
+    frame = {**_plate(record), **place}
     asked = {tensor.name: frame[tensor.name] for tensor in prepare.stages[PREPARE].inputs}
     score = record.limits.reject + max(1.0, abs(record.limits.reject))  # so that there are defects to find
     maps = np.linspace(0.5, 1, len(record.score_maps), dtype=np.float32)[:, None, None]
@@ -73,7 +74,9 @@ def frame_checks(repository: Repository, golden: Golden) -> tuple[FrameCheck, ..
     }
     judged = {tensor.name: known[tensor.name] for tensor in judge.stages[JUDGE].inputs}
     made = _made(lambda arrays: judge.outputs(arrays, record.limits), judged)
+    (picture,) = prepare.stages[GATE].inputs
     return (
+        FrameCheck(model_name(record.category, GATE), {picture.name: frame[picture.name]}, place),
         FrameCheck(model_name(record.category, PREPARE), asked, _made(prepare.tensors, asked)),
         FrameCheck(model_name(record.category, JUDGE), judged, made),
     )

@@ -46,7 +46,7 @@ def station(
     for name in revive or ():
         if name not in [sink.name for sink in read.sinks]:
             raise typer.BadParameter(f"--revive {name} is no sink of {settings}")
-    opened = Station(read, shared.talk.print)
+    opened = Station(read, shared.say)
     try:
         for name in revive or ():
             shared.talk.print(f"sink {name}: {opened.ledger.revive(name)} dead letters are queued again")
@@ -60,7 +60,7 @@ def station(
         else:
             with opened.running():
                 page = f", its page {opened.web.url}" if opened.web else ""
-                shared.talk.print(f"station {read.store.name} runs; its ledger is {opened.ledger.path}{page}")
+                shared.say(f"station {read.store.name} runs; its ledger is {opened.ledger.path}{page}")
                 tell_systemd("READY=1")
                 while True:
                     if ended := opened.ended():

@@ -1,6 +1,5 @@
 """What is wrong at the moment, by its place: shown to people, said once when it comes and once when it goes."""
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -10,18 +9,13 @@ class Faults:
     """Faults by place (`camera left`, `sink plant`).
 
     Args:
-        say: where a line for the log goes.
+        say: where a line for the log goes; it raises nothing, as whoever tells a fault must go on.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._lock = say, threading.Lock()
+        self.say, self._lock = say, threading.Lock()
         self._now: dict[str, tuple[str, float]] = {}
         self.count = 0
-
-    def say(self, line: str) -> None:
-        """A line for the log; where it cannot be written, as on a full disk, whoever tells it goes on."""
-        with contextlib.suppress(OSError, ValueError):
-            self._say(line)
 
     def set(self, place: str, why: str) -> None:
         """Tell a fault."""

@@ -188,7 +188,8 @@ class Station:
     def _watch(self, line: Line) -> None:
         """Wake a line when its folder changes; not every file system tells, so the line looks by itself, too."""
         while not self.stop.is_set():
-            with contextlib.suppress(OSError):  # the folder is gone, and the line says so
+            # The folder is gone, and the line says so; or inotify has no room, and the line looks by itself.
+            with contextlib.suppress(OSError, RuntimeError):
                 for _ in self.watchfiles.watch(
                     line.camera.folder,
                     watch_filter=None,

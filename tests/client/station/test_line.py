@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from m3ad import cli as shared
 from m3ad.bundle import Bundle, sha256_of
 from m3ad.errors import ArtifactError, M3adError
 from m3ad_client.cli import app
@@ -23,8 +25,10 @@ from m3ad_client.station.sinks import files
 from m3ad_client.station.station import Station
 from m3ad_runtime.pipeline import Inspector
 from PIL import Image
+from rich.console import Console
 from serving import make_frame, write_frame
 from typer.testing import CliRunner
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 
 @contextmanager
@@ -193,18 +197,23 @@ def test_a_log_that_cannot_be_written_ends_no_thread(
 ) -> None:
     """A full disk that holds the log, too, once ended both cameras' threads and left the station waiting."""
 
-    def full(_: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
+    def unplugged() -> list[Any]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shared, "talk", Console(file=Full()))
     monkeypatch.setattr(line, "FIRST_WAIT_S", 0.02)
-    station = Station(read_config(settings()), full)
+    station = Station(read_config(settings()), shared.say)
     (tmp_path / "verdicts.jsonl").mkdir()  # a fault of a sink, and one of the camera
     inbox = station.lines[0].inbox
     settled = inbox.settled
     try:
         with station.running():
             with monkeypatch.context() as patch:
-                patch.setattr(inbox, "settled", lambda: full(""))
+                patch.setattr(inbox, "settled", unplugged)
                 until(lambda: {"camera left"} <= station.status()["faults"].keys())
             inbox.settled = settled  # type: ignore[method-assign]
             put(1)
@@ -215,6 +224,20 @@ def test_a_log_that_cannot_be_written_ends_no_thread(
             assert station.ended() == []
     finally:
         station.close()
+
+
+def test_a_folder_that_cannot_be_watched_is_looked_at(
+    settings: Callable[..., Path], put: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> Iterator[None]:
+        raise WatchfilesRustInternalError("OS file watch limit reached")
+
+    with opened(settings()) as (station, _):
+        monkeypatch.setattr(station.watchfiles, "watch", no_room)
+        with station.running():
+            put(1)
+            until(lambda: states(station) == ["judged"])
+            assert station.ended() == []
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
