@@ -3,6 +3,7 @@
 What a file claims in its header (format, type, size) is refused before anything is decoded.
 """
 
+import reprlib
 import struct
 import tokenize
 import zlib
@@ -142,8 +143,10 @@ def _tiff(
                 shape = (*shape[1:], shape[0])
             (require or _require_image)(path, dtype, shape)
             if page.compression not in TIFF_CODECS:
+                # A damaged tag may be text of any length.
+                codec = getattr(page.compression, "name", None) or reprlib.repr(page.compression)
                 raise FrameError(
-                    f"{path} is compressed by {getattr(page.compression, 'name', page.compression)}, expected one of "
+                    f"{path} is compressed by {codec}, expected one of "
                     f"{', '.join(dict.fromkeys(TIFF_CODECS.values()))}; write it with one of these"
                 )
             # Its description may give another shape than its pages, and tiles are decoded whole, however little of them

@@ -224,6 +224,20 @@ def test_a_picture_in_a_tile_of_floats_is_not_decoded(tmp_path: Path, dtype: str
         read_frame(tmp_path / "small.png", path)
 
 
+def test_a_codec_that_is_text_is_told_in_printable_words(tmp_path: Path) -> None:
+    path = tmp_path / "text.tiff"
+    tifffile.imwrite(path, np.ones((16, 16, 3), np.float32), photometric="rgb", compression="zlib")
+    codec = struct.pack("<HHIHH", 259, 3, 1, 8, 0)
+    assert codec in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(codec, struct.pack("<HHI4s", 259, 2, 4, b"\x01\nx\0")))
+    Image.new("RGB", (16, 16)).save(tmp_path / "small.png")
+    with pytest.raises(
+        FrameError, match=r"text.tiff is compressed by '\\x01\\nx', expected one of none"
+    ) as refusal:
+        read_frame(tmp_path / "small.png", path)
+    assert str(refusal.value).isprintable()
+
+
 @pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}])
 def test_pages_in_a_circle_end(tmp_path: Path, options: dict[str, Any]) -> None:
     path = tmp_path / "circle.tiff"
