@@ -202,7 +202,7 @@ OPS: dict[str, Op] = {
             "TokenInterpolate",
             ("points", "point_pixel", "centers", "tokens", "scored_pixel"),
             ("rows",),
-            {"image_size": int},
+            {"image_size": int, "output_size": int},
             version=2,
         ),
         Op(

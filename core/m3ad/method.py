@@ -26,19 +26,22 @@ class CpuForm:
 
     Attributes:
         kind: `graph` runs the one file; `grouped` samples and groups the cloud before it; `patches` does that alone and
-            has no file; `interpolated` spreads the tokens over the scored pixels and has none either; `tiled` runs a
-            file on the tokens, one on tiles of rows, and one on the scores; `pixel_layer` runs a file behind a layer
-            that has a weight for each pixel of the grid; `windowed` runs a file on the part of the grid that the scored
-            pixels depend on; `nearest` finds the nearest rows of two banks, whose graph is for engines, itself.
+            has no file; `interpolated` spreads the tokens over the scored pixels and has none either, nor has `cells`,
+            which spreads them over a coarser grid; `tiled` runs a file on the tokens, one on tiles of rows, and one on
+            the scores; `pixel_layer` runs a file behind a layer that has a weight for each pixel of the grid;
+            `windowed` runs a file on the part of the grid that the scored pixels depend on; `nearest` finds the nearest
+            rows of two banks, whose graph is for engines, itself.
         files: below the bundle's `onnx/`, the graphs first.
+        output_size: of `cells`, the side of its grid.
         window: of `windowed`, consecutive row-major pixels that see each other; divides 50176.
         reach: of `windowed`, pixels to each side that the convolutions behind the windows look at.
     """
 
     kind: Literal[
-        "graph", "grouped", "patches", "interpolated", "tiled", "pixel_layer", "windowed", "nearest"
+        "graph", "grouped", "patches", "interpolated", "cells", "tiled", "pixel_layer", "windowed", "nearest"
     ]
     files: tuple[str, ...] = ()
+    output_size: int = 0
     window: int = 0
     reach: int = 0
 

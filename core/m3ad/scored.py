@@ -59,25 +59,28 @@ def on_lattice(pixels: npt.NDArray[np.int32], lattice: Lattice) -> npt.NDArray[n
     return picked
 
 
-def scored_pixels(point_pixel: npt.NDArray[np.int32], image_size: int = IMAGE_SIZE) -> npt.NDArray[np.int32]:
+def scored_pixels(
+    point_pixel: npt.NDArray[np.int32], image_size: int = IMAGE_SIZE, output_size: int | None = None
+) -> npt.NDArray[np.int32]:
     """The pixels under whose pooling window lies a foreground pixel: T F T^T > 0, F the foreground, T the taps.
 
     Args:
         point_pixel: [N] int32, row-major foreground pixels.
-        image_size: side of the pixel grid.
+        image_size: side of their grid.
+        output_size: side of the grid of the pixels that are told, image_size by default.
 
     Returns:
         [R] int32, ascending.
     """
     foreground = np.zeros((image_size, image_size), np.float32)
     foreground.reshape(-1)[point_pixel] = 1
-    taps = taps_of(image_size)
+    taps = taps_of(image_size, image_size if output_size is None else output_size)
     return np.flatnonzero(taps @ foreground @ taps.T > 0).astype(np.int32)
 
 
 @cache
-def taps_of(size: int) -> npt.NDArray[np.float32]:
-    """T [size, size] of one axis: 1 where an output pixel of AdaptiveAvgPool(size) AvgPool(3, stride 1) looks."""
-    out, pixel = np.arange(size)[:, None], np.arange(size)[None]
-    first, last = out * (size - 2) // size, -(-(out + 1) * (size - 2) // size) + 1
+def taps_of(size: int, side: int) -> npt.NDArray[np.float32]:
+    """T [side, size] of one axis: 1 where an output pixel of AdaptiveAvgPool(side) AvgPool(3, stride 1) looks."""
+    out, pixel = np.arange(side)[:, None], np.arange(size)[None]
+    first, last = out * (size - 2) // side, -(-(out + 1) * (size - 2) // side) + 1
     return ((first <= pixel) & (pixel <= last)).astype(np.float32)

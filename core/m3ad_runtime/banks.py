@@ -1,4 +1,4 @@
-"""The nearest rows of two banks on a CPU (M3DM), by the op NearestRow; engines run a graph of standard operations."""
+"""M3DM on a CPU: cells by the op TokenInterpolate, the nearest rows of two banks by NearestRow."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,11 +6,37 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from m3ad.contract import IMAGE_SIZE
 from m3ad.errors import ArtifactError
 from m3ad.methods.m3dm import UNIT
+from m3ad.scored import scored_pixels
 from m3ad_plugins import ops
 
 QUERIES = {"rgb": "rgb_tokens", "xyz": "xyz_cells"}
+
+
+class Cells:
+    """xyz_tokens [G, D], centers [G, 3], points [N, 3], point_pixel [N] -> xyz_cells [S * S, D].
+
+    Only cells with a point under their taps are formed; the others stay zero.
+
+    Args:
+        side: S, of the cells' grid.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __call__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Interpolate the tokens at the points and average them over the cells."""
+        pixel, tokens = arrays["point_pixel"], arrays["xyz_tokens"]
+        reached = scored_pixels(pixel, IMAGE_SIZE, self.side)
+        spread = ops.interpolation_operator(
+            arrays["points"], pixel, arrays["centers"], reached, IMAGE_SIZE, self.side
+        )
+        cells = np.zeros((self.side * self.side, tokens.shape[1]), np.float32)
+        cells[reached] = spread.apply(tokens)
+        return {"xyz_cells": cells}
 
 
 class NearestBanks:

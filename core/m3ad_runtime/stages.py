@@ -17,7 +17,7 @@ from m3ad.method import Contract, Pair
 from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows
 
-from m3ad_runtime.banks import NearestBanks
+from m3ad_runtime.banks import Cells, NearestBanks
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
 from m3ad_runtime.refine import Refined
 from m3ad_runtime.windows import Windowed
@@ -288,6 +288,7 @@ CpuStage = (
     GroupedEncoder
     | Patches
     | Interpolated
+    | Cells
     | PixelLayer
     | Windowed
     | TiledHead
@@ -328,6 +329,8 @@ def cpu_form(
             return Patches(dims)
         case "interpolated":
             return Interpolated(dims)
+        case "cells":
+            return Cells(form.output_size)
         case "pixel_layer":
             return PixelLayer(load(paths[0], threads), paths[1], dims)
         case "windowed":

@@ -17,10 +17,12 @@ from typing import Any
 import onnx
 import pytest
 from m3ad.bundle import Bundle
-from m3ad.contract import OP_DOMAIN, OPS
+from m3ad.contract import OP_DOMAIN, OPS, Dims
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
+from m3ad.methods import m3dm
 from m3ad_export import engine_builder
 from m3ad_export.engine import build_engines, stage_model
+from m3ad_export.graphs.compose import cells_model
 from m3ad_export.rtx_parser import MACHINES, forwarder
 from onnx import helper
 from stand_ins import registered
@@ -99,6 +101,16 @@ def test_the_parser_takes_each_stage_as_tensorrt_gets_it(bundle: Bundle, created
     assert_shapes_need_no_values(model)
     assert parse(model).plugin_layers == PLUGINS.get(stage, [])
     assert [name for name, _ in created] == PLUGINS.get(stage, [])
+
+
+def test_the_parser_takes_cells_of_a_coarser_grid(created: Any) -> None:
+    """M3DM's, for which the op is asked for every one."""
+    model = cells_model(m3dm.METHOD.stages(Dims())["cells"], m3dm.METHOD.cpu["cells"])
+    del model.functions[:]
+    assert parse(model).plugin_layers == ["TokenInterpolate"]
+    assert [(name, read["image_size"], read["output_size"]) for name, read in created] == [
+        ("TokenInterpolate", 224, 56)
+    ]
 
 
 def test_the_parser_takes_the_whole_head_but_not_its_builder(bundle: Bundle, created: Any) -> None:

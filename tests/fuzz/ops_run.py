@@ -57,12 +57,13 @@ def interpolate(rng: np.random.Generator) -> None:
     count = int(rng.integers(1, size * size + 1))
     pixel = np.sort(rng.permutation(size * size)[:count]).astype(np.int32)
     centers = cloud(rng, int(rng.choice((3, 4, 70))))
-    scored = scored_pixels(pixel, size)
+    side = size if rng.random() < 0.5 else int(rng.integers(-(-size // 4), size + 1))
+    scored = scored_pixels(pixel, size, side)
     if not len(scored):
         return
     scored = scored[: rng.integers(1, len(scored) + 1)]
     try:
-        operator = ops.interpolation_operator(cloud(rng, count), pixel, centers, scored, size)
+        operator = ops.interpolation_operator(cloud(rng, count), pixel, centers, scored, size, side)
     except ValueError as error:  # squares beyond float32 leave no weights, which is told
         if "values are NaN or infinite" not in str(error):
             raise

@@ -177,7 +177,7 @@ int main(int argc, char** argv) {
         std::printf("shim_again %d\n", dlopen(argv[3], RTLD_NOW) != nullptr);
     }
 
-    int32_t const samples = 1024, size = 32, image = 224;
+    int32_t const samples = 1024, size = 32, image = 224, cells = 56, coarse = 55;
     int64_t const samples64 = 1024;
     float const norm = 0.001F, gamma = 0.5F;
     PluginField const linear{"kernel", "linear", PluginFieldType::kCHAR, 6},
@@ -197,7 +197,11 @@ int main(int argc, char** argv) {
          {f, i}},
         {"KnnGroup", {{"group_size", &size, PluginFieldType::kINT32, 1}}, {{kN, 3}, {1024}}, {f, i}},
         {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, f, i}},
-        {"TokenInterpolate", {{"image_size", &image, PluginFieldType::kINT32, 1}}, tokens, {f, i, f, h, i}},
+        {"TokenInterpolate",
+         {{"image_size", &image, PluginFieldType::kINT32, 1},
+          {"output_size", &cells, PluginFieldType::kINT32, 1}},
+         tokens,
+         {f, i, f, h, i}},
         {"OneClassSvm", {linear, width}, {{kN, 7}, {90, 7}, {90}, {1}}, {f, f, f, f}},
         {"OneClassSvm", {rbf, width}, {{kN, 7}, {90, 7}, {90}, {1}}, {f, f, f, f}},
         {"NearestRow", {}, {{kN, 7}, {90, 7}}, {f, f}},
@@ -228,16 +232,18 @@ int main(int argc, char** argv) {
     int32_t const none = 0, many = 5000;
     float const below = -1.0F;
     PluginField const poly{"kernel", "poly", PluginFieldType::kCHAR, 4};
-    std::vector<std::pair<char const*, PluginField>> const wrong{
-        {"FarthestPointSample", {"num_samples", &none, PluginFieldType::kINT32, 1}},
-        {"FarthestPointSample", {"num_samples", &below, PluginFieldType::kFLOAT32, 1}},
-        {"KnnGroup", {"group_size", &many, PluginFieldType::kINT32, 1}},
-        {"TokenInterpolate", {"image_size", &none, PluginFieldType::kINT32, 1}},
-        {"OneClassSvm", poly},
+    PluginField const grid{"image_size", &image, PluginFieldType::kINT32, 1};
+    std::vector<std::pair<char const*, std::vector<PluginField>>> const wrong{
+        {"FarthestPointSample", {{"num_samples", &none, PluginFieldType::kINT32, 1}}},
+        {"FarthestPointSample", {{"num_samples", &below, PluginFieldType::kFLOAT32, 1}}},
+        {"KnnGroup", {{"group_size", &many, PluginFieldType::kINT32, 1}}},
+        {"TokenInterpolate", {{"image_size", &none, PluginFieldType::kINT32, 1}}},
+        {"TokenInterpolate", {grid, {"output_size", &coarse, PluginFieldType::kINT32, 1}}},
+        {"OneClassSvm", {poly}},
     };
-    for (auto const& [op, field] : wrong) {
+    for (auto const& [op, fields] : wrong) {
         auto* creator = static_cast<IPluginCreatorV3One*>(registry->getCreator(op, versionOf(op), "m3ad"));
-        PluginFieldCollection const given{1, &field};
+        PluginFieldCollection const given{static_cast<int32_t>(fields.size()), fields.data()};
         std::printf("refused %s %d\n", op,
                     creator && creator->createPlugin("p", &given, TensorRTPhase::kBUILD) == nullptr);
     }

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from m3ad.contract import OPS
@@ -58,19 +58,20 @@ def check_interpolation(case: Case, width: int) -> None:
     tokens = RNG.normal(0, 1, (case.num_samples, width)).astype(np.float32)
     arguments = (case.points, case.point_pixel, case.points[idx])
     size = case.image_size
-    scored_pixel = scored_pixels(case.point_pixel, size)
-    np.testing.assert_array_equal(scored_pixel, reference.scored_pixels(case.point_pixel, size))
-    for pixel in (
-        scored_pixel,
-        np.arange(0, size**2, 3, dtype=np.int32),
-    ):  # some rows of the latter are empty
-        spread = native.choose(token_interpolate.in_cpp, token_interpolate.in_numpy)
-        operator = spread(*arguments, pixel, size)
-        rows = np.empty((len(pixel), width), np.float32)
-        native.choose(sparse_rows.apply_in_cpp, sparse_rows.apply_in_numpy)(operator, tokens, rows)
-        expected = reference.token_interpolate(*arguments, tokens, pixel, size)
-        np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
-        assert [array.dtype.name for array in operator] == ["int32", "int32", "float32"]
+    for side in (size, -(-size // 4), -(-size // 2)):
+        scored_pixel = scored_pixels(case.point_pixel, size, side)
+        np.testing.assert_array_equal(scored_pixel, reference.scored_pixels(case.point_pixel, size, side))
+        for pixel in (
+            scored_pixel,
+            np.arange(0, side**2, 3, dtype=np.int32),
+        ):  # some rows of the latter are empty
+            spread = native.choose(token_interpolate.in_cpp, token_interpolate.in_numpy)
+            operator = spread(*arguments, pixel, size, side)
+            rows = np.empty((len(pixel), width), np.float32)
+            native.choose(sparse_rows.apply_in_cpp, sparse_rows.apply_in_numpy)(operator, tokens, rows)
+            expected = reference.token_interpolate(*arguments, tokens, pixel, size, side)
+            np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=2e-6)
+            assert [array.dtype.name for array in operator] == ["int32", "int32", "float32"]
 
 
 def test_every_op_of_the_contract_has_rows_and_a_launch() -> None:
@@ -131,12 +132,15 @@ def test_full_size_equals_reference(case: Case) -> None:
     check_interpolation(case, 16)
 
 
-@pytest.mark.parametrize("image_size", [3, 4, 17, 224])
-def test_pooling_equals_torch(image_size: int) -> None:
+@pytest.mark.parametrize(
+    ("image_size", "output_size"),
+    [(3, 3), (4, 4), (17, 17), (224, 224), (224, 56), (224, 100), (17, 5), (5, 2)],
+)
+def test_pooling_equals_torch(image_size: int, output_size: int) -> None:
     torch = pytest.importorskip("torch", reason="the independent form of the pooling is torch's")
     image = torch.rand(1, 3, image_size, image_size)
-    pool = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1), torch.nn.AdaptiveAvgPool2d(image_size))
-    matrix = torch.from_numpy(reference.pooling_matrix(image_size))
+    pool = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1), torch.nn.AdaptiveAvgPool2d(output_size))
+    matrix = torch.from_numpy(reference.pooling_matrix(image_size, output_size))
     torch.testing.assert_close(matrix @ image @ matrix.T, pool(image), rtol=1e-5, atol=1e-6)
 
 
@@ -148,8 +152,37 @@ def test_pooling_has_the_taps_of_m3dm() -> None:
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
 
 
+@forms
+def test_without_an_output_size_it_is_the_image_size() -> None:
+    arguments = (POINTS, PIXEL, CENTERS, CENTERS, SCORED, 16)
+    np.testing.assert_array_equal(ops.token_interpolate(*arguments), ops.token_interpolate(*arguments, 16))
+    np.testing.assert_array_equal(reference.pooling_matrix(16), reference.pooling_matrix(16, 16))
+
+
+@forms
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(3, 40), st.integers(0, 2**32 - 1), st.data())
+def test_any_output_grid_equals_torch(size: int, seed: int, data: st.DataObject) -> None:
+    torch = pytest.importorskip("torch", reason="the independent form of the pooling is torch's")
+    side = data.draw(st.integers(-(-size // 4), size))
+    rng = np.random.default_rng(seed)
+    pixel = rng.permutation(size * size)[: rng.integers(1, size * size + 1)].astype(np.int32)
+    points, centers = (rng.normal(size=(n, 3)).astype(np.float32) for n in (len(pixel), 5))
+    near, weights = reference.nearest_three(points, centers)
+    image = np.zeros((size * size, 5), np.float32)
+    image[pixel[:, None], near] = weights
+    pool = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1), torch.nn.AdaptiveAvgPool2d(side))
+    pooled = pool(torch.from_numpy(image.T.reshape(1, 5, size, size)))[0].flatten(1).T.numpy()
+    operator = ops.interpolation_operator(
+        points, pixel, centers, scored_pixels(pixel, size, side), size, side
+    )
+    np.testing.assert_array_equal(operator.scored_pixel, np.flatnonzero(pooled.sum(1) > 1e-7))
+    np.testing.assert_allclose(dense(operator), pooled[operator.scored_pixel], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [40, 10, 27])
 @pytest.mark.parametrize("keep", [1, 5, 700, 40 * 40])
-def test_interpolation_equals_torch(keep: int) -> None:
+def test_interpolation_equals_torch(keep: int, side: int) -> None:
     """Scatter -> AvgPool2d(3, 1) -> AdaptiveAvgPool2d(S) on random holes: set of rows, weights."""
     torch = pytest.importorskip("torch", reason="the independent form of the pooling is torch's")
     size, groups = 40, 48
@@ -167,9 +200,11 @@ def test_interpolation_equals_torch(keep: int) -> None:
     scatter[torch.from_numpy(pixel).long()] = torch.zeros(keep, groups).scatter(
         1, index, weights / weights.sum(1, keepdim=True)
     )
-    pool = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1), torch.nn.AdaptiveAvgPool2d(size))
+    pool = torch.nn.Sequential(torch.nn.AvgPool2d(3, 1), torch.nn.AdaptiveAvgPool2d(side))
     expected = pool(scatter.T.reshape(1, groups, size, size)).reshape(groups, -1).T.numpy()
-    operator = ops.interpolation_operator(points, pixel, centers, scored_pixels(pixel, size), size)
+    operator = ops.interpolation_operator(
+        points, pixel, centers, scored_pixels(pixel, size, side), size, side
+    )
     np.testing.assert_array_equal(operator.scored_pixel, np.flatnonzero(expected.sum(1) > 1e-6))
     np.testing.assert_allclose(dense(operator), expected[operator.scored_pixel], rtol=1e-4, atol=1e-6)
 
@@ -351,6 +386,18 @@ NAN = np.where(np.arange(100)[:, None] == 3, np.float32(np.nan), POINTS)
         (
             lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS[:2], SCORED, 16),
             "centers: expected at least 3 of them to interpolate between, got 2",
+        ),
+        (
+            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS, SCORED, 16, 3),
+            "output_size: expected a quarter of image_size 16 up to it, got 3",
+        ),
+        (
+            lambda: ops.token_interpolate(POINTS, PIXEL, CENTERS, CENTERS, SCORED, 16, 17),
+            "output_size: expected a quarter of image_size 16 up to it, got 17",
+        ),
+        (
+            lambda: ops.interpolation_operator(POINTS, PIXEL, CENTERS, np.int32([16]), 16, 4),
+            r"scored_pixel: expected pixels 0..15, got 16..16",
         ),
         (
             lambda: OPERATOR.apply(CENTERS[:5]),

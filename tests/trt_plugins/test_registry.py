@@ -87,7 +87,7 @@ workspace 1
 few_points -1
 attached 1
 creator TokenInterpolate 1
-plugin TokenInterpolate 2 m3ad fields image_size=224
+plugin TokenInterpolate 2 m3ad fields image_size=224 output_size=0
 shapes 0
 output fp32 [R, 1152]
 formats 1 int8 0
@@ -96,7 +96,7 @@ workspace 1
 few_points 0
 attached 1
 creator TokenInterpolate 1
-plugin TokenInterpolate 2 m3ad fields image_size=224
+plugin TokenInterpolate 2 m3ad fields image_size=224 output_size=56
 shapes 0
 output fp16 [R, 1152]
 formats 1 int8 0
@@ -136,6 +136,7 @@ refused FarthestPointSample 1
 refused FarthestPointSample 1
 refused KnnGroup 1
 refused TokenInterpolate 1
+refused TokenInterpolate 1
 refused OneClassSvm 1
 """
 TEXTS = (
@@ -145,6 +146,7 @@ TEXTS = (
     "attribute num_samples: expected an integer",
     "group_size: expected 1..4064, got 5000",
     "image_size: expected 3..4096, got 0",
+    "output_size: expected a quarter of image_size 224 up to it, got 55",
     "kernel: expected linear or rbf, got 'poly'",
 )
 

@@ -43,7 +43,7 @@ METHOD = Method(
     cpu={
         "rgb_extractor": common.RGB_CPU,
         "xyz_extractor": common.XYZ_CPU,
-        "cells": CpuForm("graph", ("cells.onnx",)),
+        "cells": CpuForm("cells", output_size=CELL_SIDE),
         "bank": CpuForm("nearest", ("bank.onnx", "bank_rgb.rows", "bank_xyz.rows", "bank.npz")),
         "vote": CpuForm("graph", ("vote.onnx",)),
     },
@@ -51,7 +51,6 @@ METHOD = Method(
     graphs=(
         common.RGB_GRAPH,
         common.XYZ_GRAPH,
-        DenseGraph("cells", ("chain",), may_quantize=False),
         DenseGraph("bank", ("chain",), may_quantize=False),
         DenseGraph("vote", ("chain",), "map"),
     ),

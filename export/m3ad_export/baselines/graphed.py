@@ -81,7 +81,7 @@ class Kernels:
     ) -> Tensor:
         made = tokens.new_empty(len(at), tokens.shape[1])
         is_half = ctypes.c_bool(tokens.dtype == torch.float16)
-        sizes = (len(points), *tokens.shape, len(at), is_half, IMAGE_SIZE)
+        sizes = (len(points), *tokens.shape, len(at), is_half, IMAGE_SIZE, IMAGE_SIZE)
         tensors = (made, points, point_pixel, centers.contiguous(), tokens.contiguous(), at)
         self._launch("TokenInterpolate", tensors, sizes, self._library.workspaceTokenInterpolate(IMAGE_SIZE))
         return made

@@ -153,7 +153,7 @@ def write_xyz_extractor(encoder: onnx.ModelProto, contract: Contract, folder: Pa
 def interpolate_node(tokens: str, rows: str) -> onnx.NodeProto:
     """TokenInterpolate from values of these names, the cloud's by the contract's."""
     inputs = ["points", "point_pixel", "centers", tokens, "scored_pixel"]
-    return op_node("TokenInterpolate", inputs, [rows], image_size=IMAGE_SIZE)
+    return op_node("TokenInterpolate", inputs, [rows], image_size=IMAGE_SIZE, output_size=IMAGE_SIZE)
 
 
 def project_model(stage: Stage, dims: Dims) -> onnx.ModelProto:
@@ -168,6 +168,19 @@ def project_model(stage: Stage, dims: Dims) -> onnx.ModelProto:
         nodes += rgb.node
         initializers += rgb.initializer
     return model_with_ops(stage, nodes, initializers)
+
+
+def cells_model(stage: Stage, form: CpuForm) -> onnx.ModelProto:
+    """One row of features for each cell of a coarser grid: TokenInterpolate asked for all of them, background too."""
+    every = np.arange(form.output_size**2, dtype=np.int32)
+    node = op_node(
+        "TokenInterpolate",
+        ["points", "point_pixel", "centers", "xyz_tokens", "every_cell"],
+        [stage.outputs[0].name],
+        image_size=IMAGE_SIZE,
+        output_size=form.output_size,
+    )
+    return model_with_ops(stage, [node], [numpy_helper.from_array(every, "every_cell")])
 
 
 def pixel_layer_model(stage: Stage, form: CpuForm, rest: onnx.ModelProto, hidden: int) -> onnx.ModelProto:

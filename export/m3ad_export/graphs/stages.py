@@ -9,6 +9,7 @@ from m3ad.method import Contract
 
 from m3ad_export.graphs.compose import (
     ENCODER_GRAPH,
+    cells_model,
     patches_model,
     pixel_layer_model,
     project_model,
@@ -35,6 +36,8 @@ def compose_stages(contract: Contract, layouts: Sequence[Layout], folder: Path) 
             onnx.save(patches_model(stage, contract.dims), path)
         elif form.kind == "interpolated":
             onnx.save(project_model(stage, contract.dims), path)
+        elif form.kind == "cells":
+            onnx.save(cells_model(stage, form), path)
         elif form.kind == "pixel_layer":
             rest = onnx.load(folder / form.files[0])
             hidden = (folder / form.files[1]).stat().st_size // (4 * MAX_POINTS)

@@ -8,6 +8,12 @@ from m3ad.errors import ArtifactError
 
 from m3ad_export.graphs.compose import value_info
 
+# What a custom op may be given once and for all: weights, and every cell of a grid where the stage takes no pixels.
+MAY_BE_CONSTANT = {
+    "OneClassSvm": ("support_vectors", "coefficients", "rho"),
+    "TokenInterpolate": ("scored_pixel",),
+}
+
 
 def verify_interface(path: Path, stage: Stage) -> None:
     """Check that a file's inputs and outputs are the contract's and that the ONNX checker accepts it.
@@ -48,14 +54,15 @@ def verify_not_frozen(path: Path, *, has_ops: bool = True) -> None:
         if needed & set(node.output):
             needed |= values_read(node)
     ignored = [v.name for v in model.graph.input if v.name not in needed]
-    live = {v.name for v in model.graph.input}
+    taken = {v.name for v in model.graph.input}
+    live = {*taken}
     for node in model.graph.node:
         if node.domain == OP_DOMAIN:
-            data = (
-                OPS[node.op_type].inputs if node.op_type != "OneClassSvm" else ("x",)
-            )  # the rest are its weights
+            given = MAY_BE_CONSTANT.get(node.op_type, ())
             ignored += [
-                f"{node.op_type}'s {n}" for n, v in zip(data, node.input, strict=False) if v not in live
+                f"{node.op_type}'s {name}"
+                for name, value in zip(OPS[node.op_type].inputs, node.input, strict=True)
+                if value not in live and not (name in given and name not in taken)
             ]
         if live & set(node.input):
             live |= set(node.output)

@@ -33,10 +33,8 @@ def cell_pooling(side: int = CELL_SIDE) -> Tensor:
 def lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The lowest values of each row and where they are, ascending, ties by index: [N, M] -> twice [N, count].
 
-    ONNX's TopK breaks ties so, torch's leaves them open: points of a flat, regular grid have many.
+    torch's topk leaves ties open: points of a flat, regular grid have many.
     """
-    if torch.compiler.is_exporting():
-        return values.topk(count, dim=1, largest=False)
     left, found = values.clone(), []
     for _ in range(count):
         found.append(left.argmin(dim=1, keepdim=True))  # the first of several, as its documentation says
@@ -49,7 +47,8 @@ class TokenCells(nn.Module):
     """xyz_tokens [G, D], centers [G, 3], points [N, 3], point_pixel [N] -> xyz_cells [3136, D].
 
     Each point takes its 3 nearest tokens by 1 / (d^2 + 1e-8), then 3 x 3 means and windows down to 56 x 56; pixels
-    without a point are zero. Distances are direct fp32 differences, ties go to the lowest index.
+    without a point are zero. Distances are direct fp32 differences, ties go to the lowest index. In a bundle the op
+    TokenInterpolate does it; this form stands beside it, for training and parity.
     """
 
     pool: Tensor
@@ -61,8 +60,7 @@ class TokenCells(nn.Module):
     def forward(self, xyz_tokens: Tensor, centers: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
         x, y, z = (points[:, k : k + 1] - centers[:, k] for k in range(3))
         near, nearest = lowest((x * x + y * y) + z * z, NEIGHBORS)
-        # 1 / (d^2 + 1e-8) in another unit: torch's exporter drops the sum with a number this small
-        inverse = 1 / (near / DISTANCE_EPS + 1)
+        inverse = 1 / (near + DISTANCE_EPS)
         weights = inverse / inverse.sum(dim=1, keepdim=True)
         parts = [xyz_tokens[nearest[:, k]] * weights[:, k : k + 1] for k in range(NEIGHBORS)]
         rows = parts[0] + parts[1] + parts[2]

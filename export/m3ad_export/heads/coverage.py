@@ -21,7 +21,7 @@ class Coverage(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.smooth = AxisMap(box())
-        self.register_buffer("taps", torch.from_numpy(taps_of(IMAGE_SIZE)), persistent=False)
+        self.register_buffer("taps", torch.from_numpy(taps_of(IMAGE_SIZE, IMAGE_SIZE)), persistent=False)
 
     def forward(self, scored_pixel: Tensor, point_pixel: Tensor) -> Tensor:
         foreground = _ones_on(point_pixel)

@@ -3,12 +3,18 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from conftest import TINY_RGB, TINY_XYZ, make_input, make_tiny_detector
+from m3ad.contract import Dims
+from m3ad.errors import ArtifactError
 from m3ad.frames import find_samples
+from m3ad.methods.m3dm import METHOD
 from m3ad.preprocess import Preprocessing
+from m3ad_export.graphs.compose import cells_model
+from m3ad_export.graphs.verify import verify_not_frozen
 from m3ad_export.heads.bank import Bank, DistanceVote, TokenCells, TwoBanks, cell_pooling
 from m3ad_export.method import Job
 from m3ad_export.methods.m3dm import M3dmSettings, build, direction, features, fit
@@ -17,6 +23,7 @@ from m3ad_export.train.coreset import coreset
 from m3ad_export.train.features import FeatureExtractor
 from m3ad_plugins import ops
 from m3ad_plugins.token_interpolate.reference import nearest_three
+from m3ad_runtime.banks import Cells
 from scipy.ndimage import uniform_filter1d
 from scipy.spatial.distance import cdist
 from sklearn.linear_model import SGDOneClassSVM
@@ -42,7 +49,8 @@ def flat_grid() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("cloud", ["part", "flat grid"])
-def test_cells_are_interpolated_tokens_pooled(cloud: str, tmp_path: Path) -> None:
+def test_cells_are_interpolated_tokens_pooled(cloud: str) -> None:
+    """In PyTorch, by the op on a CPU, and by the graph that engines are built from."""
     frame = make_input(1500)
     points, pixel = flat_grid() if cloud == "flat grid" else (frame.points, frame.point_pixel)
     rng = np.random.default_rng(0)
@@ -58,18 +66,32 @@ def test_cells_are_interpolated_tokens_pooled(cloud: str, tmp_path: Path) -> Non
     inputs = (tokens, points[idx], points, pixel)
     found = TokenCells()(*map(torch.from_numpy, inputs)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    names = ["xyz_tokens", "centers", "points", "point_pixel"]
-    torch.onnx.export(
-        TokenCells(),
-        tuple(map(torch.from_numpy, inputs)),
-        tmp_path / "cells.onnx",
-        input_names=names,
-        dynamo=True,
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(tmp_path / "cells.onnx")
-    (exported,) = session.run(None, dict(zip(names, inputs, strict=True)))
-    np.testing.assert_allclose(exported, expected, atol=1e-5)
+    feeds = dict(zip(["xyz_tokens", "centers", "points", "point_pixel"], inputs, strict=True))
+    on_a_cpu = Cells(56)(feeds)["xyz_cells"]
+    np.testing.assert_allclose(on_a_cpu, expected, atol=1e-5)
+    np.testing.assert_allclose(on_a_cpu, found, atol=1e-6)  # as before the op did it, to rounding
+    np.testing.assert_array_equal(np.any(on_a_cpu != 0, axis=1), np.any(found != 0, axis=1))
+    stage = METHOD.stages(Dims(groups=64, xyz_width=5))["cells"]
+    graph = cells_model(stage, METHOD.cpu["cells"])
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-5)
+
+
+def test_the_graph_of_cells_is_the_op_asked_for_every_cell(tmp_path: Path) -> None:
+    """Background too: the number of cells is fixed, so no shape of an engine depends on the frame but N."""
+    path = tmp_path / "cells.onnx"
+    onnx.save(cells_model(METHOD.stages(Dims())["cells"], METHOD.cpu["cells"]), path)
+    verify_not_frozen(path)
+    graph = onnx.load(path).graph
+    (node,) = graph.node
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert (node.op_type, given["image_size"], given["output_size"]) == ("TokenInterpolate", 224, 56)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(graph.initializer[0]), np.arange(3136))
+    frozen = onnx.load(path)
+    frozen.graph.node[0].input[0] = "every_cell"
+    onnx.save(frozen, path)
+    with pytest.raises(ArtifactError, match=r"\(points, TokenInterpolate's points does not depend"):
+        verify_not_frozen(path)
 
 
 @pytest.mark.parametrize("rows", [3, 500, 8192 + 700])

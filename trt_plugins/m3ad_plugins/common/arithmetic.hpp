@@ -79,23 +79,30 @@ M3AD_HOST_DEVICE void interpolationWeights(float const distance[kNEIGHBORS], flo
     }
 }
 
-//! One output row of the pooling P = AdaptiveAvgPool(size) AvgPool(3, stride 1): inputs first .. first +
-//! count - 1. The adaptive window holds one or two averages, so there are 3 or 4 taps: (1,1,1)/3 or
-//! (1,2,2,1)/6.
+M3AD_HOST_DEVICE int32_t lesser(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+//! One output row of the pooling P = AdaptiveAvgPool(output) AvgPool(3, stride 1): inputs first .. first +
+//! count - 1. A window of n averages has n + 2 taps, each weighed by how many of them it is in: (1,1,1)/3,
+//! (1,2,2,1)/6, .. (1,2,3,3,3,2,1)/15.
 struct PoolTaps {
     int32_t first;
     int32_t count;
     M3AD_HOST_DEVICE float weight(int32_t tap) const {
-        return count == 3 ? 1.0F / 3.0F : (tap == 0 || tap == 3 ? 1.0F / 6.0F : 1.0F / 3.0F);
+        int32_t const averages = count - 2;
+        int32_t const holds = lesser(lesser(tap + 1, count - tap), lesser(averages, 3));
+        return quotient(static_cast<float>(holds), static_cast<float>(3 * averages));
     }
 };
 
-constexpr int32_t kMAX_TAPS = 4;
+constexpr int32_t kMAX_TAPS = 4;      //!< on the image's own grid: windows of one or two averages
+constexpr int32_t kMAX_WIDE_TAPS = 7; //!< on a coarser one, of at least a quarter of its side
 
-M3AD_HOST_DEVICE PoolTaps poolTaps(int32_t out, int32_t size) {
+M3AD_HOST_DEVICE PoolTaps poolTaps(int32_t out, int32_t size, int32_t output) {
     int32_t const inner = size - 2;
-    int32_t const start = out * inner / size;
-    int32_t const stop = ((out + 1) * inner + size - 1) / size;
+    int32_t const start = out * inner / output;
+    int32_t const stop = ((out + 1) * inner + output - 1) / output;
     return {start, stop - start + 2};
 }
 

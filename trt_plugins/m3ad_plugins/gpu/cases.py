@@ -140,15 +140,19 @@ def rows_on(case: Case, width: int, tokens_dtype: type = np.float32) -> list[Row
     near = {"rtol": 2**-11 if tokens_dtype is np.float16 else 1e-5, "atol": 2e-6}
     everywhere = np.arange(0, size**2, 3, dtype=np.int32)  # some rows are empty
     sampling = {"num_samples": case.num_samples, "min_norm_sq": case.min_norm_sq}
-    image = {"image_size": size}
+    image, coarse = (
+        {"image_size": size, "output_size": size},
+        {"image_size": size, "output_size": -(-size // 4)},
+    )
     return [
         Row("FarthestPointSample", case.name, {"points": points, "point_pixel": case.point_pixel}, sampling),
         Row("KnnGroup", case.name, {"points": points, "idx": idx}, {"group_size": case.group_size}),
         *(
-            Row("TokenInterpolate", name, {**spread, "scored_pixel": pixel}, image, **near)
-            for name, pixel in (
-                (case.name, scored_pixels(case.point_pixel, size)),
-                (f"{case.name}, any pixels", everywhere),
+            Row("TokenInterpolate", name, {**spread, "scored_pixel": pixel}, grids, **near)
+            for name, pixel, grids in (
+                (case.name, scored_pixels(case.point_pixel, size), image),
+                (f"{case.name}, any pixels", everywhere, image),
+                (f"{case.name}, a coarser grid", scored_pixels(case.point_pixel, **coarse), coarse),
             )
         ),
     ]
@@ -210,7 +214,7 @@ def _launch_spread(inputs: dict[str, np.ndarray], attributes: dict[str, Any]) ->
     groups, width = inputs["tokens"].shape
     is_half, size = inputs["tokens"].dtype == np.float16, attributes["image_size"]
     sizes = (len(inputs["points"]), groups, width, len(inputs["scored_pixel"]))
-    return Launch((*sizes, is_half, size), size)
+    return Launch((*sizes, is_half, size, attributes["output_size"]), size)
 
 
 def _launch_svm(inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> Launch:

@@ -13,8 +13,6 @@
 namespace m3ad {
 namespace {
 
-static_assert(kROW_CAPACITY == kMAX_TAPS * kMAX_TAPS * kNEIGHBORS);
-
 //! The 3 nearest centres of a pixel and their weights; index[0] < 0 marks a pixel without a point.
 struct PixelTokens {
     int32_t index[kNEIGHBORS];
@@ -98,13 +96,18 @@ void findTokens(Tiles const& tiles, Centers const& centers, int32_t const* point
 int32_t poolRow(std::vector<PixelTokens> const& pixels, PoolTaps rows, PoolTaps columns, int32_t imageSize,
                 std::vector<float>& sum, int32_t* indices, float* weights) {
     int32_t count = 0;
+    float across[kMAX_WIDE_TAPS];
+    for (int32_t j = 0; j < columns.count; ++j) {
+        across[j] = columns.weight(j);
+    }
     for (int32_t i = 0; i < rows.count; ++i) {
+        float const down = rows.weight(i);
         for (int32_t j = 0; j < columns.count; ++j) {
             PixelTokens const& pixel = pixels[(rows.first + i) * imageSize + columns.first + j];
             if (pixel.index[0] < 0) {
                 continue;
             }
-            float const tap = mul(rows.weight(i), columns.weight(j));
+            float const tap = mul(down, across[j]);
             for (int32_t k = 0; k < kNEIGHBORS; ++k) {
                 int32_t const g = pixel.index[k];
                 if (sum[g] < 0) {
@@ -127,8 +130,8 @@ int32_t poolRow(std::vector<PixelTokens> const& pixels, PoolTaps rows, PoolTaps 
 
 void interpolationOperator(float const* points, int32_t const* pointPixel, int32_t count,
                            float const* centers, int32_t groups, int32_t const* scoredPixel, int32_t rows,
-                           int32_t imageSize, int32_t* indptr, int32_t* indices, float* weights,
-                           int32_t threads) {
+                           int32_t imageSize, int32_t outputSize, int32_t capacity, int32_t* indptr,
+                           int32_t* indices, float* weights, int32_t threads) {
     Centers lanes{std::vector<float>(groups), std::vector<float>(groups), std::vector<float>(groups)};
     for (int32_t g = 0; g < groups; ++g) {
         lanes.x[g] = centers[3 * g];
@@ -147,19 +150,20 @@ void interpolationOperator(float const* points, int32_t const* pointPixel, int32
     parallelFor(stretches, threads, [&](int32_t begin, int32_t end, int32_t) {
         std::vector<float> sum(groups, -1);
         for (int32_t stretch = begin; stretch < end; ++stretch) {
-            int64_t at = int64_t{stretch} * kSTRETCH * kROW_CAPACITY;
+            int64_t at = int64_t{stretch} * kSTRETCH * capacity;
             int32_t const last = std::min(rows, (stretch + 1) * kSTRETCH);
             for (int32_t row = stretch * kSTRETCH; row < last; ++row) {
-                int32_t const y = scoredPixel[row] / imageSize, x = scoredPixel[row] % imageSize;
-                sizes[row] = poolRow(pixels, poolTaps(y, imageSize), poolTaps(x, imageSize), imageSize, sum,
-                                     indices + at, weights + at);
+                int32_t const y = scoredPixel[row] / outputSize, x = scoredPixel[row] % outputSize;
+                sizes[row] =
+                    poolRow(pixels, poolTaps(y, imageSize, outputSize), poolTaps(x, imageSize, outputSize),
+                            imageSize, sum, indices + at, weights + at);
                 at += sizes[row];
             }
         }
     });
     indptr[0] = 0;
     for (int32_t stretch = 0; stretch < stretches; ++stretch) {
-        int64_t const from = int64_t{stretch} * kSTRETCH * kROW_CAPACITY;
+        int64_t const from = int64_t{stretch} * kSTRETCH * capacity;
         int32_t const first = stretch * kSTRETCH, last = std::min(rows, first + kSTRETCH);
         for (int32_t row = first; row < last; ++row) {
             indptr[row + 1] = indptr[row] + sizes[row];
@@ -174,10 +178,10 @@ void interpolationOperator(float const* points, int32_t const* pointPixel, int32
 
 M3AD_API m3ad_interpolation_operator(float const* points, int32_t const* pointPixel, int32_t count,
                                      float const* centers, int32_t groups, int32_t const* scoredPixel,
-                                     int32_t rows, int32_t imageSize, int32_t* indptr, int32_t* indices,
-                                     float* weights, int32_t threads) {
+                                     int32_t rows, int32_t imageSize, int32_t outputSize, int32_t capacity,
+                                     int32_t* indptr, int32_t* indices, float* weights, int32_t threads) {
     return m3ad::guarded([&] {
         m3ad::interpolationOperator(points, pointPixel, count, centers, groups, scoredPixel, rows, imageSize,
-                                    indptr, indices, weights, threads);
+                                    outputSize, capacity, indptr, indices, weights, threads);
     });
 }

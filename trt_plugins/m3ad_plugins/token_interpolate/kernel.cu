@@ -1,6 +1,7 @@
 //! TokenInterpolate: rows = select (P x P) scatter(W) tokens, straight from tokens to rows (reference.py).
 //! 1. 3-NN of each point: a warp takes 32 consecutive points and only the centres that can be near their box.
-//! 2. Rows: a block merges the taps of 32 scored pixels into short lists in shared memory, then streams over
+//! 2. Rows: a block merges the taps of 32 scored pixels (10 on a coarser grid) into short lists in shared
+//! memory, then streams over
 //!    the channels, so that neighbouring rows find their common tokens in L1 and the result is written once.
 
 #include "kernel.cuh"
@@ -15,32 +16,33 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------
 // kernels
 
-constexpr int32_t kROWS_PER_BLOCK = 32;
 constexpr int32_t kROW_THREADS = 128;
 // On a multiprocessor; more find no shared memory where there are 100 KiB of it. Without the bound ptxas
 // takes 71 registers on sm_89, and 32 with a spill on sm_90.
 constexpr int32_t kROW_BLOCKS = 8;
-constexpr int32_t kTAPS = kMAX_TAPS * kMAX_TAPS * kNEIGHBORS; //!< entries of a row before merging
-constexpr int32_t kCHANNELS = 4;                              //!< a lane handles at a time
+constexpr int32_t kCHANNELS = 4; //!< a lane handles at a time
 
-//! The merged taps of a block's rows.
-struct RowLists {
-    int32_t index[kROWS_PER_BLOCK][kTAPS];
-    float weight[kROWS_PER_BLOCK][kTAPS];
-    int32_t count[kROWS_PER_BLOCK];
+//! The merged taps of a block's rows; kSIDE: of the widest window along one axis.
+template <int32_t kSIDE> struct RowLists {
+    static constexpr int32_t kROWS = kSIDE == kMAX_TAPS ? 32 : 10; // of a block: 12 KiB of lists
+    static constexpr int32_t kTAPS = kSIDE * kSIDE * kNEIGHBORS;   // entries of a row before merging
+    int32_t index[kROWS][kTAPS];
+    float weight[kROWS][kTAPS];
+    int32_t count[kROWS];
 };
 
 //! A warp merges the taps of one output pixel: entries of the same centre are summed, in tap order.
-__device__ void mergeTaps(RowLists& lists, int32_t slot, PixelTokens const* pixels, int32_t pixel,
-                          int32_t imageSize) {
+template <int32_t kSIDE>
+__device__ void mergeTaps(RowLists<kSIDE>& lists, int32_t slot, PixelTokens const* pixels, int32_t pixel,
+                          int32_t imageSize, int32_t outputSize) {
+    constexpr int32_t kTAPS = RowLists<kSIDE>::kTAPS, kROUNDS = (kTAPS + kWARP - 1) / kWARP;
     int32_t const lane = threadIdx.x % kWARP;
-    PoolTaps const rows = poolTaps(pixel / imageSize, imageSize),
-                   columns = poolTaps(pixel % imageSize, imageSize);
+    PoolTaps const rows = poolTaps(pixel / outputSize, imageSize, outputSize),
+                   columns = poolTaps(pixel % outputSize, imageSize, outputSize);
     int32_t* index = lists.index[slot];
     float* weight = lists.weight[slot];
     for (int32_t entry = lane; entry < kTAPS; entry += kWARP) {
-        int32_t const tap = entry / kNEIGHBORS, k = entry % kNEIGHBORS, i = tap / kMAX_TAPS,
-                      j = tap % kMAX_TAPS;
+        int32_t const tap = entry / kNEIGHBORS, k = entry % kNEIGHBORS, i = tap / kSIDE, j = tap % kSIDE;
         bool const inside = i < rows.count && j < columns.count;
         PixelTokens const* source =
             inside ? &pixels[(rows.first + i) * imageSize + columns.first + j] : nullptr;
@@ -49,12 +51,13 @@ __device__ void mergeTaps(RowLists& lists, int32_t slot, PixelTokens const* pixe
         weight[entry] = used ? mul(mul(rows.weight(i), columns.weight(j)), source->weight[k]) : 0.0F;
     }
     __syncwarp();
-    // Of entries lane and lane + 32, when they are the first of their centre; unrolled, they are registers.
-    int32_t mergedIndex[2] = {-1, -1};
-    float mergedWeight[2] = {0.0F, 0.0F};
+    // Of entries lane, lane + 32, .. when they are the first of their centre; unrolled, they are registers.
+    int32_t mergedIndex[kROUNDS];
+    float mergedWeight[kROUNDS];
 #pragma unroll
-    for (int32_t half = 0; half < 2; ++half) {
-        int32_t const entry = lane + half * kWARP;
+    for (int32_t round = 0; round < kROUNDS; ++round) {
+        mergedIndex[round] = -1, mergedWeight[round] = 0.0F;
+        int32_t const entry = lane + round * kWARP;
         if (entry >= kTAPS || index[entry] < 0) {
             continue;
         }
@@ -65,20 +68,21 @@ __device__ void mergeTaps(RowLists& lists, int32_t slot, PixelTokens const* pixe
         if (first != entry) {
             continue;
         }
-        mergedIndex[half] = index[entry];
+        mergedIndex[round] = index[entry];
         for (int32_t other = entry; other < kTAPS; ++other) {
-            mergedWeight[half] = add(mergedWeight[half], index[other] == index[entry] ? weight[other] : 0.0F);
+            mergedWeight[round] =
+                add(mergedWeight[round], index[other] == index[entry] ? weight[other] : 0.0F);
         }
     }
     __syncwarp();
     int32_t count = 0;
 #pragma unroll
-    for (int32_t half = 0; half < 2; ++half) {
-        uint32_t const votes = __ballot_sync(kFULL, mergedIndex[half] >= 0);
-        if (mergedIndex[half] >= 0) {
+    for (int32_t round = 0; round < kROUNDS; ++round) {
+        uint32_t const votes = __ballot_sync(kFULL, mergedIndex[round] >= 0);
+        if (mergedIndex[round] >= 0) {
             int32_t const at = count + __popc(votes & ((1U << lane) - 1));
-            index[at] = mergedIndex[half];
-            weight[at] = mergedWeight[half];
+            index[at] = mergedIndex[round];
+            weight[at] = mergedWeight[round];
         }
         count += __popc(votes);
     }
@@ -117,16 +121,17 @@ __device__ void assign(__half& to, float value) {
 }
 
 //! rows [R, width], tokens [groups, width]; kALIGNED: width is a multiple of kCHANNELS
-template <typename T, bool kALIGNED>
+template <typename T, bool kALIGNED, int32_t kSIDE>
 __global__ void __launch_bounds__(kROW_THREADS, kROW_BLOCKS)
     rowsKernel(T* rows, int32_t const* scoredPixel, int32_t rowCount, PixelTokens const* pixels,
-               T const* tokens, int32_t width, int32_t imageSize) {
-    __shared__ RowLists lists;
-    int32_t const first = blockIdx.x * kROWS_PER_BLOCK;
-    int32_t const used = min(rowCount - first, kROWS_PER_BLOCK);
+               T const* tokens, int32_t width, int32_t imageSize, int32_t outputSize) {
+    constexpr int32_t kROWS = RowLists<kSIDE>::kROWS;
+    __shared__ RowLists<kSIDE> lists;
+    int32_t const first = blockIdx.x * kROWS;
+    int32_t const used = min(rowCount - first, kROWS);
     int32_t const warp = threadIdx.x / kWARP;
     for (int32_t slot = warp; slot < used; slot += kROW_THREADS / kWARP) {
-        mergeTaps(lists, slot, pixels, scoredPixel[first + slot], imageSize);
+        mergeTaps(lists, slot, pixels, scoredPixel[first + slot], imageSize, outputSize);
     }
     __syncthreads();
     int32_t constexpr kSTEP = kALIGNED ? kCHANNELS : 1;
@@ -156,11 +161,11 @@ __global__ void __launch_bounds__(kROW_THREADS, kROW_BLOCKS)
     }
 }
 
-//! T is float or __half.
-template <typename T>
+//! T is float or __half; kSIDE as of RowLists.
+template <typename T, int32_t kSIDE>
 cudaError_t launchAs(T* rows, float const* points, int32_t const* pointPixel, float const* centers,
                      T const* tokens, int32_t const* scoredPixel, int32_t count, int32_t groups,
-                     int32_t width, int32_t rowCount, int32_t imageSize, void* workspace,
+                     int32_t width, int32_t rowCount, int32_t imageSize, int32_t outputSize, void* workspace,
                      cudaStream_t stream) {
     int32_t const numPixels = imageSize * imageSize;
     auto* pixels = static_cast<PixelTokens*>(workspace);
@@ -170,9 +175,10 @@ cudaError_t launchAs(T* rows, float const* points, int32_t const* pointPixel, fl
     int32_t const warps = groups <= kMAX_CENTERS * kWARP / kPOINT_THREADS ? kPOINT_THREADS / kWARP : 1;
     nearestThreeKernel<<<ceilDiv(count, warps * kWARP), warps * kWARP, warps * groups * sizeof(int32_t),
                          stream>>>(pixels, points, pointPixel, centers, count, groups);
-    auto const kernel = width % kCHANNELS == 0 ? rowsKernel<T, true> : rowsKernel<T, false>;
-    kernel<<<ceilDiv(rowCount, kROWS_PER_BLOCK), kROW_THREADS, 0, stream>>>(rows, scoredPixel, rowCount,
-                                                                            pixels, tokens, width, imageSize);
+    auto const kernel = width % kCHANNELS == 0 ? rowsKernel<T, true, kSIDE> : rowsKernel<T, false, kSIDE>;
+    int32_t const blocks = ceilDiv(rowCount, RowLists<kSIDE>::kROWS);
+    kernel<<<blocks, kROW_THREADS, 0, stream>>>(rows, scoredPixel, rowCount, pixels, tokens, width, imageSize,
+                                                outputSize);
     return cudaGetLastError();
 }
 
@@ -188,11 +194,13 @@ size_t workspaceTokenInterpolate(int32_t imageSize) {
 cudaError_t launchTokenInterpolate(void* rows, float const* points, int32_t const* pointPixel,
                                    float const* centers, void const* tokens, int32_t const* scoredPixel,
                                    int32_t count, int32_t groups, int32_t width, int32_t rowCount,
-                                   bool isHalf, int32_t imageSize, void* workspace, cudaStream_t stream) {
+                                   bool isHalf, int32_t imageSize, int32_t outputSize, void* workspace,
+                                   cudaStream_t stream) {
     auto const launch = [&](auto* typed) {
         using T = std::remove_pointer_t<decltype(typed)>;
-        return launchAs<T>(static_cast<T*>(rows), points, pointPixel, centers, static_cast<T const*>(tokens),
-                           scoredPixel, count, groups, width, rowCount, imageSize, workspace, stream);
+        auto const onGrid = outputSize == imageSize ? launchAs<T, kMAX_TAPS> : launchAs<T, kMAX_WIDE_TAPS>;
+        return onGrid(static_cast<T*>(rows), points, pointPixel, centers, static_cast<T const*>(tokens),
+                      scoredPixel, count, groups, width, rowCount, imageSize, outputSize, workspace, stream);
     };
     return isHalf ? launch(static_cast<__half*>(nullptr)) : launch(static_cast<float*>(nullptr));
 }

@@ -15,12 +15,14 @@ extern "C" {
 
 size_t workspaceTokenInterpolate(int32_t imageSize);
 
-//! rows [rowCount, width] of the pixels scoredPixel [rowCount]; zero where no foreground pixel lies under the
-//! taps. rows and tokens [groups, width] are float or, with isHalf, __half; sums are fp32.
+//! rows [rowCount, width] of the pixels scoredPixel [rowCount] of a grid of outputSize; zero where no
+//! foreground pixel lies under the taps. rows and tokens [groups, width] are float or, with isHalf, __half;
+//! sums are fp32.
 cudaError_t launchTokenInterpolate(void* rows, float const* points, int32_t const* pointPixel,
                                    float const* centers, void const* tokens, int32_t const* scoredPixel,
                                    int32_t count, int32_t groups, int32_t width, int32_t rowCount,
-                                   bool isHalf, int32_t imageSize, void* workspace, cudaStream_t stream);
+                                   bool isHalf, int32_t imageSize, int32_t outputSize, void* workspace,
+                                   cudaStream_t stream);
 }
 
 } // namespace m3ad

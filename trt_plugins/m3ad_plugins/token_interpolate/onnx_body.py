@@ -2,7 +2,7 @@
 
 # Points go 512 at a time through the 3-NN search, channels 64 at a time through P X P^T; both are filled up with 0.
 BODY = """
-<image_size> (points, point_pixel, centers, tokens, scored_pixel) => (rows) {
+<image_size, output_size> (points, point_pixel, centers, tokens, scored_pixel) => (rows) {
     axis0 = Constant <value_int = 0> ()
     axis1 = Constant <value_int = 1> ()
     axis2 = Constant <value_int = 2> ()
@@ -66,16 +66,18 @@ BODY = """
 
     inner = Sub (size, axis2)
     one = Constant <value_int = 1> ()
-    out1 = Range (axis0, size, one)
+    out_size = Constant <value_int: int = @output_size> ()
+    out_dim = Unsqueeze (out_size, first)
+    out1 = Range (axis0, out_size, one)
     out = Unsqueeze (out1, second)
     mid = Range (axis0, inner, one)
     out_next = Add (out, one)
     start_scaled = Mul (out, inner)
-    start = Div (start_scaled, size)
+    start = Div (start_scaled, out_size)
     stop_scaled = Mul (out_next, inner)
-    almost = Sub (size, one)
+    almost = Sub (out_size, one)
     stop_raised = Add (stop_scaled, almost)
-    stop = Div (stop_raised, size)
+    stop = Div (stop_raised, out_size)
     from_start = GreaterOrEqual (mid, start)
     to_stop = Less (mid, stop)
     in_window = And (from_start, to_stop)
@@ -83,7 +85,8 @@ BODY = """
     width = ReduceSum <keepdims = 1> (window, second)
     adaptive = Div (window, width)
     mid_row = Unsqueeze (mid, second)
-    offset = Sub (out1, mid_row)
+    pixel1 = Range (axis0, size, one)
+    offset = Sub (pixel1, mid_row)
     not_left = GreaterOrEqual (offset, axis0)
     not_right = LessOrEqual (offset, axis2)
     in_kernel = And (not_left, not_right)
@@ -112,7 +115,7 @@ BODY = """
     weight1 = Slice (pixel_weight, second, third, second)
     weight2 = Slice (pixel_weight, third, three, second)
     image_rows = Concat <axis = 0> (size_dim, any)
-    image_pixels = Concat <axis = 0> (size_dim, size_dim, block)
+    image_pixels = Concat <axis = 0> (out_dim, size_dim, block)
     flat_pixels = Concat <axis = 0> (any, block)
     unused_final, row_blocks = Scan <num_scan_inputs = 1, body = pool_block (
         float unused_before, float[G, 64] token_block

@@ -11,10 +11,18 @@ struct TokenInterpolate {
     // points, point_pixel, centers, tokens, scored_pixel -> rows
     static constexpr int32_t kINPUTS = 5, kOUTPUTS = 1;
     int32_t imageSize = 0;
+    int32_t outputSize = 0; //!< 0, as in what was made before there was the attribute: imageSize
 
-    std::vector<Attribute> attributes() { return {{"image_size", nv::PluginFieldType::kINT32, &imageSize}}; }
+    std::vector<Attribute> attributes() {
+        return {{"image_size", nv::PluginFieldType::kINT32, &imageSize},
+                {"output_size", nv::PluginFieldType::kINT32, &outputSize}};
+    }
+    int32_t outputSide() const { return outputSize == 0 ? imageSize : outputSize; }
     void check() const {
         require(imageSize >= 3 && imageSize <= 4096, text("image_size: expected 3..4096, got ", imageSize));
+        require(
+            outputSide() <= imageSize && 4 * static_cast<int64_t>(outputSide()) >= imageSize,
+            text("output_size: expected a quarter of image_size ", imageSize, " up to it, got ", outputSize));
     }
     static bool inputFits(int32_t i, nv::DataType const* types) {
         if (i == 3) {
@@ -46,7 +54,7 @@ struct TokenInterpolate {
             static_cast<float const*>(in[2]), in[3], static_cast<int32_t const*>(in[4]),
             static_cast<int32_t>(desc[0].dims.d[0]), static_cast<int32_t>(desc[2].dims.d[0]),
             static_cast<int32_t>(desc[3].dims.d[1]), static_cast<int32_t>(desc[4].dims.d[0]),
-            desc[3].type == nv::DataType::kHALF, imageSize, workspace, stream);
+            desc[3].type == nv::DataType::kHALF, imageSize, outputSide(), workspace, stream);
     }
 };
 

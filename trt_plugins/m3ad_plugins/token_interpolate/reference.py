@@ -26,23 +26,23 @@ def nearest_three(points: Float32, centers: Float32) -> tuple[Int32, Float32]:
     return np.stack(nearest, 1).astype(np.int32), weights / weights.sum(1, keepdims=True)
 
 
-def pooling_matrix(image_size: int) -> Float32:
-    """P [H, H] of one axis: AvgPool(3, stride 1, no padding) to H - 2, then AdaptiveAvgPool back to H."""
-    inner = image_size - 2
-    average, adaptive = np.zeros((inner, image_size)), np.zeros((image_size, inner))
+def pooling_matrix(image_size: int, output_size: int | None = None) -> Float32:
+    """P [S, H] of one axis: AvgPool(3, stride 1, no padding) to H - 2, then AdaptiveAvgPool to S, by default H."""
+    inner, side = image_size - 2, output_size or image_size
+    average, adaptive = np.zeros((inner, image_size)), np.zeros((side, inner))
     for i in range(inner):
         average[i, i : i + 3] = 1 / 3
-    for o in range(image_size):
-        start, stop = o * inner // image_size, -(-(o + 1) * inner // image_size)
+    for o in range(side):
+        start, stop = o * inner // side, -(-(o + 1) * inner // side)
         adaptive[o, start:stop] = 1 / (stop - start)
     return (adaptive @ average).astype(np.float32)
 
 
-def scored_pixels(point_pixel: Int32, image_size: int = 224) -> Int32:
-    """The pixels with a foreground pixel under the pooling's taps, ascending: P F P^T > 0, F the foreground."""
+def scored_pixels(point_pixel: Int32, image_size: int = 224, output_size: int | None = None) -> Int32:
+    """The output pixels with a foreground pixel under their taps, ascending: P F P^T > 0, F the foreground."""
     foreground = np.zeros((image_size, image_size), np.int64)
     foreground.reshape(-1)[point_pixel] = 1
-    taps = (pooling_matrix(image_size) > 0).astype(np.int64)
+    taps = (pooling_matrix(image_size, output_size) > 0).astype(np.int64)
     return np.flatnonzero(taps @ foreground @ taps.T).astype(np.int32)
 
 
@@ -53,9 +53,10 @@ def token_interpolate(
     tokens: Float32,
     scored_pixel: Int32,
     image_size: int = 224,
+    output_size: int | None = None,
 ) -> Float32:
     """P X P^T per channel at the scored pixels, X the image of interpolated tokens, 0 off the foreground."""
-    pool, width = pooling_matrix(image_size), tokens.shape[1]
+    pool, width = pooling_matrix(image_size, output_size), tokens.shape[1]
     nearest, weights = nearest_three(points, centers)
     image = np.zeros((image_size * image_size, width), np.float32)
     image[point_pixel] = (tokens[nearest] * weights[..., None]).sum(1)
