@@ -33,9 +33,14 @@ def quantized_by_modelopt(
 
     Raises:
         MissingDependencyError: it is not installed.
-        M3adError: it has no such method, or cannot store weights alone.
+        M3adError: it has no such method, cannot store weights alone, or is asked for convolutions.
         ArtifactError: it left a product of the plan as it was.
     """
+    chosen = qdq.products(model, stage, plan)
+    if qdq.has_convolutions(model, stage, plan):
+        raise M3adError(
+            f"{stage} has convolutions, which --engine modelopt does not quantize here; use --engine onnxruntime"
+        )
     try:
         from modelopt.onnx.quantization import quantize
     except ImportError as error:
@@ -47,7 +52,6 @@ def quantized_by_modelopt(
         raise M3adError(
             f"ModelOpt calibrates by max or entropy, got {method!r}; use --engine onnxruntime for it"
         )
-    chosen = qdq.products(model, stage, plan)
     if not chosen:
         return copy.deepcopy(model)
     if "int8_weights" in chosen.values():

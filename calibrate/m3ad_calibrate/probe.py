@@ -1,7 +1,7 @@
 """What a change in some graphs does to anomaly maps, cheaply: everything before the change is computed once.
 
-Scores are taken at every second pixel of both axes and spread over the rest before the vote; the reference is taken
-the same way. Every layout of the bundle is run.
+Of a method that scores pixels by rows, scores are taken at every second pixel of both axes and spread over the rest
+before the vote; the reference is taken the same way. Other methods are run whole. Every layout of the bundle is run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from m3ad.bundle import Bundle
 from m3ad.contract import GRID_SIZE, Layout
-from m3ad.errors import ArtifactError, FrameError
+from m3ad.errors import FrameError
 from m3ad.frames import Sample, read_sample
 from m3ad.grid import prepare_mask
 from m3ad.metrics import aupro, image_auroc, rank_correlation
@@ -40,12 +40,8 @@ class Probed:
     pick: npt.NDArray[np.intp]  # rows whose scores are computed
     nearest: npt.NDArray[np.intp]  # for each row, which picked one stands for it
     mask: npt.NDArray[np.bool_]
+    pixels: npt.NDArray[np.int32]  # [R] the scored ones, or the part's: whose ranks are compared
     known: dict[Layout, Walked]
-
-    @property
-    def scored_pixel(self) -> npt.NDArray[np.int32]:
-        """[R] the scored pixels."""
-        return self.inputs["scored_pixel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,6 @@ class Probe:
         threads: of ONNX Runtime.
 
     Raises:
-        ArtifactError: the method has no rows of scores to probe.
         FrameError: there are no samples.
     """
 
@@ -83,11 +78,6 @@ class Probe:
                 "there are no good validation frames to probe with; add some to the validation split"
             )
         method = bundle.contract.method
-        if "scored_pixel" not in method.inputs:
-            raise ArtifactError(
-                f"{bundle.path} has no matrix products that int8 and fp8 are for: {method.title} is convolutions, "
-                "which are not quantized; quantize it to fp16"
-            )
         self.bundle, self.threads, self.layouts = bundle, threads, tuple(layouts)
         self.models = {
             g.name: onnx.load(bundle.file(f"onnx/{g.name}.onnx"))
@@ -120,10 +110,12 @@ class Probe:
 
     def walk(self, layout: Layout, changed: Mapping[str, OnnxGraph]) -> Walk:
         """A layout with some graphs in place of the bundle's."""
-        graphs = {**self.graphs, **changed}
 
-        def load(path: Path, _threads: int) -> OnnxGraph:
-            return graphs[path.stem.removesuffix("_cpu")]
+        def load(path: Path, threads: int) -> OnnxGraph:
+            name = path.stem.removesuffix("_cpu")
+            if name not in self.graphs:  # a memory, into which no plan is written
+                self.graphs[name] = OnnxGraph(path, threads)
+            return changed.get(name, self.graphs[name])
 
         folder = self.bundle.path / "onnx"
         return Walk(self.bundle.contract, layout, folder, load, self.threads)
@@ -138,7 +130,7 @@ class Probe:
             actual, expected = self._metrics(maps), self.metrics[layout]
             drop = {name: expected[name] - actual[name] for name in METRICS}
             rank = min(
-                rank_correlation(a.ravel()[f.scored_pixel], b.ravel()[f.scored_pixel])
+                rank_correlation(a.ravel()[f.pixels], b.ravel()[f.pixels])
                 for a, b, f in zip(self.reference[layout], maps, self.frames, strict=True)
             )
             found_loss = quality_loss(drop, rank, budget)
@@ -147,16 +139,20 @@ class Probe:
         return worst or QualityLoss(dict.fromkeys(METRICS, 0.0), 1.0, 0.0)
 
     def _probed(self, prepared: ModelInput, mask: npt.NDArray[np.bool_]) -> Probed:
-        y, x = np.divmod(prepared.scored_pixel, prepared.image.shape[3])
-        pick = np.flatnonzero((y % STRIDE == 0) & (x % STRIDE == 0))
-        nearest = _nearest(np.stack([y, x], axis=1), pick)
+        pixels, nothing = prepared.point_pixel, np.zeros(0, np.intp)
+        pick, nearest = nothing, nothing
+        if "scored_pixel" in self.bundle.contract.method.inputs:
+            pixels = prepared.scored_pixel
+            y, x = np.divmod(pixels, GRID_SIZE[self.bundle.preprocessing.geometry])
+            pick = np.flatnonzero((y % STRIDE == 0) & (x % STRIDE == 0))
+            nearest = _nearest(np.stack([y, x], axis=1), pick)
         inputs = model_arrays(prepared)
         known: dict[Layout, Walked] = {}
         whole = Walked()
         for layout, walk in self.walks.items():
             known[layout] = walk.run(inputs, pick, whole)
             whole = Walked(known[layout].whole)
-        return Probed(inputs, pick, nearest, mask, known)
+        return Probed(inputs, pick, nearest, mask, pixels, known)
 
     def _maps(self, changed: dict[str, OnnxGraph], layout: Layout) -> list[npt.NDArray[np.float32]]:
         walk, names = self.walk(layout, changed), frozenset(changed)
@@ -169,7 +165,7 @@ class Probe:
 def metrics_of(
     maps: Sequence[npt.NDArray[np.float32]], masks: Sequence[npt.NDArray[np.bool_]]
 ) -> dict[str, float]:
-    """The metrics of maps [224, 224] whose synthetic defects lie where the masks say."""
+    """The metrics of maps of one size whose synthetic defects lie where the masks say."""
     stacked, where = np.nan_to_num(np.stack(maps)), np.stack(masks)
     labels = np.array([mask.any() for mask in masks])
     return {

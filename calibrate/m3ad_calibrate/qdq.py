@@ -1,10 +1,13 @@
 """INT8 and FP8 written into an ONNX graph as Q/DQ pairs, the form strongly typed TensorRT and ONNX Runtime both read.
 
-Symmetric; activations per tensor, weights per output channel and stored in eight bits. ONNX Runtime's quantizer places
-the pairs; what it cannot say (FP8 with our limits, weights alone) is rewritten afterwards from the fp32 weights.
+Symmetric; activations per tensor, weights per output channel and stored in eight bits. A product is a matrix product
+or, in INT8, a convolution. ONNX Runtime's quantizer places the pairs; what it cannot say (FP8 with our limits, weights
+alone) is rewritten afterwards from the fp32 weights.
 """
 
 import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +16,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from m3ad.errors import ArtifactError
-from m3ad_export.graphs.plan import QUANTIZED, Plan
+from m3ad_export.graphs.plan import QUANTIZED, NodePrecision, Plan
 from m3ad_export.graphs.surgery import edited, element_type
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import QuantType
@@ -25,12 +28,14 @@ from m3ad_calibrate.pairs import dequantizer, keep_outputs, own_pairs, read_dire
 from m3ad_calibrate.ranges import LARGEST
 
 FOLDED = ("Gather", "Slice", "Transpose", "Reshape", "Squeeze")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+PRODUCTS = ("MatMul", *CONVOLUTIONS)
 OPSET = 19  # the first with FP8 and with half-typed scales in Q/DQ
 QUANTIZER_OPTIONS = {
     "ActivationSymmetric": True,
     "WeightSymmetric": True,
     "QuantizeBias": False,  # TensorRT knows no INT32 bias behind a DQ
-    "OpTypesToExcludeOutputQuantization": ["MatMul"],
+    "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
     "MatMulConstBOnly": False,
 }
 
@@ -75,17 +80,42 @@ def _prepare(graph: gs.Graph, stage: str, plan: Plan) -> None:
 
 
 def products(model: onnx.ModelProto, stage: str, plan: Plan) -> dict[str, str]:
-    """The MatMul nodes of a prepared model that the plan quantizes: node name -> precision."""
+    """The products of a prepared model that the plan quantizes: node name -> precision."""
     shapes = {i.name: i.dims for i in model.graph.initializer}
     found: dict[str, str] = {}
     for node in model.graph.node:
         precision = plan.choice(stage, node).precision
-        weights = shapes.get(node.input[1]) if node.op_type == "MatMul" else None
-        if node.op_type == "MatMul" and precision in QUANTIZED and node.input[0] not in shapes:
-            is_matrix = weights is not None and len(weights) == 2
-            if is_matrix or (weights is None and precision != "int8_weights"):
-                found[node.name] = precision
+        if node.op_type in PRODUCTS and precision in QUANTIZED and _takes(node, shapes, precision):
+            found[node.name] = precision
     return found
+
+
+def _takes(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]], precision: NodePrecision) -> bool:
+    """Whether the precision is for this product; `shapes` are those of the weights."""
+    weights = shapes.get(node.input[1])
+    if node.input[0] in shapes:
+        return False
+    if node.op_type == "MatMul":
+        return len(weights) == 2 if weights is not None else precision != "int8_weights"
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    # A transposed one has its output channels on axis 1, of each group anew: one scale would be for several channels.
+    return weights is not None and precision != "fp8" and (node.op_type == "Conv" or groups == 1)
+
+
+def has_convolutions(model: onnx.ModelProto, stage: str, plan: Plan) -> bool:
+    """Whether the plan quantizes a convolution of a prepared model."""
+    chosen = products(model, stage, plan)
+    return any(node.op_type in CONVOLUTIONS and node.name in chosen for node in model.graph.node)
+
+
+def nothing_for(plan: Plan, path: Path) -> str:
+    """What to say of a bundle in which no product takes the plan's precision."""
+    if plan.precision == "fp8":
+        return f"{path} has no matrix product for fp8, which is not for convolutions; quantize it to int8 or fp16"
+    return (
+        f"the plan keeps every product of {path} in floating point; quantize to fp16, or write another plan: "
+        "m3ad-calibrate plan"
+    )
 
 
 def activations(model: onnx.ModelProto, stage: str, plan: Plan) -> set[str]:
@@ -95,7 +125,7 @@ def activations(model: onnx.ModelProto, stage: str, plan: Plan) -> set[str]:
         name
         for node in model.graph.node
         if chosen.get(node.name, "int8_weights") != "int8_weights"
-        for name in node.input
+        for name in node.input[:2]  # the third, of a convolution, is its bias
         if name not in weights
     }
 
@@ -131,7 +161,7 @@ def quantized(model: onnx.ModelProto, stage: str, plan: Plan, limits: dict[str, 
         tensors_range=TensorsData(CalibrationMethod.MinMax, bounds),
         nodes_to_quantize=list(chosen),
         nodes_to_exclude=[],
-        op_types_to_quantize=["MatMul"],
+        op_types_to_quantize=list(PRODUCTS),
         extra_options=QUANTIZER_OPTIONS,
     )
     quantizer.quantize_model()

@@ -18,6 +18,7 @@ from m3ad.scored import on_lattice
 from m3ad_export.graphs.plan import QUANTIZED, Plan
 from m3ad_export.graphs.precision import half_model, histogram
 from m3ad_export.graphs.stages import compose_stages
+from m3ad_runtime.onnx_graph import RUN_AS_WRITTEN
 from m3ad_runtime.pipeline import Pipeline
 from m3ad_runtime.stages import cpu_stage
 
@@ -79,6 +80,8 @@ class Graph:
         result = half_model(model, self.stage, plan)
         del result.metadata_props[:]  # the quantizers drop the graph's own and leave theirs
         result.metadata_props.MergeFrom(self.model.metadata_props)
+        if qdq.has_convolutions(self.model, self.stage, plan):
+            result.metadata_props.add(key=RUN_AS_WRITTEN, value="1")
         return result
 
 
@@ -137,10 +140,7 @@ def quantize(
         if plan.precision in QUANTIZED and not any(
             EIGHT_BITS & types.keys() for types in histograms.values()
         ):
-            raise ArtifactError(
-                f"{source.path} has no matrix product that {plan.precision} is for (convolutions are not quantized); "
-                "quantize it to fp16"
-            )
+            raise ArtifactError(qdq.nothing_for(plan, source.path))
         compose_stages(contract, layouts, folder / "onnx")
         write_golden(folder, source, contract, layouts, plan.half is not None)
         before, after = (

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from m3ad.errors import ArtifactError
 from m3ad.method import Method
 from m3ad_export.graphs.plan import QUANTIZED, Keep, NodePrecision, Plan
 from m3ad_runtime.onnx_graph import OnnxGraph
@@ -72,7 +73,7 @@ class Search:
 
 
 def find_groups(models: dict[str, onnx.ModelProto], method: Method, rows: int, base: Plan) -> list[Group]:
-    """The groups of a bundle: each block of an encoder, the mini-PointNet, and the layers of the heads.
+    """The groups of a bundle: each block of an encoder, the mini-PointNet, and the layers of other networks.
 
     Args:
         models: graphs by name.
@@ -89,15 +90,15 @@ def find_groups(models: dict[str, onnx.ModelProto], method: Method, rows: int, b
         shapes = {i.name: i.dims for i in prepared.graph.initializer}
         inferred = onnx.shape_inference.infer_shapes(prepared)
         sizes = {
-            v.name: v.type.tensor_type.shape.dim for v in (*inferred.graph.value_info, *inferred.graph.input)
+            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+            for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
         }
         chosen = qdq.products(prepared, stage, base)
         for node in prepared.graph.node:
             if node.name not in chosen or node.input[1] not in shapes:
                 continue
             key = _group_of(stage, node.name, method.groups)
-            outer = [d.dim_value for d in sizes.get(node.input[0], ())][:-1]
-            count = float(rows if declared[stage].axis == "rows" else np.prod(outer or [1]))
+            count = float(rows if declared[stage].axis == "rows" else _uses(node, sizes))
             # What the chain alone runs is the same layers as the fused head's; they are not counted twice.
             is_counted = not has_fused or "fused" in declared[stage].layouts
             macs = count * np.prod(shapes[node.input[1]]) if is_counted else 0.0
@@ -108,6 +109,14 @@ def find_groups(models: dict[str, onnx.ModelProto], method: Method, rows: int, b
         Group(name, pattern, macs / total, by_rows[name, pattern] / total)
         for (name, pattern), macs in work.items()
     ]
+
+
+def _uses(node: onnx.NodeProto, sizes: Mapping[str, list[int]]) -> float:
+    """How often a frame meets each weight of a product: once a row, or a pixel that a convolution makes or spreads."""
+    looked_at = node.output[0] if node.op_type == "Conv" else node.input[0]
+    size = sizes.get(looked_at, [])
+    outer = size[:1] + size[2:] if node.op_type in qdq.CONVOLUTIONS else size[:-1]
+    return float(np.prod(outer or [1]))
 
 
 def _group_of(stage: str, node: str, groups: Mapping[str, str]) -> tuple[str, str]:
@@ -132,6 +141,9 @@ class Searcher:
         base: the plan to start from; what it keeps stays kept.
         settings: method and engine of calibration.
         budget: of the gate.
+
+    Raises:
+        ArtifactError: no product of the bundle takes the base plan's precision.
     """
 
     def __init__(
@@ -140,10 +152,12 @@ class Searcher:
         self.probe, self.base, self.budget = probe, base, budget
         names = [n for n in probe.models if n in feeds]
         self.graphs = {n: Graph(probe.models[n], n, feeds[n], base, settings) for n in names}
-        rows = int(np.mean([len(frame.scored_pixel) for frame in probe.frames]))
+        rows = int(np.mean([len(frame.pixels) for frame in probe.frames]))
         self.groups = find_groups(
             {n: probe.models[n] for n in names}, probe.bundle.contract.method, rows, base
         )
+        if not self.groups:
+            raise ArtifactError(qdq.nothing_for(base, probe.bundle.path))
 
     def changed(self, plan: Plan) -> dict[str, OnnxGraph]:
         """The graphs in which a plan quantizes something, by name, as the CPU runs them."""

@@ -103,10 +103,10 @@ class Walk:
         return walked
 
     def vote(self, walked: Walked, nearest: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-        """The anomaly map [224, 224], in which the picked pixel that `nearest` names stands for each scored one."""
+        """The anomaly map, in which the picked pixel that `nearest` names stands for each scored one."""
         stage = self.stages[self.last.stage]
-        pixels = {name: walked.whole[name] for name in ("scored_pixel", "point_pixel")}
         if isinstance(stage, TiledHead):
+            pixels = {name: walked.whole[name] for name in ("scored_pixel", "point_pixel")}
             scores = np.ascontiguousarray(walked.picked[SCORES][:, nearest])
             voted = stage.vote({"scores": scores, **pixels})
         else:

@@ -13,6 +13,9 @@ from m3ad.errors import ArtifactError, MissingDependencyError
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 TILE_ROWS = "m3ad_tile_rows"  # the property of head_rows.onnx that says how many rows to give it at a time
+# The property of a graph with convolutions in INT8. ONNX Runtime runs some of those as integers, most in floating point
+# with weights that it dequantizes for each frame; as written, in floating point with weights dequantized once.
+RUN_AS_WRITTEN = "m3ad_run_as_written"
 # An INT8 bundle gives the same map on every CPU: ONNX Runtime may fuse what is exact, and nothing else.
 EXACT = {
     # A product with weights alone in INT8 would round the activation to INT8 too, block by block, if left to itself.
@@ -101,6 +104,9 @@ class OnnxGraph:
 
         try:
             self.session = opened(exact)
+            if RUN_AS_WRITTEN in self.session.get_modelmeta().custom_metadata_map:
+                del self.session  # its memory, before the other's is taken
+                self.session = opened(AS_WRITTEN)
         except (InvalidGraph, NoKernel, Fail):
             # ONNX Runtime 1.31 fuses FP8 pairs into its INT8 kernels, which refuse them, and turns a weight to unsigned
             # once for each product that reads it, which fails at the second (an older bundle's tied layers).

@@ -1,4 +1,4 @@
-"""In which types an engine computes its matrix products: asked for, parsed, and as the engine inspector tells it."""
+"""In which types an engine computes its products and convolutions: asked for, parsed, and as its inspector tells it."""
 
 import json
 from typing import Any
@@ -49,7 +49,7 @@ def network_types(trt: Any, network: Any) -> dict[str, int]:
     names = {"HALF": "FLOAT16", "BF16": "BFLOAT16", "FP8": "FLOAT8E4M3FN"}
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
-    products = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
+    products = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
     counts: dict[str, int] = {}
     for layer in layers:
         if layer.type in products:

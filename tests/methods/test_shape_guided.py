@@ -90,13 +90,14 @@ def test_engines_build_for_every_stage_and_the_server_gives_what_the_process_giv
 
 @pytest.mark.slow
 def test_int8_is_written_and_gated(trained: Trained, tmp_path: Path) -> None:
-    """The networks of signed distances; which rows rebuild what stays in fp32."""
+    """The image network and those of signed distances; which rows rebuild what stays in fp32."""
     record(trained.bundle, trained.data, megabytes=60)
     feeds = read_record(trained.bundle)
     assert feeds.keys() == {"rgb_rows", "sdf_encoder", "sdf_decoder"}
     written = quantize(trained.bundle, tmp_path / "int8", default_plan("int8"), feeds, Settings(), None)
     products = written.document["precision"]["products"]
     assert {products["sdf_encoder"]["INT8"], products["sdf_decoder"]["INT8"]} == {5, 12}
+    assert products["rgb_rows"] == {"INT8": 8, "FLOAT": 5}  # its stem and the means over cells stay
     assert "dictionary" not in products
     found = gate(written, trained.bundle, find_samples(trained.data, "test"), budget=1.0)
     assert found["figures"]["chain"]["rank_correlation"]["lowest"] > 0.97

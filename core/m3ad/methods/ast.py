@@ -47,6 +47,10 @@ METHOD = Method(
         DenseGraph("vote", ("chain",), "map"),
     ),
     groups={
+        **{
+            f"encoder blocks {10 * k} to {10 * k + 9}": rf"^rgb_encoder:_blocks\.{k or ''}\d\."
+            for k in range(4)
+        },
         **{f"coupling {k}": rf"^teacher:.*couplings\.{k}\b" for k in range(4)},
         **{f"residual {k}": rf"^student:.*res\.{k}\b" for k in range(4)},
     },

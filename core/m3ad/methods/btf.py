@@ -61,6 +61,7 @@ METHOD = Method(
         DenseGraph("bank", ("chain",), may_quantize=False),
         DenseGraph("vote", ("chain",), "map"),
     ),
+    groups={f"image layer {k}": rf"^rgb_rows:network\.layer{k}\b" for k in (1, 2, 3)},
     score_maps=2,
     geometry="fpfh",
     reduced={"frames": 8},

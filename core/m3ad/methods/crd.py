@@ -65,8 +65,11 @@ def _method(name: str, title: str, geometry: Geometry) -> Method:
             DenseGraph("vote", ("chain",), "map"),
         ),
         groups={
-            f"{'RGB' if side == 'rgb' else geometry} {part}": rf"^{side}_student:{pattern}"
-            for side, (part, pattern) in product(MODALITIES, PARTS.items())
+            **{f"teacher layer {k}": rf"^teacher:network\.layer{k}\b" for k in (1, 2, 3)},
+            **{
+                f"{'RGB' if side == 'rgb' else geometry} {part}": rf"^{side}_student:{pattern}"
+                for side, (part, pattern) in product(MODALITIES, PARTS.items())
+            },
         },
         score_maps=2,
         geometry=geometry,

@@ -1,8 +1,8 @@
 """The precision plan: which type every node of the dense subgraphs computes in, and why. One notion for all types.
 
 A plan is a JSON file that people read and edit. Its entries are searched from the top, the first that matches a node
-decides; what no entry matches gets the plan's precision. INT8 and FP8 are for matrix products with weights: every other
-node computes in the plan's `rest`.
+decides; what no entry matches gets the plan's precision. INT8 is for matrix products and convolutions with weights, FP8
+for matrix products: every other node computes in the plan's `rest`.
 """
 
 import re
@@ -71,6 +71,19 @@ KEEP_FROM_EIGHT_BITS: tuple[Keep, ...] = (
         "rest",
     ),
     Keep(r":patch_embed", "reads the pixels themselves, one hundredth of the encoder's work", "rest"),
+    Keep(
+        r":(network\.conv1|stem|_conv_stem)/",
+        "reads the pixels themselves, little of the network's work",
+        "rest",
+    ),
+    Keep(r"\._depthwise_conv/", "a few weights a channel, limited by memory: nothing is gained", "rest"),
+    Keep(r"\._se_(reduce|expand)/", "one pixel of channel means, by which all others are multiplied", "rest"),
+    Keep(r":pool(s\.)?\d+/", "means over cells, of next to no work", "rest"),
+    Keep(
+        r":decoder\.(conv_decoder|decoder|attention)\.",
+        "CMDR-IAD's convolutions: what INT8 costs them was not measured",
+        "rest",
+    ),
 )
 
 

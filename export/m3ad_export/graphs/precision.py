@@ -20,7 +20,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 INT8_WEIGHTS = "INT8_WEIGHTS"  # of the products in `histogram`, the one that is no ONNX type
 _ELEMENT = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 MAKES_ITS_TYPE = ("Cast", "Shape", "Constant", "ConstantOfShape")  # whatever the types around them are
-PRODUCTS = ("MatMul", "Gemm", "Conv")
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
 
 def half_model(model: onnx.ModelProto, stage: str, plan: Plan) -> onnx.ModelProto:
