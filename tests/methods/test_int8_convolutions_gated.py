@@ -83,6 +83,7 @@ def quantized(trained: Trained, out: Path) -> Bundle:
     return quantize(trained.bundle, out, default_plan("int8"), feeds, Settings(), None)
 
 
+@pytest.mark.slow
 @each
 def test_int8_passes_its_gate_and_becomes_engines(method: str, trained: Get, tmp_path: Path) -> None:
     source = trained(method)
@@ -110,7 +111,7 @@ def test_wrong_scales_fail_the_gate(method: str, trained: Get, tmp_path: Path) -
     """What the first network's convolutions read clipped to a thousandth, written as if nothing had happened."""
     source = trained(method)
     written = quantized(source, tmp_path / "int8")
-    relative = f"onnx/{[*KEPT[method]][0]}.onnx"
+    relative = f"onnx/{next(iter(KEPT[method]))}.onnx"
     model = onnx.load(written.file(relative))
     scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for stored in (i for i in model.graph.initializer if i.name in scales):
@@ -124,6 +125,7 @@ def test_wrong_scales_fail_the_gate(method: str, trained: Get, tmp_path: Path) -
     assert any("maps rank alike by" in line for line in failures(found["figures"], 1.0))
 
 
+@pytest.mark.slow
 @each
 def test_a_search_ranks_the_networks_and_writes_a_plan(method: str, trained: Get, tmp_path: Path) -> None:
     source, out = trained(method), tmp_path / "plan.json"
