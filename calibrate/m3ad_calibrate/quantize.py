@@ -126,7 +126,10 @@ def quantize(
         copied = [f"{graph.name}.onnx" for graph in graphs if not graph.may_quantize]
         forms = [contract.method.cpu[stage] for stage in stages_of(contract, layouts)]
         copied += [
-            file for form in forms if form.kind in ("pixel_layer", "nearest") for file in form.files[1:]
+            file
+            for form in forms
+            if form.kind in ("pixel_layer", "halves", "nearest")
+            for file in form.files[1:]
         ]
         for file in dict.fromkeys(copied):
             shutil.copyfile(source.file(f"onnx/{file}"), folder / "onnx" / file)

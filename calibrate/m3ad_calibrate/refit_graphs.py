@@ -14,15 +14,18 @@ from m3ad.bundle import Bundle
 from m3ad.contract import IMAGE_SIZE
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Frame
+from m3ad.methods.m3dm import METHODS, SIDES, UFF_METHOD, UFF_SIDES
 from m3ad.preprocess import ModelInput, prepare
 from m3ad_export.graphs.compose import write_banks
 from m3ad_export.graphs.head import head_model, read_parts
 from m3ad_export.graphs.trace import dense_model
 from m3ad_export.heads.bank import Bank, TwoBanks
 from m3ad_export.heads.coverage import Coverage, on_grid
+from m3ad_export.heads.three_banks import FusionBank, ThreeBanks
 from m3ad_export.heads.voting import SCORES, expected, smooth
 from m3ad_export.train.coreset import coreset
 from m3ad_export.train.samples import sample_evenly
+from m3ad_runtime.banks import queries_of
 from m3ad_runtime.pipeline import Inspector, Pipeline, model_arrays
 from onnx import numpy_helper
 from torch import Tensor
@@ -104,7 +107,7 @@ def refit_bank(bundle: Bundle, frames: Sequence[Frame], source: Bundle, seed: in
         FrameError: there are no frames.
     """
     require_own_graphs(source)
-    if source.manifest.method != "m3dm":
+    if source.contract.method not in METHODS:
         raise ArtifactError(
             f"{source.path} has no bank, {source.contract.method.title} keeps no features; refit its threshold"
         )
@@ -115,27 +118,40 @@ def refit_bank(bundle: Bundle, frames: Sequence[Frame], source: Bundle, seed: in
     pipeline = Inspector(bundle).pipeline
     assert isinstance(pipeline, Pipeline)
     found = [pipeline.run(model_arrays(_prepared(f, bundle)), keep_all=True)[0] for f in frames]
-    banks, scale = [], torch.ones(())
-    for side, feature in (("rgb", "rgb_tokens"), ("xyz", "xyz_cells")):
-        rows, mean = (
-            torch.from_numpy(numpy_helper.to_array(_initializer(model, f"{side}.{name}", path)).copy())
-            for name in ("rows", "mean")
-        )
-        old = rows + mean
-        features = [torch.from_numpy(values[feature]) for values in found]
+    has_fusion, dims = bundle.contract.method is UFF_METHOD, bundle.dims
+    banks, scale = {}, torch.ones(())
+    for side in UFF_SIDES if has_fusion else SIDES:
+        parts = ("xyz_", "rgb_") if side == "fusion" else ("",)
+        old = torch.cat([_rows(model, f"{side}.{part}", path) for part in parts], dim=1)
+        features = [torch.from_numpy(queries_of(side, values)) for values in found]
         # The exporter folds the scale into the graph: it is what a distance was divided by.
         distance = torch.from_numpy(found[0][f"{side}_distance"])
         worst = int(distance.argmax())
         scale = (features[0][worst] - old).norm(dim=1).amin() / distance[worst]
-        joined = torch.cat([old, *features])
-        banks.append(Bank(joined[coreset(joined, len(old), seed)]))
-    both = TwoBanks(*banks)
-    both.scale = scale
-    for bank in banks:
+        # Of three banks the 3D one ends in a row that stands for no feature: it stays.
+        own = len(old) - (has_fusion and side == "xyz")
+        joined = torch.cat([old[:own], *features])
+        banks[side] = torch.cat([joined[coreset(joined, own, seed)], old[own:]])
+    rgb, xyz = Bank(banks["rgb"]), Bank(banks["xyz"])
+    all_of: TwoBanks | ThreeBanks = TwoBanks(rgb, xyz)
+    if has_fusion:
+        all_of = ThreeBanks(rgb, xyz, FusionBank(banks["fusion"], dims.xyz_width, dims.rgb_side))
+        all_of.fusion.find_neighbors()
+    all_of.scale = scale
+    for bank in (rgb, xyz):
         bank.find_neighbors()
-    onnx.save(dense_model(both, bundle.contract.stages["bank"]), path)
+    onnx.save(dense_model(all_of, bundle.contract.stages["bank"]), path)
     write_banks(path, bundle.contract.method.cpu["bank"])
     return _rewritten(bundle, source)
+
+
+def _rows(model: onnx.ModelProto, name: str, path: Path) -> Tensor:
+    """A bank's rows, their mean added again."""
+    rows, mean = (
+        torch.from_numpy(numpy_helper.to_array(_initializer(model, f"{name}{part}", path)).copy())
+        for part in ("rows", "mean")
+    )
+    return rows + mean
 
 
 def require_own_graphs(source: Bundle) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from m3ad.contract import Layout, Step
 from m3ad.method import Contract
-from m3ad_runtime.banks import QUERIES, NearestBanks
+from m3ad_runtime.banks import NearestBanks
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
 from m3ad_runtime.stages import GroupedEncoder, PixelLayer, TiledHead, cpu_form
 from m3ad_runtime.windows import Windowed, whole_grid
@@ -166,5 +166,5 @@ class Walk:
             rows = {n: spread[n].operator.apply(spread[n].tokens) for n in stage.rows.inputs}
             return {graphs[0]: tokens, graphs[1]: rows}
         if isinstance(stage, NearestBanks):
-            return {graphs[0]: {n: arrays[n] for n in QUERIES.values()}}
+            return {graphs[0]: {n: arrays[n] for n in stage.reads}}
         return {graphs[0]: {n: arrays[n] for n in stage.inputs}} if isinstance(stage, OnnxGraph) else {}

@@ -29,8 +29,9 @@ class CpuForm:
             has no file; `interpolated` spreads the tokens over the scored pixels and has none either, nor has `cells`,
             which spreads them over a coarser grid; `tiled` runs a file on the tokens, one on tiles of rows, and one on
             the scores; `pixel_layer` runs a file behind a layer that has a weight for each pixel of the grid;
-            `windowed` runs a file on the part of the grid that the scored pixels depend on; `nearest` finds the nearest
-            rows of two banks, whose graph is for engines, itself.
+            `windowed` runs a file on the part of the grid that the scored pixels depend on; `halves` runs a file on
+            RGB tokens and one on the cells that are not empty; `nearest` finds the nearest rows of banks, whose graph
+            is for engines, itself.
         files: below the bundle's `onnx/`, the graphs first.
         output_size: of `cells`, the side of its grid.
         window: of `windowed`, consecutive row-major pixels that see each other; divides 50176.
@@ -38,7 +39,16 @@ class CpuForm:
     """
 
     kind: Literal[
-        "graph", "grouped", "patches", "interpolated", "cells", "tiled", "pixel_layer", "windowed", "nearest"
+        "graph",
+        "grouped",
+        "patches",
+        "interpolated",
+        "cells",
+        "tiled",
+        "pixel_layer",
+        "windowed",
+        "halves",
+        "nearest",
     ]
     files: tuple[str, ...] = ()
     output_size: int = 0

@@ -17,7 +17,7 @@ from m3ad.method import Contract, Pair
 from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows
 
-from m3ad_runtime.banks import Cells, NearestBanks
+from m3ad_runtime.banks import Cells, Halves, NearestBanks
 from m3ad_runtime.onnx_graph import Arrays, OnnxGraph
 from m3ad_runtime.refine import Refined
 from m3ad_runtime.windows import Windowed
@@ -292,6 +292,7 @@ CpuStage = (
     | PixelLayer
     | Windowed
     | TiledHead
+    | Halves
     | NearestBanks
     | Refined
     | OnnxGraph
@@ -335,8 +336,10 @@ def cpu_form(
             return PixelLayer(load(paths[0], threads), paths[1], dims)
         case "windowed":
             return Windowed(load(paths[0], threads), form)
+        case "halves":
+            return Halves(load(paths[0], threads), load(paths[1], threads))
         case "nearest":
-            return NearestBanks(paths[1:3], paths[3])
+            return NearestBanks(paths[1:-1], paths[-1])
         case "tiled":
             tokens, rows, vote = (
                 load(path, 1 if i == 1 else threads) for i, path in enumerate(paths)

@@ -14,13 +14,14 @@ from m3ad.scored import Lattice
 from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.detector import Detector
 from m3ad_export.heads.bank import Bank, TwoBanks
+from m3ad_export.heads.three_banks import FusionBank, ThreeBanks
 from m3ad_export.methods import IMPLEMENTATIONS
 from m3ad_export.sample_data import write_sample_data
 from m3ad_export.saved import load_detector
 from m3ad_export.training import Encoders, train
 
 WIDTHS = {"rgb_width": TINY_RGB.token_width, "xyz_width": TINY_XYZ.token_width}
-OTHERS = ("cfm", "cmdr_iad", "cmdr_iad_rgb", "cmdr_iad_xyz", "m3dm")
+OTHERS = ("cfm", "cmdr_iad", "cmdr_iad_rgb", "cmdr_iad_xyz", "m3dm", "m3dm_uff")
 
 
 def record_of(method: str) -> dict[str, Any]:
@@ -29,6 +30,8 @@ def record_of(method: str) -> dict[str, Any]:
         return {"heads": {**WIDTHS, "big": False}, "vote": {"image_norm": "none"}}
     if method == "m3dm":
         return {"heads": {**WIDTHS, "rgb_rows": 20, "xyz_rows": 50, "rgb_side": TINY_RGB.side}}
+    if method == "m3dm_uff":
+        return {"heads": {**record_of("m3dm")["heads"], "fusion_rows": 30}}
     modality = method.removeprefix("cmdr_iad").lstrip("_") or "both"
     sizes = {"heads": 2, "rgb_convs": [12, 8], "xyz_convs": [16, 12, 10, 8]}
     return {
@@ -37,12 +40,18 @@ def record_of(method: str) -> dict[str, Any]:
     }
 
 
-def fill(banks: TwoBanks) -> None:
+def fill(banks: TwoBanks | ThreeBanks) -> None:
     """Rows as tokens of random encoders have them."""
     generator = torch.Generator().manual_seed(3)
     for bank in (banks.rgb, banks.xyz):
         bank.load_state_dict(Bank(torch.randn(bank.rows.shape, generator=generator)).state_dict())
         bank.find_neighbors()
+    if isinstance(banks, ThreeBanks):
+        fusion = banks.fusion
+        width = WIDTHS["xyz_width"]
+        rows = torch.randn(len(fusion.xyz_rows), width + WIDTHS["rgb_width"], generator=generator)
+        fusion.load_state_dict(FusionBank(rows, width, TINY_RGB.side).state_dict())
+        fusion.find_neighbors()
 
 
 def make_detector(method: str, lattice: Lattice = "all") -> Detector:
@@ -65,7 +74,7 @@ def make_detector(method: str, lattice: Lattice = "all") -> Detector:
     networks = implementation.build(record)
     for seed, network in enumerate(networks.values()):
         randomise(network, seed + 5)
-        if isinstance(network, TwoBanks):
+        if isinstance(network, (TwoBanks, ThreeBanks)):
             fill(network)
         network.requires_grad_(False).eval()
     rgb, xyz = base.encoders

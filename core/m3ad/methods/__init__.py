@@ -13,7 +13,7 @@ METHODS: dict[str, Method] = {
         cfm.METHOD,
         *cmdr_iad.METHODS,
         *crd.METHODS,
-        m3dm.METHOD,
+        *m3dm.METHODS,
         btf.METHOD,
         ast.METHOD,
         shape_guided.METHOD,

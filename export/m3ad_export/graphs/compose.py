@@ -219,22 +219,44 @@ def windowed_model(stage: Stage, form: CpuForm, windows: onnx.ModelProto) -> onn
     return model_with_ops(stage, windows.graph.node, initializers, opset_of(windows))
 
 
+def write_halves(stage: Stage, form: CpuForm, folder: Path) -> None:
+    """The stage's graph from those of its two halves; the weights of all three lie in `form.files[2]`."""
+    *files, weights = form.files
+    parts = [onnx.load(folder / file) for file in files]
+    (folder / weights).unlink(missing_ok=True)
+    for file, part in zip(files, parts, strict=True):
+        for initializer in part.graph.initializer:
+            if len(initializer.raw_data) >= SMALLEST_EXTERNAL:
+                set_external_data(initializer, weights)
+        onnx.save(part, folder / file)
+    (folder / weights).chmod((folder / files[0]).stat().st_mode)  # onnx writes it for its owner alone
+    both = [
+        compose.add_prefix_graph(
+            part.graph, f"{file.removesuffix('.onnx')}.", rename_inputs=False, rename_outputs=False
+        )
+        for file, part in zip(files, parts, strict=True)
+    ]
+    nodes = [node for part in both for node in part.node]
+    initializers = [initializer for part in both for initializer in part.initializer]
+    onnx.save(model_with_ops(stage, nodes, initializers, opset_of(parts[0])), folder / f"{stage.name}.onnx")
+
+
 def write_banks(path: Path, form: CpuForm) -> None:
     """Put the rows of a graph's banks into files of their own, beside what a CPU reads besides: both share them.
 
-    The rows of `<side>.rows` lie in `form.files[1:3]`, bytes of [B, D] float32; means, neighbours and the scale in the
-    last file.
+    The rows of `<side>.rows` lie in `bank_<side>.rows`, bytes of [B, D] float32, those of `<side>.<half>_rows` in
+    `bank_<side>_<half>.rows`; means, neighbours and the scale in the form's last file.
     """
     model = onnx.load(path)
     small: dict[str, Any] = {"scale": np.ones((), np.float32)}  # the exporter leaves out a division by 1
     for initializer in model.graph.initializer:
         side, _, kind = initializer.name.partition(".")
-        if kind == "rows":
-            (file,) = (name for name in form.files if name.endswith(f"_{side}.rows"))
+        if kind.endswith("rows"):
+            (file,) = (f for f in form.files if f == f"bank_{side}_{kind}".replace("_rows", ".rows"))
             numpy_helper.to_array(initializer).tofile(path.parent / file)
             set_external_data(initializer, file)
             initializer.ClearField("raw_data")
-        elif kind in ("mean", "neighbors") or side == "scale":
+        elif kind.endswith(("mean", "neighbors")) or side == "scale":
             small[initializer.name] = numpy_helper.to_array(initializer)
     np.savez(path.parent / form.files[-1], **small)
     path.write_bytes(model.SerializeToString())

@@ -5,6 +5,7 @@ custom ops as the stage's CPU form says.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -61,6 +62,13 @@ def dense_stage(contract: Contract, graph: str, hidden: int) -> Stage:
     if graph == "xyz_encoder":
         return xyz_encoder_stage(contract)
     for name, form in contract.method.cpu.items():
+        if form.kind == "halves" and graph in contract.method.graphs_in(name):
+            whole = contract.stages[name]
+            at = contract.method.graphs_in(name).index(graph)
+            read, made = whole.inputs[at], whole.outputs[at]
+            if at == 1:  # of the cells a CPU asks some
+                read, made = (replace(t, dims=("K", *t.dims[1:])) for t in (read, made))
+            return Stage(graph, (read,), (made,))
         if form.kind == "pixel_layer" and contract.method.graphs_in(name) == [graph]:
             stage = contract.stages[name]
             (rows,) = stage.outputs

@@ -15,6 +15,7 @@ from m3ad_export.graphs.compose import (
     project_model,
     windowed_model,
     write_banks,
+    write_halves,
     write_xyz_extractor,
 )
 from m3ad_export.graphs.head import head_model, read_parts
@@ -44,6 +45,8 @@ def compose_stages(contract: Contract, layouts: Sequence[Layout], folder: Path) 
             onnx.save(pixel_layer_model(stage, form, rest, hidden), path)
         elif form.kind == "windowed":
             onnx.save(windowed_model(stage, form, onnx.load(folder / form.files[0])), path)
+        elif form.kind == "halves":
+            write_halves(stage, form, folder)
         elif form.kind == "nearest":
             write_banks(path, form)
         elif form.kind == "tiled":

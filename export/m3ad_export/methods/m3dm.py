@@ -2,7 +2,7 @@
 
 References:
     M3DM (Wang et al. 2023)  https://github.com/nomewang/M3DM (MIT), its method DINO+Point_MAE
-Its third bank, of features fused by a network (UFF), needs weights that are the authors' alone; it is left out.
+Its third bank, of features fused by a network (UFF), needs weights that are the authors' alone: `m3dm_uff.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from m3ad.contract import IMAGE_SIZE
-from m3ad.methods.m3dm import CELL_SIDE
-from torch import Tensor
+from m3ad.methods.m3dm import CELL_SIDE, SIDES
+from torch import Tensor, nn
 
 from m3ad_export.dense.encoders import xyz_tokens
 from m3ad_export.dense.torch_ops import interpolated, three_nearest
 from m3ad_export.detector import Detector
-from m3ad_export.heads.bank import Bank, DistanceVote, TokenCells, TwoBanks
+from m3ad_export.heads.bank import Bank, BankVote, DistanceVote, TokenCells, TwoBanks
 from m3ad_export.heads.map_head import checked_choice, pil4
 from m3ad_export.heads.voting import SVM_ROWS
 from m3ad_export.method import Fitted, Form, Implementation, Job, Networks
@@ -27,7 +27,6 @@ from m3ad_export.train.features import FrameFeatures
 from m3ad_export.train.samples import sample_evenly
 from m3ad_export.train.settings import require_ranges
 
-MAPS = ("rgb", "xyz")
 LEAST_ROWS = 4  # a row and its two neighbours, and one to tell them from
 Decision = Literal["sgd", "exact"]
 
@@ -75,8 +74,7 @@ def fit(job: Job) -> Fitted:
     cells = TokenCells()
     rows = [features(job.extract(s), cells) for s in job.track(samples, "features", len(samples))]
     rgb, xyz = (torch.cat(each) for each in zip(*rows, strict=True))
-    xyz_count = max(int(config.bank_fraction * len(xyz)), LEAST_ROWS)
-    rgb_count = min(max(int(config.bank_fraction * xyz_count), LEAST_ROWS), len(rgb))
+    rgb_count, xyz_count = bank_sizes(config, len(rgb), len(xyz))
     banks = TwoBanks(
         Bank(rgb[coreset(rgb, rgb_count, config.seed, job.track)]),
         Bank(xyz[coreset(xyz, xyz_count, config.seed, job.track)]),
@@ -99,22 +97,28 @@ def fit(job: Job) -> Fitted:
     return Fitted(networks_of(cells, banks, vote), record, {})
 
 
+def bank_sizes(config: M3dmSettings, rgb: int, xyz: int) -> tuple[int, int]:
+    """How many of so many rows of RGB and 3D features are kept; as many fused rows as of RGB."""
+    xyz_count = max(int(config.bank_fraction * xyz), LEAST_ROWS)
+    return min(max(int(config.bank_fraction * xyz_count), LEAST_ROWS), rgb), xyz_count
+
+
 def fit_weights(
-    vote: DistanceVote, banks: TwoBanks, rows: Iterable[tuple[Tensor, Tensor]], decision: Decision
+    vote: BankVote, banks: nn.Module, rows: Iterable[tuple[Tensor, ...]], decision: Decision
 ) -> None:
     """Set the vote's weights: one-class SVMs of the frames' scores and of the pixels of their maps, without offsets."""
     scores, pixels = [], []
-    for rgb, xyz in rows:
-        rgb_distance, xyz_distance, largest = banks(rgb, xyz)
+    for each in rows:
+        *distances, largest = banks(*each)
         scores.append(largest * vote.lambdas)
-        maps = vote.score_maps(rgb_distance, xyz_distance) * vote.lambdas[:, None, None]
+        maps = vote.score_maps(*distances) * vote.lambdas[:, None, None]
         pixels.append(maps.flatten(1).T)
     vote.score_weights = direction(torch.stack(scores), decision)
     vote.map_weights = direction(torch.cat(pixels), decision)
 
 
 def direction(x: Tensor, decision: Decision) -> Tensor:
-    """The weights of a linear one-class SVM (nu 0.5) of rows [R, 2], divided by their sum: the unit stays."""
+    """The weights of a linear one-class SVM (nu 0.5) of rows [R, banks], divided by their sum: the unit stays."""
     from sklearn.linear_model import SGDOneClassSVM
     from sklearn.svm import OneClassSVM
 
@@ -129,14 +133,18 @@ def direction(x: Tensor, decision: Decision) -> Tensor:
 
 def networks_of(cells: TokenCells, banks: TwoBanks, vote: DistanceVote) -> Networks:
     """The networks of a detector, frozen."""
-    networks: Networks = {"cells": cells, "bank": banks, "vote": vote}
+    return frozen({"cells": cells, "bank": banks, "vote": vote})
+
+
+def frozen(networks: Networks) -> Networks:
+    """The networks in eval mode, without gradients."""
     return {name: network.eval().requires_grad_(False) for name, network in networks.items()}
 
 
 def build(record: Mapping[str, Any]) -> Networks:
     """Empty banks of a record's sizes."""
     sizes = record["heads"]
-    rgb, xyz = (Bank(torch.zeros(sizes[f"{side}_rows"], sizes[f"{side}_width"])) for side in MAPS)
+    rgb, xyz = (Bank(torch.zeros(sizes[f"{side}_rows"], sizes[f"{side}_width"])) for side in SIDES)
     return networks_of(TokenCells(), TwoBanks(rgb, xyz), DistanceVote(sizes["rgb_side"]))
 
 
@@ -165,19 +173,9 @@ def dense(detector: Detector) -> Form:
     """As published: every cell against every row of its bank, each map upsampled and blurred, then added up."""
     _, banks, vote = parts_of(detector)
     rgb_encoder, _ = detector.encoders
-    blur = pil4().float()
-
-    def shown(distance: Tensor, side: int) -> Tensor:
-        grid = distance.reshape(1, 1, side, side)
-        fine = F.interpolate(grid, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)[0, 0]
-        return blur.to(fine) @ fine @ blur.to(fine).T
 
     def run(image: Tensor, points: Tensor, point_pixel: Tensor) -> Tensor:
-        centers, tokens = xyz_tokens(detector, points)
-        grid = tokens.new_zeros(IMAGE_SIZE * IMAGE_SIZE, tokens.shape[1])
-        grid[point_pixel.long()] = interpolated(tokens, *three_nearest(points, centers))
-        averaged = F.avg_pool2d(grid.T.reshape(1, -1, IMAGE_SIZE, IMAGE_SIZE), 3, stride=1)
-        xyz = F.adaptive_avg_pool2d(averaged, CELL_SIDE).flatten(2)[0].T
+        xyz = dense_cells(detector, points, point_pixel)
         total = torch.zeros(IMAGE_SIZE, IMAGE_SIZE, device=image.device)
         weights = vote.map_weights * vote.lambdas
         sides = ((banks.rgb, rgb_encoder(image), rgb_encoder.config.side), (banks.xyz, xyz, CELL_SIDE))
@@ -189,12 +187,29 @@ def dense(detector: Detector) -> Form:
     return run
 
 
+def dense_cells(detector: Detector, points: Tensor, point_pixel: Tensor) -> Tensor:
+    """3D features of every cell, zero where no point is near: [3136, D]."""
+    centers, tokens = xyz_tokens(detector, points)
+    grid = tokens.new_zeros(IMAGE_SIZE * IMAGE_SIZE, tokens.shape[1])
+    grid[point_pixel.long()] = interpolated(tokens, *three_nearest(points, centers))
+    averaged = F.avg_pool2d(grid.T.reshape(1, -1, IMAGE_SIZE, IMAGE_SIZE), 3, stride=1)
+    return F.adaptive_avg_pool2d(averaged, CELL_SIDE).flatten(2)[0].T
+
+
+def shown(distance: Tensor, side: int) -> Tensor:
+    """A distance's grid upsampled and blurred: [side * side] -> [224, 224]."""
+    grid = distance.reshape(1, 1, side, side)
+    fine = F.interpolate(grid, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)[0, 0]
+    blur = pil4().to(fine)
+    return blur @ fine @ blur.T
+
+
 IMPLEMENTATION = Implementation(
     settings=M3dmSettings,
     fit=fit,
     build=build,
     graphs=lambda detector: detector.networks,
     predictor=predictor,
-    score_maps=lambda _record: MAPS,
+    score_maps=lambda _record: SIDES,
     dense=dense,
 )
