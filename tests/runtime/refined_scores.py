@@ -21,7 +21,7 @@ from m3ad.preprocess import prepare
 from m3ad.scored import Lattice, lattice_of, on_lattice
 from m3ad_runtime.pipeline import Inspector, model_arrays
 from m3ad_runtime.refine import around, is_full, merged
-from m3ad_runtime.stages import TiledHead
+from m3ad_runtime.stages import TiledHead, cpu_form
 
 CLOSE = 1e-3  # of the full score
 HEADER = (
@@ -97,10 +97,10 @@ def main() -> int:
     rows = {lattice_of(text): Row() for text in texts or ("half", "2", "3", "4")}
     threshold = bundle.manifest.threshold
     inspector = Inspector(bundle, "fused", runtime="onnxruntime")
-    head = inspector.pipeline.functions["head"]
-    inspector.pipeline.functions["head"] = Compared(
-        getattr(head, "head", head), Limits(threshold.value, threshold.review).lowest, rows
-    )
+    head = cpu_form("head", bundle.path / "onnx", bundle.contract, inspector.threads)
+    assert isinstance(head, TiledHead)
+    limit = Limits(threshold.value, threshold.review).lowest
+    inspector.pipeline.functions["head"] = Compared(head, limit, rows)
     every_pixel = replace(inspector.preprocessing, lattice="all")
     for split in ("validation", "test"):
         for sample in find_samples(Path(data), split):
