@@ -72,7 +72,7 @@ class GpuDouble:
         self.compiled: list[str] = []  # the plans whose kernels TensorRT-RTX had to compile, in order
         self.violations: list[str] = []
         self.objects: list[weakref.ref[Any]] = []
-        self.creators: set[str] = set()
+        self.creators: dict[str, list[str]] = {}  # op -> the attributes that its plugin knows
         self.fails: str | None = None  # a plan whose run fails on the device
         self.refuses: str | None = None  # a plan that TensorRT cannot queue
         self._current = threading.local()
@@ -262,14 +262,17 @@ def tensorrt_of(double: GpuDouble, name: str, version: str) -> ModuleType:
     class Registry:
         def get_creator(self, op: str, op_version: str, domain: str) -> Any:
             known = domain == OP_DOMAIN and op in OPS and op_version == str(OPS[op].version)
-            return object() if known and op in double.creators else None
+            fields = [SimpleNamespace(name=name) for name in double.creators.get(op, ())]
+            return SimpleNamespace(field_names=fields) if known and op in double.creators else None
 
         def load_library(self, path: str) -> Any:
             with open(path, "rb") as file:
                 text = file.read().decode()
             if not text.startswith("plugins:"):
                 return None
-            double.creators |= set(text.removeprefix("plugins:").split())
+            for each in text.removeprefix("plugins:").split():  # a name, or name:attribute,attribute of an old one
+                op, _, attributes = each.partition(":")
+                double.creators[op] = attributes.split(",") if attributes else list(OPS[op].attributes)
             return object()
 
     class Runtime:
@@ -298,7 +301,7 @@ def tensorrt_of(double: GpuDouble, name: str, version: str) -> ModuleType:
                     f"The engine plan file is not compatible with {version}, it is of {facts['version']}"
                 )
                 return None
-            if absent := set(facts["plugins"]) - double.creators:
+            if absent := set(facts["plugins"]) - double.creators.keys():
                 self.log(f"Cannot find plugin: {min(absent)}, version: {OPS[min(absent)].version}")
                 return None
             return Engine(double, module, self, facts, model)

@@ -113,6 +113,7 @@ def test_engines_hold_whole_stages(trained: Trained) -> None:
     folder = build_engines(bundle, "sm89", "fp16")
     files = json.loads((folder / "manifest.json").read_text())["files"]
     assert files.keys() == {"rgb_rows.plan", "bank.plan", "vote.plan"}
+    assert files["bank.plan"]["precision_histogram"].keys() == {"FLOAT"}
     record(bundle, trained.data, megabytes=60)
     assert read_record(bundle).keys() == {"rgb_rows"}
 

@@ -162,6 +162,8 @@ def test_engines_build_for_every_stage(method: str, bundles: dict[str, Bundle]) 
     stages = {step.stage for layout in bundle.manifest.layouts for step in bundle.contract.steps(layout)}
     parts = {"head_tokens", "head_rows", "head_scores", "head_vote"} if "head" in stages else set()
     assert files.keys() == {f"{name}.plan" for name in (stages - {"head"}) | parts}
+    if "bank" in stages:  # distances in half precision would choose other rows
+        assert files["bank.plan"]["precision_histogram"].keys() == {"FLOAT"}
 
 
 @pytest.mark.parametrize("method", ["cfm", "cmdr_iad"])

@@ -155,6 +155,13 @@ FAULTS: dict[str, tuple[Callable[[Box], Any], type[M3adError], str]] = {
         ArtifactError,
         r"has no plugin for OneClassSvm; build it again: m3ad-plugins build",
     ),
+    "plugin library from before an attribute": (
+        lambda box: (box.library / LIBRARY).write_text(
+            "plugins: FarthestPointSample KnnGroup TokenInterpolate:image_size NearestRow OneClassSvm"
+        ),
+        ArtifactError,
+        r"has no plugin for TokenInterpolate with output_size; build it again: m3ad-plugins build",
+    ),
     "refused plan": (
         lambda box: box.replace_plan("head", b"not a plan"),
         ArtifactError,

@@ -89,7 +89,7 @@ def load_plugins(trt: Any, library: Path) -> None:
     """Give TensorRT's registry the plugins of the library, if it has not got them yet.
 
     Raises:
-        ArtifactError: it refuses the library, or the library lacks an op.
+        ArtifactError: it refuses the library, or the library lacks an op or an attribute of one.
     """
     registry = trt.get_plugin_registry()
     if not missing_creators(registry):
@@ -103,8 +103,15 @@ def load_plugins(trt: Any, library: Path) -> None:
 
 
 def missing_creators(registry: Any) -> list[str]:
-    """The custom ops that a registry has no plugin for."""
-    return [n for n, op in OPS.items() if registry.get_creator(n, str(op.version), OP_DOMAIN) is None]
+    """The custom ops that a registry has no plugin for, or one that would take no notice of an attribute."""
+    missing = []
+    for name, op in OPS.items():
+        creator = registry.get_creator(name, str(op.version), OP_DOMAIN)
+        if creator is None:
+            missing.append(name)
+        elif unknown := op.attributes.keys() - {field.name for field in creator.field_names}:
+            missing.append(f"{name} with {', '.join(sorted(unknown))}")
+    return missing
 
 
 def _driver() -> ctypes.CDLL | None:

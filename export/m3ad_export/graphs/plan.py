@@ -44,6 +44,7 @@ KEEP_FP32: tuple[Keep, ...] = (
         r"^head_tokens:\w+_rotation/", "the features that are compared: what they lose is taken for a defect"
     ),
     Keep(r"^project:", "distances to centres decide the weights; 3-NN in fp16 loses its true neighbours"),
+    Keep(r"^bank:", "rows that are nearly as near as others change places, and the nearest one is the score"),
     Keep(r"^dictionary:", "neighbours that are nearly as near as others change places"),
     Keep(r":normalise/", "a patch's points are millimetres about its centre"),
     Keep(r"/LayerNormalization", "sums of squares over wide rows overflow fp16"),
