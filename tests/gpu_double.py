@@ -270,7 +270,8 @@ def tensorrt_of(double: GpuDouble, name: str, version: str) -> ModuleType:
                 text = file.read().decode()
             if not text.startswith("plugins:"):
                 return None
-            for each in text.removeprefix("plugins:").split():  # a name, or name:attribute,attribute of an old one
+            # A name, or name:attribute,attribute where not all are known.
+            for each in text.removeprefix("plugins:").split():
                 op, _, attributes = each.partition(":")
                 double.creators[op] = attributes.split(",") if attributes else list(OPS[op].attributes)
             return object()

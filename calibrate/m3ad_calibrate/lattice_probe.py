@@ -16,7 +16,6 @@ from m3ad.contract import GRID_SIZE
 from m3ad.errors import ArtifactError
 from m3ad.frames import Sample, read_sample
 from m3ad.grid import prepare_mask
-from m3ad.method import require_lattice
 from m3ad.metrics import rank_correlation
 from m3ad.preprocess import ModelInput, prepare, with_holes
 from m3ad.scored import Lattice, on_lattice
@@ -170,6 +169,10 @@ def verify_source(source: Bundle) -> None:
             f"{source.path} scores the lattice {source.preprocessing.lattice} already; start from the bundle that "
             "scores all pixels"
         )
-    require_lattice(source.contract.method, 2)
+    if not source.contract.method.takes_lattice:
+        raise ArtifactError(
+            f"{source.contract.method.title} scores every pixel, no lattice is for it; find a precision plan alone: "
+            "m3ad-calibrate sensitivity"
+        )
     if "fused" not in source.manifest.layouts:
         raise ArtifactError(f"{source.path} has no layout fused; export it with both: m3ad-export bundle")

@@ -13,6 +13,7 @@ from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import Preprocessing, prepare
 from m3ad.serving import ServingRecord
 from m3ad_calibrate.gate import gate
+from m3ad_calibrate.lattice_probe import verify_source
 from m3ad_calibrate.quantize import Settings, quantize
 from m3ad_calibrate.record import read_record, record
 from m3ad_client.evaluate import evaluate_samples
@@ -129,6 +130,14 @@ def test_engines_hold_whole_stages_and_half_precision_is_gated(trained: Trained,
     written = quantize(bundle, tmp_path / "fp16", default_plan("fp16"), {}, Settings(), None)
     found = gate(written, bundle, find_samples(trained.data, "test"), budget=1.0)
     assert found["figures"]["chain"]["rank_correlation"]["lowest"] > 0.9
+
+
+def test_no_lattice_is_for_it(trained: Trained) -> None:
+    with pytest.raises(
+        ArtifactError,
+        match=r"TRD scores every pixel, no lattice is for it; find a precision plan alone: m3ad-calibrate",
+    ):
+        verify_source(trained.bundle)
 
 
 def test_a_server_and_the_client_give_what_the_process_gives(trained: Trained, tmp_path: Path) -> None:

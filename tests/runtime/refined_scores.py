@@ -89,6 +89,9 @@ def change(outputs: Arrays, full: Arrays) -> float:
 
 def main() -> int:
     """Score the frames and print a row for each lattice."""
+    if len(sys.argv) < 3:
+        print("usage: python tests/runtime/refined_scores.py BUNDLE DATA [LATTICE ...]", file=sys.stderr)
+        return 2
     path, data, *texts = sys.argv[1:]
     bundle = Bundle.open(Path(path))
     if bundle.preprocessing.lattice == "all":

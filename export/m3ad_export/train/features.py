@@ -100,7 +100,7 @@ class FeatureExtractor:
         rgb: in eval mode, or None to leave the modality out.
         xyz: likewise.
         preprocessing: the bundle's.
-        cache: folder of the entries; made when missing.
+        cache: folder of the entries; made for the first one.
         efficientnet: in eval mode, of a method that takes grids.
     """
 
@@ -117,7 +117,6 @@ class FeatureExtractor:
         encoders = [encoder for encoder in (rgb, xyz, efficientnet) if encoder]
         settings = [FORMAT, *(asdict(encoder.config) for encoder in encoders), preprocessing.to_json()]
         self.identity = hashlib.sha256(json.dumps([*settings, state_sha256(*encoders)]).encode()).hexdigest()
-        cache.mkdir(parents=True, exist_ok=True)
 
     def key(self, sample: Sample) -> str:
         """The name of the sample's entry."""
@@ -134,6 +133,7 @@ class FeatureExtractor:
         arrays = _read(path)
         if arrays is None:
             arrays = self._encode(sample)
+            self.cache.mkdir(parents=True, exist_ok=True)
             with file_beside(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
         indptr, indices, weights, pixel = (arrays[n] for n in OPERATOR)

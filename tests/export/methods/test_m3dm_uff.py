@@ -16,7 +16,7 @@ from m3ad_export.detector import Detector
 from m3ad_export.heads.bank import TokenCells
 from m3ad_export.heads.three_banks import FusionBank, ThreeDistanceVote
 from m3ad_export.methods.m3dm import M3dmSettings, direction, features
-from m3ad_export.methods.m3dm_uff import fit, load_official, parts_of
+from m3ad_export.methods.m3dm_uff import load_official, parts_of
 from m3ad_export.nets.uff import Uff
 from m3ad_export.sample_data import write_sample_data
 from m3ad_export.saved import load_detector
@@ -59,11 +59,23 @@ def test_the_vector_is_xyz_a_tenth_of_rgb_fusion() -> None:
     assert float(score) == pytest.approx(0.2 * 3 + 0.3 * 0.1 * 5 + 0.5 * 7)
 
 
-def test_without_the_authors_file_it_is_refused() -> None:
+def test_without_the_authors_file_it_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    write_sample_data(tmp_path / "data", train=2, validation=1, test_per_kind=1, size=128)
+    tiny = make_tiny_detector()
     with pytest.raises(
         M3adError, match=r"UFF Module.*as the one \.pth into a folder and add --official FOLDER, or take"
     ):
-        fit(SimpleNamespace())  # type: ignore[arg-type]
+        train(
+            find_samples(tmp_path / "data", "train"),
+            find_samples(tmp_path / "data", "validation"),
+            Encoders(rgb=tiny.rgb, xyz=tiny.xyz),
+            tmp_path / "detector",
+            category="tiny",
+            preprocessing=Preprocessing(plane="none"),
+            settings=M3dmSettings(),
+            method="m3dm_uff",
+        )
+    assert not (tmp_path / "detector").exists()
 
 
 @pytest.fixture(scope="module")
