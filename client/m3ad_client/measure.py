@@ -91,7 +91,7 @@ def run_bench(
                 {"run": name, **s.to_json()} for name, c in taking_part.items() for s in c.stages(frames)
             ]
     say("maps and memory ...")
-    errors = map_errors(named, samples[0])
+    errors, largest = map_errors(named, samples[0])
     memory = {name: _memory(c, samples, resident[name]) for name, c in named.items()}
     energy: dict[str, Any] = {}
     not_measured = None
@@ -120,6 +120,7 @@ def run_bench(
                 **c.conditions,
                 "cold_start_ms": c.cold_start_ms and round(c.cold_start_ms, 1),
                 "map_max_error": errors[name],
+                "map_largest": largest,
                 "load_before": round(load, 1),
                 "beside": beside,
                 "warmup_frames": max(warmup, 1),
@@ -139,8 +140,11 @@ def run_bench(
     }
 
 
-def map_errors(candidates: Mapping[str, Candidate], sample: Sample) -> dict[str, float | None]:
-    """How far each one's anomaly map of a frame is from the reference's; None for another method's map."""
+def map_errors(candidates: Mapping[str, Candidate], sample: Sample) -> tuple[dict[str, float | None], float]:
+    """How far each one's anomaly map of a frame is from the reference's, and the reference's largest value.
+
+    None stands for another method's map.
+    """
     reference = next(iter(candidates.values())).conditions.get("method")
 
     def is_other(conditions: Mapping[str, Any]) -> bool:
@@ -151,10 +155,11 @@ def map_errors(candidates: Mapping[str, Candidate], sample: Sample) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         maps = {name: c.anomaly_map(sample, Path(folder)) for name, c in candidates.items()}
     expected = next(iter(maps.values()))
-    return {
+    errors = {
         name: None if is_other(c.conditions) else float(np.abs(maps[name] - expected).max())
         for name, c in candidates.items()
     }
+    return errors, float(np.abs(expected).max())
 
 
 def artefacts(bundle: Bundle) -> dict[str, Any]:

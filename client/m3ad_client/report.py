@@ -161,8 +161,10 @@ def _artefact_table(made: Mapping[str, Any]) -> Table:
 
 def conditions(row: Mapping[str, Any]) -> str:
     """In a few words, what a measured row stands on."""
-    error = row["map_max_error"]
+    error, largest = row["map_max_error"], row.get("map_largest")
     same = "another method's map" if error is None else f"map within {error:.1e} of the reference's"
+    if error is not None and largest is not None:
+        same += f", whose largest value is {largest:.3g}"
     return (
         f"{row['name']}: {setting(row)}, {row['frames']} frames after {row['warmup_frames']} a region, "
         f"{row['mean_points']} points, {same}; {row['weights']}"

@@ -77,6 +77,7 @@ class Row(Struct):
     lattice: Lattice = "all"  # older documents have none of these
     refined: bool = False
     beside: float = 0
+    map_largest: float | None = None
 
 
 class Stage(Struct):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
-from m3ad.errors import FrameError
+from m3ad.errors import FrameError, one_line
 
 MAX_PIXELS = 1 << 24  # 4096 x 4096; the networks see 224 x 224 of them
 MAX_BYTES = (
@@ -228,9 +228,8 @@ def require_file(path: Path) -> None:
 
 
 def damaged(path: Path, kind: str, error: BaseException | str) -> FrameError:
-    """The sentence for a file that cannot be read; what the file says is made printable."""
-    reason = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
-    reason = reason or type(error).__name__
+    """The sentence for a file that cannot be read."""
+    reason = one_line(error) or type(error).__name__
     return FrameError(f"{path} cannot be read as {kind} ({reason}); it may be truncated, so copy it again")
 
 

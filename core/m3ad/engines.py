@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from m3ad.bundle import MANIFEST, read_manifest
 from m3ad.manifest import FileEntry, Sha256
 from m3ad.typed_json import typed
 
 FORMAT = "m3ad-engines"
+Version = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9A-Za-z.+-]*)?\Z")]
 
 
 class PlanEntry(FileEntry, frozen=True):
@@ -27,7 +28,7 @@ class EngineManifest(Struct, frozen=True):
     compute_capability: str
     files: dict[str, PlanEntry]
     runtime: str | None = None
-    runtime_version: str | None = None
+    runtime_version: Version | None = None
     precision: str | None = None
 
 
@@ -67,8 +68,8 @@ class Engines:
     @property
     def tensorrt_major(self) -> int | None:
         """TensorRT's major version, or None when it was not recorded."""
-        version = str(self.manifest.get("runtime_version", ""))
-        return int(version.split(".")[0]) if version[:1].isdigit() else None
+        version = self.manifest.get("runtime_version")
+        return None if version is None else int(version.split(".")[0])
 
     def plan(self, stage: str) -> Path:
         """The path of a stage's plan."""

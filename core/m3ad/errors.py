@@ -27,3 +27,8 @@ class BusyError(ServerError):
 
 class DeviceError(M3adError):
     """The GPU cannot be reached, has too little memory, or failed."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """What a file or a library said, in one printable line; a file's author may have put a terminal's commands in."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from m3ad.errors import ArtifactError
+from m3ad.errors import ArtifactError, one_line
 
 Typed = TypeVar("Typed")
 
@@ -75,9 +75,7 @@ def typed(values: Any, kind: type[Typed], source: str, advice: str) -> Typed:
     try:
         return msgspec.convert(values, kind, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
-        # A field's name stands in the message, and the file's author may have put a terminal's commands into it.
-        why = "".join(c if c.isprintable() else "?" for c in str(error))
-        raise ArtifactError(f"{source} is damaged: {why}. {advice}") from error
+        raise ArtifactError(f"{source} is damaged: {one_line(error)}. {advice}") from error
 
 
 def require_whole(

@@ -76,6 +76,9 @@ def test_two_forms_of_one_name_have_rows_ratios_and_maps_of_their_own() -> None:
     assert found["ratio_spread"]["fused (PyTorch)/fused (in process)"]["high"] == 3.0
     assert rows["fused (PyTorch)", INFERENCE_ONLY]["map_max_error"] == 0.25
     assert rows["fused (in process)", INFERENCE_ONLY]["map_max_error"] == 0.0
+    assert "map within 2.5e-01 of the reference's, whose largest value is 0;" in report.conditions(
+        rows["fused (PyTorch)", INFERENCE_ONLY]
+    )
     assert found["memory"].keys() == {"fused (in process)", "fused (PyTorch)"}
     assert [(s["run"], s["infer_ms"]) for s in found["stages"]] == [
         ("fused (in process)", 2.0),

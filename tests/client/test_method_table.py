@@ -217,10 +217,13 @@ def test_every_published_method_has_a_row() -> None:
 
 
 def test_maps_of_other_methods_are_not_compared() -> None:
-    reference, same, other = Form("a"), Form("b", level=0.5), Form("c", level=9.0)
+    reference, same, other = Form("a", level=-0.25), Form("b", level=0.5), Form("c", level=9.0)
     for form, method in ((reference, "cfm"), (same, "cfm"), (other, "crd")):
         form.conditions["method"] = method
-    assert map_errors({"a": reference, "b": same, "c": other}, SAMPLE) == {"a": 0.0, "b": 0.5, "c": None}
+    assert map_errors({"a": reference, "b": same, "c": other}, SAMPLE) == (
+        {"a": 0.0, "b": 0.75, "c": None},
+        0.25,
+    )
 
 
 def test_reduced_training_is_called_so(tiny_bundle: Bundle) -> None:

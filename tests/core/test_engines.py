@@ -50,6 +50,8 @@ def test_a_folder_that_holds_no_engines_is_one_sentence(tmp_path: Path) -> None:
         ({"compute_capability": 8.9}, r"got `float` - at `\$\.compute_capability`"),
         ({"files": {"vm.plan": {"sha256": -1, "bytes": 7}}}, "got `int`"),
         ({"runtime_version": []}, "got `array`"),
+        ({"runtime_version": "10&3"}, r"matching regex .* - at `\$\.runtime_version`"),
+        ({"runtime_version": "²"}, r"matching regex .* - at `\$\.runtime_version`"),
     ],
 )
 def test_a_manifest_of_another_type_is_one_sentence(tmp_path: Path, change: dict, words: str) -> None:

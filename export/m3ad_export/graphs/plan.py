@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import onnx
 from m3ad.bundle import write_json
 from m3ad.contract import OP_DOMAIN
-from m3ad.errors import ArtifactError
+from m3ad.errors import ArtifactError, one_line
 from m3ad.typed_json import read_json
 
 # `int8_weights`: the weights are stored in INT8, the product itself runs in the plan's rest.
@@ -183,7 +183,7 @@ def read_plan(path: Path) -> Plan:
         keep = tuple(Keep(**entry) for entry in document["keep"])
         plan = Plan(document["precision"], document["rest"], keep)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is a damaged plan: {error}; {advice}") from error
+        raise ArtifactError(f"{path} is a damaged plan: {one_line(error)}; {advice}") from error
     if odd := sorted(document.keys() - plan.to_json().keys()):
-        raise ArtifactError(f"{path} has unknown entries: {', '.join(odd)}; {advice}")
+        raise ArtifactError(f"{path} has unknown entries: {one_line(', '.join(odd))}; {advice}")
     return plan

@@ -41,7 +41,9 @@ def test_every_entry_of_a_default_plan_has_a_reason_and_survives_its_file(
         ({"keep": [{"pattern": "x", "reason": "r", "precision": "fp7"}]}, "has the precision 'fp7'"),
         ({"keep": [{"pattern": "x", "reason": "r", "precison": "fp16"}]}, "unexpected keyword argument"),
         ({"rest": "fp16", "keep": [{"pattern": "x", "reason": "r", "precision": "bf16"}]}, "one half type"),
+        ({"keep": [{"pa\x1b[2Jern": "x"}]}, r"unexpected keyword argument 'pa\?\[2Jern'"),
         ({"kept": []}, "has unknown entries: kept"),
+        ({"ke\x07pt": []}, r"has unknown entries: ke\?pt"),
         ({"format": "else"}, "is no m3ad-precision-plan"),
     ],
 )
