@@ -260,6 +260,13 @@ def test_nearest_row_takes_what_overflows_and_no_query() -> None:
     assert (found.shape, idx.shape) == ((0,), (0,))
 
 
+def test_nearest_row_measures_rows_whose_products_overflow() -> None:
+    # About the mean (7e29, 1e38) the product of the second row is -2e59 + 1e76: -inf in a chain of fp32.
+    found, idx = ops.nearest_row(np.float32([[1e30, 0]]), np.float32([[-5e29, 0], [0, 0], [2.5e30, 3e38]]))
+    assert idx == 1
+    np.testing.assert_allclose(found, 1e30, rtol=1e-6)
+
+
 @forms
 @pytest.mark.parametrize("kernel", ops.KERNELS)
 @pytest.mark.parametrize(("rows", "width", "vectors"), [(1, 1, 1), (7, 3, 5), (500, 9, 130), (3, 256, 2)])

@@ -213,6 +213,9 @@ struct Search {
             for (int32_t q = 0; q < queries; ++q) {
                 double const reach = std::sqrt(normSq[block * kQUERIES + q]) + std::sqrt(largest);
                 error[q] = (width + 32) * kROUNDING * reach * reach + width * 0x1p-120;
+                if (reach * reach > std::numeric_limits<float>::max() / 2) { // products and norms overflow
+                    error[q] = std::numeric_limits<double>::infinity();      // so that every row is measured
+                }
                 setLeast(best[block * kQUERIES + q], normSq[block * kQUERIES + q], error[q]);
             }
             for (int32_t panel = 0; panel * kLANES < count; ++panel) {
