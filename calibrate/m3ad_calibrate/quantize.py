@@ -18,6 +18,7 @@ from m3ad.scored import on_lattice
 from m3ad_export.graphs.plan import QUANTIZED, Plan
 from m3ad_export.graphs.precision import half_model, histogram
 from m3ad_export.graphs.stages import compose_stages
+from m3ad_export.graphs.surgery import load_graph
 from m3ad_runtime.onnx_graph import RUN_AS_WRITTEN
 from m3ad_runtime.pipeline import Pipeline
 from m3ad_runtime.stages import cpu_stage
@@ -135,7 +136,7 @@ def quantize(
             shutil.copyfile(source.file(f"onnx/{file}"), folder / "onnx" / file)
         histograms = {}
         for name in (graph.name for graph in graphs if graph.may_quantize):
-            model = onnx.load(source.file(f"onnx/{name}.onnx"))
+            model = load_graph(source.file(f"onnx/{name}.onnx"))
             written = Graph(model, name, feeds.get(name, []), plan, settings).written(plan)
             histograms[name] = histogram(written)
             onnx.save(written, folder / "onnx" / f"{name}.onnx")

@@ -27,6 +27,7 @@ from m3ad_export.engine_types import verify_precision, verify_target
 from m3ad_export.graphs.head import TILED_PARTS, head_model, with_tile
 from m3ad_export.graphs.plan import default_plan
 from m3ad_export.graphs.precision import Precision, half_model, histogram
+from m3ad_export.graphs.surgery import load_graph
 
 
 def build_engines(
@@ -202,7 +203,7 @@ def stage_model(
     """
 
     def part(name: str) -> onnx.ModelProto:
-        model = onnx.load(folder / f"{name}.onnx")
+        model = load_graph(folder / f"{name}.onnx")
         if name in TILED_PARTS:
             model = with_tile(model)
         return half_model(model, name, default_plan(precision)) if precision in ("fp16", "bf16") else model

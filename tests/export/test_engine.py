@@ -1,6 +1,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,16 @@ def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
     copy = tmp_path / "bundle"
     shutil.copytree(tiny_bundle.path, copy)
     return Bundle.open(copy)
+
+
+def test_a_bundle_of_hard_links_is_one_sentence(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    copy = tmp_path / "linked"
+    shutil.copytree(tiny_bundle.path, copy, copy_function=os.link)  # as cp -al does
+    with pytest.raises(
+        ArtifactError, match=r"cannot be read with its weights: .*hard links.* Copy the bundle"
+    ):
+        build_engines(Bundle.open(copy), "sm89", "fp16", ("chain",), print)
+    assert not list((copy / "engines").glob("*"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

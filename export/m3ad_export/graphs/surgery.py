@@ -3,9 +3,12 @@
 import gc
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx
+import onnx.checker
 import onnx_graphsurgeon as gs
+from m3ad.errors import ArtifactError, one_line
 from onnx import TensorProto
 from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 from onnx_graphsurgeon.logger import G_LOGGER
@@ -15,6 +18,21 @@ G_LOGGER.severity = G_LOGGER.ERROR
 # Weights, by number. Nodes and tensors refer to each other, so an edited graph stays until Python's collector runs: by
 # itself that is several edits later, and each of a ViT-B holds a gigabyte (measured). A collection takes 0.1 s.
 LEFT_TO_COLLECTOR = 2 << 20
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """A graph of a bundle with its weights.
+
+    Raises:
+        ArtifactError: weights beside it cannot be read; onnx takes no file that has several hard links.
+    """
+    try:
+        return onnx.load(path)
+    except onnx.checker.ValidationError as error:
+        raise ArtifactError(
+            f"{path} cannot be read with its weights: {one_line(error)} "
+            "Copy the bundle without links (cp -r) and use the copy"
+        ) from error
 
 
 def edited(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.ModelProto:
