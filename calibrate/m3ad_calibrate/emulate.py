@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from m3ad.method import Method
-from m3ad_export.graphs.surgery import cast, edited, element_type
+from m3ad_export.graphs.surgery import cast, edited, element_type, load_graph
 from onnx import TensorProto
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -59,7 +59,7 @@ def runnable(folder: Path, method: Method, is_half: bool) -> Iterator[Path]:
             if not source.exists():
                 continue  # of a layout that was left out
             if source.suffix == ".onnx":
-                onnx.save(emulated(onnx.load(source)), copy)
+                onnx.save(emulated(load_graph(source)), copy)
             else:
                 copy.symlink_to(source.absolute())
         yield Path(copies)

@@ -177,7 +177,7 @@ def weight_bytes(contract: Contract, folder: Path, layouts: Sequence[Layout]) ->
     """Bytes of all initializers (scales and zero points are some) of each graph that the CPU runs for these layouts."""
     stages = stages_of(contract, layouts)
     files = (f for stage in stages for f in contract.method.cpu[stage].files if f.endswith(".onnx"))
-    return {name: _initializer_bytes(onnx.load(folder / name)) for name in dict.fromkeys(files)}
+    return {name: _initializer_bytes(load_graph(folder / name)) for name in dict.fromkeys(files)}
 
 
 def stages_of(contract: Contract, layouts: Sequence[Layout]) -> list[str]:

@@ -142,9 +142,14 @@ class Bundle:
             ArtifactError: the bundle has no such layout.
         """
         if wanted is not None and wanted not in self.manifest.layouts:
+            method = self.contract.method
+            advice = (
+                "export it again with this layout: m3ad-export bundle"
+                if wanted in method.layouts
+                else f"{method.title} has no other, so leave --layout out"
+            )
             raise ArtifactError(
-                f"{self.path} has no layout {wanted}, only {', '.join(self.manifest.layouts)}; export it again with "
-                "this layout: m3ad-export bundle"
+                f"{self.path} has no layout {wanted}, only {', '.join(self.manifest.layouts)}; {advice}"
             )
         return wanted or self.manifest.layouts[-1]
 

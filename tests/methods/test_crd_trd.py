@@ -140,6 +140,13 @@ def test_no_lattice_is_for_it(trained: Trained) -> None:
         verify_source(trained.bundle)
 
 
+def test_a_layout_that_the_method_lacks_is_not_to_be_exported(trained: Trained) -> None:
+    with pytest.raises(
+        ArtifactError, match="has no layout fused, only chain; TRD has no other, so leave --layout out"
+    ):
+        trained.bundle.layout("fused")
+
+
 def test_a_server_and_the_client_give_what_the_process_gives(trained: Trained, tmp_path: Path) -> None:
     write_repository(trained.bundle.path, tmp_path / "repository", "onnxruntime")
     samples = find_samples(trained.data, "test")
