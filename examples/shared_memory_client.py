@@ -7,6 +7,7 @@ pip install 'tritonclient[grpc]' pillow tifffile
 import json
 import os
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +16,23 @@ import tritonclient.grpc as triton
 import tritonclient.utils.shared_memory as system_memory
 from frame import VERDICTS, read_frame
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+
+def unregister(client: triton.InferenceServerClient, key: str, patience_s: float = 10) -> None:
+    """Take a region back from the server, once it has let go of it.
+
+    Triton answers a request before it counts its regions as free, and in between says that a region is in use.
+    """
+    deadline = time.monotonic() + patience_s
+    held = True
+    while held:
+        try:
+            client.unregister_system_shared_memory(key)
+            held = False
+        except InferenceServerException as error:
+            if "in use" not in error.message() or time.monotonic() > deadline:
+                sys.exit(f"the Triton does not give back the shared memory {key}: {error.message()}")
+            time.sleep(0.01)
 
 
 def main(url: str, category: str, rgb: str, xyz: str) -> None:
@@ -37,7 +55,7 @@ def main(url: str, category: str, rgb: str, xyz: str) -> None:
                     "another machine or in a container without --ipc=host, or its API is restricted: send the frame in "
                     "the request, as grpc_client.py does"
                 )
-            stack.callback(client.unregister_system_shared_memory, key)
+            stack.callback(unregister, client, key)
         inputs = []
         for name, array in frame.items():
             system_memory.set_shared_memory_region(regions[name], [array])
@@ -57,7 +75,7 @@ def main(url: str, category: str, rgb: str, xyz: str) -> None:
             "defects": json.loads(answer.as_numpy("defects")[0]),
             "largest": float(frame_map.max()),
         }
-    print(json.dumps(found))
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Clients that have no m3ad, as in `examples/`, on a real server: the score of `m3ad-client` to the last bit."""
 
+import importlib
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import tritonclient.grpc as triton
+import tritonclient.utils.shared_memory as memory
 from m3ad.bundle import Bundle
 from m3ad.frames import Frame
 from m3ad_runtime.pipeline import Inspection, Inspector
@@ -121,6 +125,40 @@ def test_shared_memory(server: LocalServer, frames: list[Files]) -> None:
     )
     assert "`xyz` has 480 rows" in told
     assert not {name for name in set(os.listdir("/dev/shm")) - before if "example" in name}
+
+
+def test_shared_memory_that_is_still_in_use(
+    server: LocalServer, frames: list[Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While requests read a region the server keeps it; the example waits for them, and no longer than told."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example: Any = importlib.import_module("shared_memory_client")
+    key, shape = f"held_{os.getpid()}", (*map(int, frames[2].size), 3)
+    rgb, xyz = (np.fromfile(path, dtype) for path, dtype in zip(frames[2].raw, ("u1", "<f4"), strict=True))
+    region = memory.create_shared_memory_region(key, f"/{key}", rgb.nbytes + xyz.nbytes)
+    answers: queue.Queue[Any] = queue.Queue()
+    try:
+        memory.set_shared_memory_region(region, [rgb])
+        memory.set_shared_memory_region(region, [xyz], offset=rgb.nbytes)
+        inputs = [triton.InferInput("rgb", shape, "UINT8"), triton.InferInput("xyz", shape, "FP32")]
+        inputs[0].set_shared_memory(key, rgb.nbytes)
+        inputs[1].set_shared_memory(key, xyz.nbytes, offset=rgb.nbytes)
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            client.register_system_shared_memory(key, f"/{key}", rgb.nbytes + xyz.nbytes)
+            for _ in range(4):
+                client.async_infer("other", inputs, lambda result, error: answers.put((result, error)))
+            answered = [answers.get(timeout=120)]  # the others, which are as short, have arrived by now
+            with pytest.raises(
+                SystemExit, match=f"does not give back the shared memory {key}: .* currently in use"
+            ):
+                example.unregister(client, key, patience_s=0)
+            example.unregister(client, key, patience_s=120)
+            answered += [answers.get(timeout=120) for _ in range(3)]
+    finally:
+        memory.destroy_shared_memory_region(region)
+    for result, error in answered:
+        assert error is None
+        assert result.as_numpy("score")[0] == frames[2].want.score
 
 
 def test_shared_memory_that_the_server_cannot_read(server: LocalServer, frames: list[Files]) -> None:
