@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from m3ad.bundle import Bundle
-from m3ad.preprocess import ModelInput, Preprocessing
+from m3ad.frame_settings import Preprocessing
+from m3ad.preprocess import ModelInput
 from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.detector import Detector
 from m3ad_export.graphs.parity import parity_inputs

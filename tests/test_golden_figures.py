@@ -22,9 +22,10 @@ import onnx
 import pytest
 from m3ad.bundle import Bundle
 from m3ad.contract import LAYOUTS, OPS, Dims
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.methods import contract_of
-from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.preprocess import ModelInput, prepare
 from m3ad_export.detector import Detector
 from m3ad_export.torch_stages import stage_functions
 from m3ad_plugins import ops

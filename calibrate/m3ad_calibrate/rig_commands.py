@@ -7,8 +7,9 @@ import typer
 from m3ad.bundle import Bundle, require_place
 from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import ArtifactError, M3adError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_pairs, find_samples, read_sample
-from m3ad.preprocess import Preprocessing, with_holes
+from m3ad.preprocess import with_holes
 from m3ad.rig import Rig, drift, fit_rig
 
 app = typer.Typer()

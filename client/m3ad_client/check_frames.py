@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from m3ad.contract import IMAGE_SIZE, MIN_POINTS
 from m3ad.errors import FrameError
+from m3ad.foreground import FARTHEST_M
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import SPLITS, Frame, Sample, find_pairs, find_samples, is_category, read_sample
 from m3ad.holes import measured
 from m3ad.plane import INLIER_M, Plane, border_points, distance_m, fit_plane
-from m3ad.preprocess import FARTHEST_M, Preprocessing, prepare, with_holes
+from m3ad.preprocess import prepare, with_holes
 from m3ad.registration import Agreement, Edges
 from m3ad.scale import OTHER_UNIT, extent
 

@@ -9,10 +9,10 @@ from m3ad import cli as shared
 from m3ad.bundle import Bundle
 from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, FrameError
+from m3ad.frame_settings import Modality
 from m3ad.frames import find_samples
 from m3ad.limits import Limits
 from m3ad.overlay import defect_line
-from m3ad.preprocess import Modality
 from m3ad.signature import verify_signature
 from m3ad_runtime.engine_choice import Runtime
 from m3ad_runtime.pipeline import Inspector

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from m3ad.contract import GRID_SIZE
+from m3ad.frame_settings import Modality
 from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.grid import prepare_mask
 from m3ad.metrics import evaluate, image_auroc, pixel_auroc
-from m3ad.preprocess import Modality, prepare, with_holes, without_modality
+from m3ad.preprocess import prepare, with_holes, without_modality
 
 from m3ad_client.infer import AnyInspector
 

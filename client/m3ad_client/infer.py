@@ -12,10 +12,11 @@ import numpy.typing as npt
 from m3ad.atomic import file_beside
 from m3ad.defects import Defect
 from m3ad.errors import FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame, Sample, find_pairs, find_samples, is_category, read_sample
 from m3ad.limits import Limits, Verdict
 from m3ad.overlay import Inspected, overlay, save_png
-from m3ad.preprocess import ModelInput, Preprocessing
+from m3ad.preprocess import ModelInput
 from m3ad.serving import ServingRecord
 from m3ad_runtime.pipeline import Inspection
 from PIL import Image

@@ -18,8 +18,9 @@ from m3ad.contract import CONTRACT_VERSION, MAX_POINTS
 from m3ad.defects import Defect
 from m3ad.errors import ArtifactError, BusyError, FrameError, ServerError
 from m3ad.frame_door import DEFECTS, DEPTH, REJECT, REVIEW, RGB, XYZ, tensor_door
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
-from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.preprocess import ModelInput, prepare
 from m3ad.serving import RECORD_PARAMETER, SERVING_PARAMETER, ServingRecord, stage_named
 from m3ad.typed_json import parse_json, typed
 from m3ad_runtime.pipeline import Inspection, model_arrays

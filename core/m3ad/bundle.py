@@ -17,11 +17,11 @@ from typing import Any
 from m3ad.atomic import NO_ROOM, file_beside, folder_beside, locked, put_in_place
 from m3ad.contract import CONTRACT_VERSION, Dims, Layout
 from m3ad.errors import ArtifactError
+from m3ad.frame_settings import Preprocessing
 from m3ad.limits import Limits
 from m3ad.manifest import FileEntry, Manifest, is_inside
 from m3ad.method import Contract
 from m3ad.methods import contract_of
-from m3ad.preprocess import Preprocessing
 from m3ad.typed_json import read_json, require_whole, typed
 
 MANIFEST = "manifest.json"

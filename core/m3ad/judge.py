@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from m3ad.defects import Defect, find_defects
+from m3ad.frame_settings import Preprocessing
 from m3ad.limits import Limits, verdict
-from m3ad.preprocess import Preprocessing, geometry
+from m3ad.preprocess import geometry
 
 
 def defects_of(

@@ -20,11 +20,12 @@ from scipy import ndimage
 
 from m3ad.contract import IMAGE_SIZE
 from m3ad.errors import ArtifactError, FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.grid import grid_source, prepare_mask, squared
 from m3ad.holes import measured
 from m3ad.plane import Plane, border_points, fit_plane
-from m3ad.preprocess import Preprocessing, geometry, with_holes
+from m3ad.preprocess import geometry, with_holes
 from m3ad.registration import LEAST, TOLERATED, Edges, agreement, best_shift
 from m3ad.rig import Rig, fit_rig, plane_offset_m, plane_tilt_deg
 from m3ad.typed_json import typed

@@ -10,11 +10,11 @@ from m3ad.camera import Camera
 from m3ad.contract import Dims, Layout
 from m3ad.errors import ArtifactError
 from m3ad.frame_door import DepthType
+from m3ad.frame_settings import Preprocessing
 from m3ad.limits import Limits
 from m3ad.manifest import Encoder, OfficialWeights
 from m3ad.method import Contract
 from m3ad.methods import METHODS, contract_of
-from m3ad.preprocess import Preprocessing
 from m3ad.typed_json import parse_json, require_whole, typed
 
 # Parameters of a served ensemble: the ServingRecord as JSON, and how it is served (runtime, precision, model_bytes).

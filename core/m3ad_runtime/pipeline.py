@@ -20,11 +20,12 @@ from m3ad.contract import Layout, Step, mismatch
 from m3ad.defects import Defect
 from m3ad.engines import engine_folders
 from m3ad.errors import FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.judge import defects_of
 from m3ad.limits import Limits, Verdict, verdict
 from m3ad.method import PIPELINE_OUTPUTS
-from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.preprocess import ModelInput, prepare
 from m3ad.serving import ServingRecord
 
 from m3ad_runtime.engine_choice import RUNTIMES, Runtime

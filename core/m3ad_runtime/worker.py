@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from m3ad.errors import M3adError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Sample, read_sample
-from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.preprocess import ModelInput, prepare
 
 # What the clock runs around: tensors ready -> map, as CFM timed, or files -> verdict, what a line feels.
 INFERENCE_ONLY, END_TO_END = "inference only", "end to end"

@@ -9,8 +9,9 @@ import typer
 from m3ad.bundle import Bundle
 from m3ad.cli import print_json, print_text, run, talk
 from m3ad.contract import MAX_POINTS, MIN_POINTS, Layout
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.serving import require_model_name
 
 from m3ad_export.graphs.precision import Precision

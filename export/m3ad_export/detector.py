@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from m3ad.contract import Dims
+from m3ad.frame_settings import Preprocessing
 from m3ad.method import Contract
 from m3ad.methods import contract_of
-from m3ad.preprocess import Preprocessing
 from torch import nn
 
 from m3ad_export.nets.efficientnet import EfficientNet

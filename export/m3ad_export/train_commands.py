@@ -12,11 +12,11 @@ from m3ad.bundle import require_place
 from m3ad.camera import read_camera
 from m3ad.cli import print_json, print_text, talk
 from m3ad.errors import M3adError
+from m3ad.frame_settings import Modality, PlaneRemoval, Preprocessing
 from m3ad.frames import find_samples
 from m3ad.holes import ZeroRule
 from m3ad.method import require_lattice
 from m3ad.methods import DEFAULT_METHOD, METHODS, method_named
-from m3ad.preprocess import Modality, PlaneRemoval, Preprocessing
 from m3ad.rig import read_rig
 from m3ad.scored import Lattice, lattice_of
 from m3ad.serving import require_model_name

@@ -13,10 +13,11 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 from m3ad.contract import PADDED, Geometry
 from m3ad.errors import M3adError
+from m3ad.frame_settings import Modality, Preprocessing
 from m3ad.frames import Sample, read_sample
 from m3ad.method import require_lattice
 from m3ad.methods import DEFAULT_METHOD, method_named
-from m3ad.preprocess import Modality, Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.scale import extent
 from m3ad.scored import Lattice
 

@@ -12,10 +12,11 @@ import torch
 from conftest import TINY_RGB, TINY_XYZ
 from m3ad.bundle import Bundle, file_entry, write_json
 from m3ad.errors import ArtifactError, M3adError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample, read_sample_mask
 from m3ad.grid import prepare_mask
 from m3ad.metrics import aupro, image_auroc
-from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.preprocess import ModelInput, prepare
 from m3ad_calibrate.cli import app
 from m3ad_calibrate.gate import failures, gate, summary
 from m3ad_calibrate.quantize import Settings, quantize

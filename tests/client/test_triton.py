@@ -19,8 +19,8 @@ from m3ad_client.infer import inspect_samples
 from m3ad_client.triton import Tls, TritonInspector
 from m3ad_client.triton import _record as read_record
 from m3ad_runtime.pipeline import Inspector
+from m3ad_triton.endpoints import Tls as ServerTls
 from m3ad_triton.server import LocalServer
-from m3ad_triton.server import Tls as ServerTls
 from m3ad_triton.stage_model import TritonPythonModel
 from serving import make_frame, write_frame
 from tritonclient.utils import InferenceServerException

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.camera import Camera, read_camera, xyz_from_depth
 from m3ad.errors import ArtifactError, FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_pairs, find_samples, read_frame, read_sample
 from m3ad.holes import measured
-from m3ad.preprocess import Preprocessing
 from PIL import Image
 
 WIDTH, HEIGHT = 96, 64

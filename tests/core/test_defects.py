@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.defects import LEAST_GRID_PX, find_defects
+from m3ad.frame_settings import Preprocessing
 from m3ad.grid import prepare_mask
 from m3ad.judge import defects_of
 from m3ad.limits import Limits, verdict
-from m3ad.preprocess import Preprocessing
 from m3ad.surface import area_mm2, deviation
 from scipy import ndimage
 

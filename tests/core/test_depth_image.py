@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.depth_image import bilinear, closed, corner_plane, depth_image, nearest, normal_image
 from m3ad.errors import FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.grid import prepare_mask, to_frame
 from m3ad.plane import distance_m
-from m3ad.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, prepare
+from m3ad.preprocess import IMAGENET_MEAN, IMAGENET_STD, prepare
 from PIL import Image
 
 DEPTH = Preprocessing(geometry="depth", plane="corners")

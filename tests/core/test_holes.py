@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.errors import FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.holes import holes_as_zeros, measured
-from m3ad.preprocess import Preprocessing, prepare, with_holes, without_modality
+from m3ad.preprocess import prepare, with_holes, without_modality
 from m3ad.rig import fit_rig
 
 LARGEST = float(np.finfo(np.float32).max)

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.contract import Dims
 from m3ad.errors import ArtifactError, FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.grid import prepare_mask, to_frame
 from m3ad.methods import contract_of
-from m3ad.preprocess import Preprocessing, prepare, without_modality
+from m3ad.preprocess import prepare, without_modality
 from PIL import Image
 from scipy import ndimage
 

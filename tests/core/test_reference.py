@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from drifting import WAYS, plate
 from m3ad.errors import ArtifactError, FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame, find_samples, read_sample
-from m3ad.preprocess import Preprocessing
 from m3ad.reference import Band, Look, Looks, Reference, departures, look, score_band
 from m3ad.regions import Regions
 from m3ad.rig import fit_rig

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.errors import ArtifactError, FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.limits import Limits
 from m3ad.overlay import BANNER_PX, IGNORED, REGION, SIDE_PX, Inspected, overlay
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.regions import Regions, read_regions, with_regions
 from PIL import Image
 from serving import make_frame

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.errors import FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
-from m3ad.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, prepare
+from m3ad.preprocess import IMAGENET_MEAN, IMAGENET_STD, prepare
 from m3ad.relief import corner_surface, filled, relief
 from PIL import Image
 from test_depth_image import FRAME

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from m3ad.errors import FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.scale import extent
 
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from m3ad.contract import MAX_POINTS, Dims
 from m3ad.errors import ArtifactError, FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.methods import METHODS, contract_of
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.scored import Lattice, lattice_of, on_lattice
 
 LATTICES = st.one_of(st.sampled_from(["all", "half"]), st.integers(2, 8))

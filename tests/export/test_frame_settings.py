@@ -11,8 +11,9 @@ import pytest
 import tifffile
 from m3ad.camera import Camera
 from m3ad.errors import ArtifactError, FrameError, M3adError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_pairs, read_sample
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad_export import bundle_writer, saved, training
 from m3ad_export.cli import app
 from m3ad_export.detector import Detector

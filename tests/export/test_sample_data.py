@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from m3ad.bundle import MANIFEST
 from m3ad.errors import ArtifactError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample, read_sample_mask
 from m3ad.grid import prepare_mask
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad_export.sample_data import DEFECT_FOLDERS, sample_frame, write_sample_data
 
 SMALL = {"train": 2, "validation": 1, "test_per_kind": 3, "size": 224}

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import TINY_RGB, TINY_XYZ
 from m3ad.errors import ArtifactError, FrameError, M3adError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Sample, find_samples, read_sample
-from m3ad.preprocess import Preprocessing, prepare, without_modality
+from m3ad.preprocess import prepare, without_modality
 from m3ad_export.cli import app
 from m3ad_export.detector import Detector
 from m3ad_export.heads.mentor import HeadConfig, Mfm

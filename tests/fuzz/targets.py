@@ -20,10 +20,10 @@ from m3ad.contract import MAX_POINTS, MIN_POINTS, Dims, mismatch
 from m3ad.engines import Engines
 from m3ad.errors import ArtifactError, M3adError
 from m3ad.frame_door import PLACE, PREPARE, door_stages
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import read_frame
 from m3ad.limits import Limits
 from m3ad.methods import contract_of
-from m3ad.preprocess import Preprocessing
 from m3ad.regions import read_regions
 from m3ad.rig import read_rig
 from m3ad.serving import ServingRecord

@@ -10,9 +10,9 @@ import torch
 from conftest import TINY_RGB, make_input
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample
 from m3ad.methods import METHODS
-from m3ad.preprocess import Preprocessing
 from m3ad_calibrate.record import read_record, record
 from m3ad_client.triton import TritonInspector
 from m3ad_export.baselines.forms import dense

@@ -9,8 +9,9 @@ import onnx
 import pytest
 import torch
 from m3ad.errors import ArtifactError, M3adError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.serving import ServingRecord
 from m3ad_calibrate.gate import gate
 from m3ad_calibrate.lattice_probe import verify_source

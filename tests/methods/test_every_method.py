@@ -10,9 +10,10 @@ from conftest import make_input
 from gpu_engines import double_of, installed, with_engines
 from m3ad.bundle import Bundle
 from m3ad.errors import ArtifactError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample
 from m3ad.methods import METHODS
-from m3ad.preprocess import ModelInput, Preprocessing, prepare
+from m3ad.preprocess import ModelInput, prepare
 from m3ad.scored import on_lattice
 from m3ad.serving import ServingRecord
 from m3ad_calibrate.gate import gate

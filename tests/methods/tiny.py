@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from conftest import TINY_RGB, TINY_XYZ, make_tiny_detector, randomise
 from m3ad.bundle import Bundle
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample
 from m3ad.methods import METHODS
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.scored import Lattice
 from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.detector import Detector

@@ -25,8 +25,9 @@ from m3ad.errors import ArtifactError, MissingDependencyError, ServerError
 from m3ad.frame_door import tensor_door
 from m3ad_runtime.pipeline import Inspector, model_arrays
 from m3ad_triton.binary import find_binary
+from m3ad_triton.endpoints import Hosts, Ports, Tls, exposure
 from m3ad_triton.repository import Repository
-from m3ad_triton.server import Hosts, LocalServer, Ports, Tls
+from m3ad_triton.server import LocalServer
 from m3ad_triton.stubs import find_stubs
 from serving import rehash
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -300,7 +301,7 @@ def test_what_is_open_to_others_is_told(fused_repository: Path) -> None:
 def test_what_is_open_where(fused_repository: Path, tmp_path: Path) -> None:
     def told(**changes: Any) -> tuple[Hosts, str]:
         server = LocalServer([fused_repository], **changes)
-        return server.hosts, "\n".join(server.exposure())
+        return server.hosts, "\n".join(exposure(server.hosts, server.tls))
 
     tls = Tls(cert=tmp_path, key=tmp_path)
     plain = Tls(cert=tmp_path, key=tmp_path, http_plain=True)

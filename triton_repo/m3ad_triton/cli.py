@@ -21,6 +21,7 @@ from m3ad_triton.binary import find_binary
 from m3ad_triton.categories import find_repositories, write_categories
 from m3ad_triton.config import QUEUE, Queue
 from m3ad_triton.docker import IMAGE, docker_line, write_context
+from m3ad_triton.endpoints import LOOPBACK, Ports, Tls, exposure
 from m3ad_triton.frame_checks import frame_checks
 from m3ad_triton.golden import Golden
 from m3ad_triton.heal import Watch
@@ -30,7 +31,7 @@ from m3ad_triton.manifest import RepositoryManifest, Runtime
 from m3ad_triton.memory import compare
 from m3ad_triton.reload import Control, ask_server
 from m3ad_triton.repository import Repository, write_repository
-from m3ad_triton.server import LOOPBACK, LocalServer, Ports, Tls
+from m3ad_triton.server import LocalServer
 from m3ad_triton.verify import doors, find_problems, verify_repository
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -218,7 +219,7 @@ def serve(
         binary=find_binary(tritonserver),
     )
     signal.signal(signal.SIGTERM, _interrupt)
-    for line in server.exposure():
+    for line in exposure(server.hosts, server.tls):
         shared.talk.print(line)
     shared.talk.print("starting Triton, loading and warming up the models ...")
     started = time.perf_counter()

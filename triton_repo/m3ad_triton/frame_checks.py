@@ -14,7 +14,7 @@ import numpy.typing as npt
 from m3ad.camera import MILLIMETRE
 from m3ad.errors import FrameError
 from m3ad.frame_door import DEPTH, GATE, JUDGE, PLACE, PREPARE
-from m3ad.preprocess import Preprocessing
+from m3ad.frame_settings import Preprocessing
 from m3ad.serving import ServingRecord
 
 from m3ad_triton.backend import Arrays

@@ -27,11 +27,12 @@ from m3ad.frame_door import (
     VERDICT,
     door_stages,
 )
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
 from m3ad.grid import to_frame
 from m3ad.judge import defects_of
 from m3ad.limits import VERDICTS, Limits, verdict
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad.serving import RECORD_PARAMETER, ServingRecord
 
 from m3ad_triton.backend import Arrays, answer

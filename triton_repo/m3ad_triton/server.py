@@ -1,17 +1,13 @@
 """A Triton Inference Server on this machine: started on model repositories, watched until ready, stopped for sure.
 
-It knows processes, ports and logs; what is in a repository is `repository`'s and `verify`'s business.
+It knows processes and logs; `endpoints` knows addresses, ports and TLS, `repository` and `verify` what is served.
 """
 
 import contextlib
 import ctypes
-import ipaddress
 import os
 import re
-import secrets
 import signal
-import socket
-import ssl
 import subprocess
 import tempfile
 import threading
@@ -19,14 +15,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from m3ad.errors import ServerError
 
 from m3ad_triton.binary import Binary, find_binary
+from m3ad_triton.endpoints import LOOPBACK, Hosts, Ports, Tls, closed_to_others, reachable
 from m3ad_triton.engines import RUNTIME
 from m3ad_triton.line import Line
 from m3ad_triton.reload import PREFIX, reload_category
@@ -34,93 +29,12 @@ from m3ad_triton.repository import Repository, server_arguments, verify_distinct
 from m3ad_triton.served import ServedModels
 from m3ad_triton.stubs import Stub, find_stubs, hide_regions, remove_regions
 
-LOOPBACK = "127.0.0.1"
 EXIT_TIMEOUT_S = 10
 POLL_S = 0.1
 WATCH_S = 1.0
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")
-# What changes the server or reads this machine's memory: for programs on this machine alone.
-LOCAL_APIS = "shared-memory,trace,logging"
-# Everything Triton answers over HTTP, health left out.
-HTTP_APIS = "metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
 PR_SET_PDEATHSIG = 1
 LOG_LINE = re.compile(r"^[EF]\d{4} |UNAVAILABLE|error: ")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ports:
-    """The three ports of a server; 0 takes a free one."""
-
-    http: int = 0
-    grpc: int = 0
-    metrics: int = 0
-
-    def settled(self, hosts: "Hosts") -> "Ports":
-        """The same with every 0 replaced by a port that is free on its host.
-
-        Raises:
-            ServerError: a port that was asked for is in use.
-        """
-        with contextlib.ExitStack() as held:  # all three at once, so that they differ
-            chosen = {}
-            for name in ("http", "grpc", "metrics"):
-                listener = held.enter_context(socket.socket())
-                wanted, host = getattr(self, name), getattr(hosts, name)
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    listener.bind((host, wanted))
-                except OSError as error:
-                    raise ServerError(
-                        f"{name} port {wanted} on {host} cannot be taken ({error.strerror}); "
-                        f"choose another: --{name}-port PORT (0 takes a free one)"
-                    ) from error
-                chosen[name] = listener.getsockname()[1]
-            return Ports(**chosen)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hosts:
-    """The address each endpoint listens on."""
-
-    http: str = LOOPBACK
-    grpc: str = LOOPBACK
-    metrics: str = LOOPBACK
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """Certificate files of the gRPC endpoint; with `ca` clients must show a certificate signed by it.
-
-    Triton has TLS for gRPC alone. HTTP is therefore kept to this machine and to health, unless `http_plain`.
-    """
-
-    cert: Path
-    key: Path
-    ca: Path | None = None
-    http_plain: bool = False
-
-    def arguments(self) -> list[str]:
-        """The server's arguments for them."""
-        arguments = [
-            "--grpc-use-ssl=true",
-            f"--grpc-server-cert={self.cert}",
-            f"--grpc-server-key={self.key}",
-        ]
-        if self.ca:
-            arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.ca}"]
-        if not self.http_plain:
-            arguments.append(f"--http-restricted-api={HTTP_APIS}:{_nobody()}")
-        return arguments
-
-    def client_options(self) -> dict[str, Any]:
-        """How the server is reached from its own machine: with its own certificate, under a name in it."""
-        files = {
-            "root_certificates": self.ca or self.cert,
-            "private_key": self.key,
-            "certificate_chain": self.cert,
-        }
-        name = [("grpc.ssl_target_name_override", _name_in(self.cert))]
-        return {"ssl": True, "channel_args": name, **{key: str(path) for key, path in files.items()}}
 
 
 class LocalServer:
@@ -179,30 +93,12 @@ class LocalServer:
     @property
     def grpc_url(self) -> str:
         """What a client is given as --url."""
-        return f"{_reachable(self.hosts.grpc)}:{self.ports.grpc}"
+        return f"{reachable(self.hosts.grpc)}:{self.ports.grpc}"
 
     @property
     def http_url(self) -> str:
         """The HTTP endpoint; with TLS it answers health alone."""
-        return f"http://{_reachable(self.hosts.http)}:{self.ports.http}"
-
-    def exposure(self) -> list[str]:
-        """What is open to whom, where somebody might be surprised: one line each."""
-        if self.tls is None:
-            if _is_loopback(self.hosts.grpc):
-                return []
-            return [
-                f"warning: {self.hosts.grpc} lets other machines in without TLS: whoever reaches it can ask for "
-                "inspections and read every frame; give --cert, --key and --ca. Shared memory, trace and logging are "
-                "closed"
-            ]
-        if self.tls.http_plain:
-            return [
-                f"warning: TLS is gRPC's alone, plain HTTP on {self.hosts.http} answers anybody (--http-plain)"
-            ]
-        return [
-            f"TLS is gRPC's alone: HTTP answers health only, on {LOOPBACK} only (everything: --http-plain)"
-        ]
+        return f"http://{reachable(self.hosts.http)}:{self.ports.http}"
 
     def start(self) -> None:
         """Start the server and wait until every model is ready; on any failure nothing is left running."""
@@ -227,7 +123,7 @@ class LocalServer:
                 f"--metrics-port={self.ports.metrics}",
                 f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
                 *(self.tls.arguments() if self.tls else []),
-                *self._closed_to_others(),
+                *closed_to_others(self.hosts),
             ]
             self._launch()
         except BaseException:
@@ -333,15 +229,6 @@ class LocalServer:
     ) -> None:
         self.stop()
 
-    def _closed_to_others(self) -> list[str]:
-        """Arguments that keep an endpoint which other machines reach to inspecting."""
-        arguments = []
-        if not _is_loopback(self.hosts.grpc):
-            arguments.append(f"--grpc-restricted-protocol={LOCAL_APIS}:{_nobody()}")
-        if not _is_loopback(self.hosts.http):
-            arguments.append(f"--http-restricted-api={LOCAL_APIS}:{_nobody()}")
-        return arguments
-
     def _wait_until_ready(self) -> None:
         url, process = f"{self.http_url}/v2/health/ready", self._running()
         opener = urllib.request.build_opener(
@@ -371,34 +258,6 @@ class LocalServer:
         if self.process is None:
             raise ValueError("the server is not running, start it first")
         return self.process
-
-
-def _nobody() -> str:
-    """A header that nobody sends: it cannot hold a line break, also not by who reads it in the process list."""
-    return f"nobody={secrets.token_hex()}\n"
-
-
-def _name_in(cert: Path) -> str:
-    """A name that a certificate is for; Python tells of its own by a private function alone."""
-    decode = getattr(ssl, "_ssl", None)
-    try:
-        told = decode._test_decode_cert(str(cert)) if decode else {}
-    except (OSError, ssl.SSLError, AttributeError):
-        told = {}
-    names = [value for kind, value in told.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
-    return str(names[0]) if names else "localhost"
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _reachable(host: str) -> str:
-    return "localhost" if host == "0.0.0.0" else host
 
 
 def _plain_folder() -> str | None:

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from m3ad.errors import M3adError
 from m3ad.fpfh import NEIGHBORS, NORMAL_NEIGHBORS, NORMAL_RADIUS_M, RADIUS_M, FloatArray
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 
 from m3ad_plugins import native, ops
 from m3ad_plugins.arrays import Float32, Int32

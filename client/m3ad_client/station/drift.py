@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from m3ad.bundle import Bundle
 from m3ad.errors import FrameError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
-from m3ad.preprocess import Preprocessing
 from m3ad.reference import Band, Look, Reason, Reference, departures, look, score_band
 
 from m3ad_client.station import config

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from m3ad.errors import M3adError, MissingDependencyError
+from m3ad.frame_settings import Preprocessing
 from m3ad.manifest import Encoder
 from m3ad.method import Pair
-from m3ad.preprocess import ModelInput, Preprocessing
+from m3ad.preprocess import ModelInput
 from m3ad.serving import weights_line
 from m3ad.typed_json import typed
 from m3ad_runtime.stages import modality_of

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from m3ad.contract import IMAGE_SIZE
 from m3ad.errors import M3adError
-from m3ad.preprocess import Preprocessing
+from m3ad.frame_settings import Preprocessing
 from m3ad.scored import scored_pixels
 from m3ad_plugins.gpu.cases import organised
 from m3ad_plugins.gpu.steps import LACKS

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 from m3ad.atomic import file_beside
 from m3ad.bundle import sha256_of
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Sample, read_sample
 from m3ad.method import Pair
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad_plugins import ops
 from m3ad_plugins.ops import SparseRows
 from m3ad_runtime.stages import FloatArray, IntArray, bilinear_operator, modality_of

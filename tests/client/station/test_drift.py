@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from drifting import WAYS, plate
 from m3ad.bundle import Bundle
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import Frame
-from m3ad.preprocess import Preprocessing
 from m3ad.reference import Looks, score_band
 from m3ad_calibrate.cli import app
 from m3ad_client.station import drift

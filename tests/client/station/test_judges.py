@@ -15,8 +15,8 @@ from m3ad.signature import sign
 from m3ad_client.station.config import Camera
 from m3ad_client.station.judge import Judge
 from m3ad_runtime.pipeline import Inspector
+from m3ad_triton.endpoints import Tls as ServerTls
 from m3ad_triton.server import LocalServer
-from m3ad_triton.server import Tls as ServerTls
 from serving import make_frame
 
 

@@ -16,8 +16,8 @@ from m3ad_client.cli import app
 from m3ad_client.station.config import read_config
 from m3ad_client.station.station import Station
 from m3ad_runtime.pipeline import Inspector
+from m3ad_triton.endpoints import Tls as ServerTls
 from m3ad_triton.server import LocalServer
-from m3ad_triton.server import Tls as ServerTls
 from onnx import numpy_helper
 from PIL import Image
 from serving import make_frame

@@ -10,9 +10,9 @@ import torch
 from conftest import TINY_RGB, TINY_XYZ, make_input, make_tiny_detector
 from m3ad.contract import Dims
 from m3ad.errors import ArtifactError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples
 from m3ad.methods.m3dm import METHOD
-from m3ad.preprocess import Preprocessing
 from m3ad_export.graphs.compose import cells_model
 from m3ad_export.graphs.verify import verify_not_frozen
 from m3ad_export.heads.bank import Bank, DistanceVote, TokenCells, TwoBanks, cell_pooling

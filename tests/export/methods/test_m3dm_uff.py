@@ -9,8 +9,9 @@ import torch
 from conftest import TINY_RGB, TINY_XYZ, make_tiny_detector
 from m3ad.bundle import Bundle
 from m3ad.errors import M3adError
+from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample
-from m3ad.preprocess import Preprocessing, prepare
+from m3ad.preprocess import prepare
 from m3ad_export.bundle_writer import write_bundle
 from m3ad_export.detector import Detector
 from m3ad_export.heads.bank import TokenCells
