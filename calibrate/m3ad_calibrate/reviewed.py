@@ -132,7 +132,7 @@ class Scorer:
     def moved_limits(self, parts: Sequence[Part]) -> Limits | None:
         """Limits that a station's configuration sets for these parts itself, over those of the bundle."""
         threshold = self.bundle.manifest.threshold
-        own = Limits(threshold.value, threshold.review)
+        own = threshold.limits
         for part in parts:
             setup = self.setup(part)
             if setup.get("bundle_sha256") == self._digest and Limits(**setup["limits"]) != own:

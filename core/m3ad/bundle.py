@@ -18,7 +18,6 @@ from m3ad.atomic import NO_ROOM, file_beside, folder_beside, locked, put_in_plac
 from m3ad.contract import CONTRACT_VERSION, Dims, Layout
 from m3ad.errors import ArtifactError
 from m3ad.frame_settings import Preprocessing
-from m3ad.limits import Limits
 from m3ad.manifest import FileEntry, Manifest, is_inside
 from m3ad.method import Contract
 from m3ad.methods import contract_of
@@ -121,7 +120,7 @@ class Bundle:
     def refine(self) -> float | None:
         """The limit that a second pass over the lattice's high places is made for; None where there is none."""
         change, threshold = self.manifest.lattice, self.manifest.threshold
-        return Limits(threshold.value, threshold.review).lowest if change and change.refine else None
+        return threshold.limits.lowest if change and change.refine else None
 
     def file(self, relative: str) -> Path:
         """The path of a file the manifest lists.

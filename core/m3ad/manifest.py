@@ -53,6 +53,11 @@ class Threshold(Struct, frozen=True):
     def __post_init__(self) -> None:
         Limits(self.value, self.review)
 
+    @property
+    def limits(self) -> Limits:
+        """What scores are held against."""
+        return Limits(self.value, self.review)
+
 
 class Voting(Struct, frozen=True):
     """The voting terms' exponents of RGB, XYZ and mentor scores, and what the one-class SVM looks at."""

@@ -171,6 +171,16 @@ def test_figures_are_those_of_the_bundles_themselves(trained: Trained, tmp_path:
         ranks.append(stats.spearmanr(a.anomaly_map.ravel()[pixels], b.anomaly_map.ravel()[pixels]).statistic)
     assert found["figures"]["chain"]["rank_correlation"]["lowest"] == pytest.approx(min(ranks), abs=1e-5)
     assert found["frames"] == 4
+    limit = trained.source.manifest.threshold.value  # kept by what was quantized
+    sides = [[i.score > limit for i in results[name]] for name in ("source", "quantized")]
+    changed = found["figures"]["chain"]["verdicts_changed"]
+    assert changed == sum(a != b for a, b in zip(*sides, strict=True))
+    assert found["limits_kept"]
+    moved = {**found, "figures": {"chain": {**found["figures"]["chain"], "verdicts_changed": 3}}}
+    assert "verdicts of 3 of 4 parts change\nthe limits are still those of the scores before" in summary(
+        moved, "int8"
+    )
+    assert "the limits are still" not in summary({**moved, "limits_kept": False}, "int8")
     assert found["frame_ms"]["ratio"] == found["frame_ms"]["quantized"] / found["frame_ms"]["source"]
     slow = {**found, "frame_ms": {**found["frame_ms"], "ratio": 1.5}}
     assert "1.50 times the source's: slower on this CPU" in summary(slow, "int8")
