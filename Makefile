@@ -17,6 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("m3ad needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else 0'
 	@[ -n "$$CXX" ] || command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "m3ad compiles its C++ ops: install a C++ compiler (Debian: apt install g++)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "this Python makes no virtual environments (Debian: apt install python3-venv)" >&2; exit 1; }
+	@PYTHONPATH=core $(PYTHON) -m m3ad.libpython
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

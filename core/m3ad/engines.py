@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -11,6 +11,7 @@ from m3ad.manifest import FileEntry, Sha256
 from m3ad.typed_json import typed
 
 FORMAT = "m3ad-engines"
+Precision = Literal["fp32", "fp16", "bf16"]  # of the matrix products, where the bundle is fp32
 Version = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9A-Za-z.+-]*)?\Z")]
 
 

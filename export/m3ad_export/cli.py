@@ -1,6 +1,5 @@
 """Command `m3ad-export`: from good parts to a bundle and its engines. Options and messages; the work is elsewhere."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,21 +8,20 @@ import typer
 from m3ad.bundle import Bundle
 from m3ad.cli import print_json, print_text, run, talk
 from m3ad.contract import MAX_POINTS, MIN_POINTS, Layout
+from m3ad.engines import Precision
 from m3ad.frame_settings import Preprocessing
 from m3ad.frames import find_samples, read_sample
 from m3ad.preprocess import prepare
 from m3ad.serving import require_model_name
 
-from m3ad_export.graphs.precision import Precision
 from m3ad_export.train_commands import DataOpt, DetectorArg, Json, methods, train, vote
 from m3ad_export.weights_commands import app as weights_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(weights_app, name="weights")
 
-# Only the commands that need these import them: `build-engine` and `doctor` run on boxes without torch.
-NEEDED_TO_EXPORT = ("torch", "onnxscript", "sklearn", "matplotlib", "onnxruntime")
-
+# Only the commands that need torch, onnx and the like import them: `build-engine` runs on boxes without torch, `doctor`
+# and `sign` without any.
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="what `m3ad-export bundle` wrote")]
 LayoutOpt = Annotated[Layout | None, typer.Option(help="one layout only; all there are if left out")]
 
@@ -197,13 +195,4 @@ def _golden(bundle: Bundle, name: str) -> Any:
 
 def main() -> None:
     """Entry point of `m3ad-export`."""
-    try:
-        run(app)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in NEEDED_TO_EXPORT:
-            raise
-        typer.echo(
-            f"error: {missing} is not installed, this command needs it: pip install 'm3ad[export]'", err=True
-        )
-        sys.exit(1)
+    run(app)

@@ -5,6 +5,8 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+from m3ad.errors import MissingDependencyError
+from m3ad.libpython import folder_of_libpython
 from m3ad_plugins.library import Finding, check_registry, checks
 
 from m3ad_export import jetson
@@ -48,8 +50,11 @@ def _triton() -> Finding:
     ):
         return Finding("Triton", True, str(path))
     if importlib.util.find_spec("pytriton"):
-        return Finding(
-            "Triton", True, f"CPU server of nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
-        )
+        server = f"CPU server of nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
+        try:
+            folder_of_libpython()
+        except MissingDependencyError as error:
+            return Finding("Triton", False, server, str(error))
+        return Finding("Triton", True, server)
     advice = "use NVIDIA's image, or pip install --no-deps nvidia-pytriton==0.7.0 for a CPU server"
     return Finding("Triton", False, "no tritonserver", advice)

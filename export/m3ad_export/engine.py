@@ -15,7 +15,7 @@ import onnx
 import onnx.inliner
 from m3ad.bundle import Bundle, file_entry, new_folder, sha256_of, write_json
 from m3ad.contract import OP_DOMAIN, Layout
-from m3ad.engines import FORMAT, Engines
+from m3ad.engines import FORMAT, Engines, Precision
 from m3ad.errors import ArtifactError, M3adError, MissingDependencyError
 from m3ad.method import Contract
 from m3ad.methods.common import HEAD_PARTS
@@ -26,7 +26,7 @@ from m3ad_export.engine_builder import BuiltEngine, Say, build_plan, builder_mod
 from m3ad_export.engine_types import verify_precision, verify_target
 from m3ad_export.graphs.head import TILED_PARTS, head_model, with_tile
 from m3ad_export.graphs.plan import default_plan
-from m3ad_export.graphs.precision import Precision, half_model, histogram
+from m3ad_export.graphs.precision import half_model, histogram
 from m3ad_export.graphs.surgery import load_graph
 
 

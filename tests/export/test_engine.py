@@ -83,8 +83,8 @@ class Absent(MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 sys.modules["torch"] = None
-from m3ad_export.cli import main
-main()
+from m3ad.commands import export
+export()
 """
 
 
@@ -117,7 +117,7 @@ bundle = Bundle.open(Path({str(bundle.path)!r}))
 for stage in ("project", "head"):
     assert stage_model(bundle.path / "onnx", stage, bundle.contract, "fp16", with_plugins=True).graph.node
 """
-    text = WITHOUT_TORCH.replace("from m3ad_export.cli import main\nmain()\n", program)
+    text = WITHOUT_TORCH.replace("from m3ad.commands import export\nexport()\n", program)
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -8,11 +8,11 @@ import importlib.util
 import os
 import shutil
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 from m3ad.errors import MissingDependencyError
+from m3ad.libpython import folder_of_libpython
 
 OFFICIAL = Path("/opt/tritonserver/bin/tritonserver")
 
@@ -50,7 +50,7 @@ class Binary:
         environment = dict(os.environ)
         if self.wheel is None:
             return environment
-        libraries = [*self.wheel.parents[1].glob("nvidia_pytriton.libs"), _folder_of_libpython()]
+        libraries = [*self.wheel.parents[1].glob("nvidia_pytriton.libs"), folder_of_libpython()]
         inherited = environment.get("LD_LIBRARY_PATH", "")
         environment["LD_LIBRARY_PATH"] = os.pathsep.join([*map(str, libraries), *filter(None, [inherited])])
         # The stub ignores PYTHONPATH and PYTHONHOME; it takes the environment of the first `python3` on PATH.
@@ -80,17 +80,4 @@ def find_binary(path: Path | None = None) -> Binary:
     raise MissingDependencyError(
         "no tritonserver on PATH, in /opt/tritonserver or in the wheel nvidia-pytriton; install the wheel for a server "
         "on the CPU: pip install --no-deps nvidia-pytriton, or run the official image: m3ad-triton docker REPO"
-    )
-
-
-def _folder_of_libpython() -> Path:
-    name = sysconfig.get_config_var("INSTSONAME") or ""
-    folders = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", "/usr/lib/x86_64-linux-gnu"]
-    for folder in (Path(f) for f in folders if f):
-        if name.endswith(".so.1.0") and (folder / name).is_file():
-            return folder
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    raise MissingDependencyError(
-        f"{sys.executable} was built without a shared library, which Triton's Python backend loads; install "
-        f"libpython{version} (Debian and Ubuntu: apt install libpython{version})"
     )

@@ -4,7 +4,7 @@ The plan says which nodes stay in fp32 and why; everything else that computes on
 at the stage's boundary stay fp32, as the contract has them.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from m3ad_export.graphs.compose import op_bodies, opset_of
 from m3ad_export.graphs.plan import Plan
 from m3ad_export.graphs.surgery import cast, edited
 
-Precision = Literal["fp32", "fp16", "bf16"]
 INT8_WEIGHTS = "INT8_WEIGHTS"  # of the products in `histogram`, the one that is no ONNX type
 _ELEMENT = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 MAKES_ITS_TYPE = ("Cast", "Shape", "Constant", "ConstantOfShape")  # whatever the types around them are
