@@ -14,7 +14,8 @@ def folder_of_libpython() -> Path:
         MissingDependencyError: there is none; Debian and Ubuntu have it in a package of its own.
     """
     name = sysconfig.get_config_var("INSTSONAME") or ""
-    folders = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", "/usr/lib/x86_64-linux-gnu"]
+    debian = f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}"
+    folders = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", debian]
     for folder in (Path(f) for f in folders if f):
         if name.endswith(".so.1.0") and (folder / name).is_file():
             return folder
