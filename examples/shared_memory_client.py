@@ -17,11 +17,14 @@ import tritonclient.utils.shared_memory as system_memory
 from frame import VERDICTS, read_frame
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+GONE = "StatusCode.UNAVAILABLE"
+
 
 def unregister(client: triton.InferenceServerClient, key: str, patience_s: float = 10) -> None:
     """Take a region back from the server, once it has let go of it.
 
-    Triton answers a request before it counts its regions as free, and in between says that a region is in use.
+    Triton answers a request before it counts its regions as free, and in between says that a region is in use. A server
+    that is gone holds nothing.
     """
     deadline = time.monotonic() + patience_s
     held = True
@@ -30,6 +33,8 @@ def unregister(client: triton.InferenceServerClient, key: str, patience_s: float
             client.unregister_system_shared_memory(key)
             held = False
         except InferenceServerException as error:
+            if error.status() == GONE:
+                return
             if "in use" not in error.message() or time.monotonic() > deadline:
                 sys.exit(f"the Triton does not give back the shared memory {key}: {error.message()}")
             time.sleep(0.01)
@@ -50,6 +55,10 @@ def main(url: str, category: str, rgb: str, xyz: str) -> None:
             try:
                 client.register_system_shared_memory(key, f"/{key}", size)
             except InferenceServerException as error:
+                if error.status() == GONE:
+                    sys.exit(
+                        f"no Triton answers at {url} ({error.message()}); start one, and give its gRPC port"
+                    )
                 sys.exit(
                     f"the Triton at {url} does not read this machine's shared memory ({error.message()}); it runs on "
                     "another machine or in a container without --ipc=host, or its API is restricted: send the frame in "

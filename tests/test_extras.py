@@ -27,13 +27,16 @@ WORKS = {
     "station": ("m3ad_client.station.line", "m3ad_client.station.page", "m3ad_client.station.api"),
     "sign": ("m3ad.signature",),
 }
-# Extras that are installed, a command, and the extra that has what it misses.
+# Extras that are installed, a command with its first words, and the extra that has what it misses.
 MISSES = [
-    ("", "client", "client"),
-    ("", "triton", "triton"),
-    ("", "calibrate", "calibrate"),
-    ("cpu,client", "calibrate", "calibrate"),
-    ("rtx", "triton", "triton"),
+    ("", "client", ["--help"], "client"),
+    ("", "triton", ["--help"], "triton"),
+    ("", "calibrate", ["--help"], "calibrate"),
+    ("cpu,client", "calibrate", ["--help"], "calibrate"),
+    ("rtx", "triton", ["--help"], "triton"),
+    ("cpu", "export", ["build-engine", "bundle", "--target", "sm89"], "engine"),
+    ("cpu", "export", ["bundle", "detector", "bundle", "--data", "."], "export"),
+    ("rtx", "export", ["train", "data", "detector"], "export"),
 ]
 
 
@@ -79,12 +82,12 @@ def test_an_extra_has_what_its_commands_import(run_with: Run, extras: str) -> No
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("extras", "command", "extra"), MISSES)
+@pytest.mark.parametrize(("extras", "command", "words", "extra"), MISSES)
 def test_a_command_names_the_extra_that_it_lacks(
-    run_with: Run, extras: str, command: str, extra: str
+    run_with: Run, extras: str, command: str, words: list[str], extra: str
 ) -> None:
     done = run_with(
-        extras, f"import sys\nsys.argv = ['x', '--help']\nfrom m3ad.commands import {command}\n{command}()"
+        extras, f"import sys\nsys.argv = {['x', *words]}\nfrom m3ad.commands import {command}\n{command}()"
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.startswith("error: ")

@@ -228,10 +228,6 @@ def summary(record: dict[str, Any], told: str) -> str:
             f"scores move by up to {values['largest_score_change']:.1%} of the threshold, "
             f"verdicts of {values['verdicts_changed']} of {record['frames']} parts change"
         )
-    if record["limits_kept"] and any(v["verdicts_changed"] for v in record["figures"].values()):
-        lines.append(
-            "the limits are still those of the scores before: set them anew, m3ad-calibrate threshold OUT --data DATA"
-        )
     t = record["frame_ms"]
     if t is None:
         return "\n".join([*lines, f"CPU frame time: none, ONNX Runtime does not run {told} on CPUs"])

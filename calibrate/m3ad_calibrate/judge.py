@@ -26,6 +26,11 @@ def judge(bundle: Bundle, source: Bundle, test: Sequence[Sample], budget: float,
         parts = [precision["type"]] if precision else []
         parts += [f"lattice {bundle.preprocessing.lattice}"] if lattice else []
         print_text(summary(found, ", ".join(parts)))
+        if found["limits_kept"] and any(values["verdicts_changed"] for values in found["figures"].values()):
+            print_text(
+                f"its limits are still those of {source.path}'s scores; set them anew: "
+                f"m3ad-calibrate threshold {bundle.path} --data DATA"
+            )
         if precision:
             weights = precision["weight_bytes"]
             print_text(

@@ -6,8 +6,7 @@ from typing import NoReturn
 
 import typer
 
-# What `m3ad-export` needs beside the base to build engines; all else is for making detectors and bundles.
-ENGINE = ("onnx", "onnx_graphsurgeon")
+BUILD = "build-engine"  # the one command of `m3ad-export` for boxes that make no detectors
 
 
 def client() -> NoReturn:
@@ -40,12 +39,10 @@ def _start(module: str, extra: str) -> NoReturn:
         importlib.import_module(module).main()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing.startswith("m3ad") or missing in (
-            "",
-            *sys.stdlib_module_names,
-        ):  # a bug keeps its traceback
+        ours = missing.startswith("m3ad") or missing in sys.stdlib_module_names
+        if ours or not missing:  # a bug keeps its traceback
             raise
-        if extra == "export" and missing in ENGINE:
+        if extra == "export" and BUILD in sys.argv:
             extra = "engine"
         typer.echo(
             f"error: {missing} is not installed, this command needs it: pip install 'm3ad[{extra}]'", err=True

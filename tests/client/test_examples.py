@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,19 @@ def test_shared_memory_that_is_still_in_use(
     for result, error in answered:
         assert error is None
         assert result.as_numpy("score")[0] == frames[2].want.score
+
+
+def test_shared_memory_without_a_server(frames: list[Files], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example: Any = importlib.import_module("shared_memory_client")
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{reserved.getsockname()[1]}"
+        told = python("shared_memory_client.py", url, "other", *frames[0].pair, succeeds=False)
+        with triton.InferenceServerClient(url) as client:
+            example.unregister(client, "gone", patience_s=0)  # nothing is held: no second sentence
+    assert told.startswith(f"no Triton answers at {url} (")
+    assert len(told.splitlines()) == 1
 
 
 def test_shared_memory_that_the_server_cannot_read(server: LocalServer, frames: list[Files]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from gpu_double import GpuDouble, MisuseError, plan_of
+from cuda_double import MisuseError
+from gpu_double import GpuDouble, plan_of
 from m3ad_runtime.tensorrt_plan import logger_of
 from onnx import TensorProto, helper
 
